@@ -1,0 +1,66 @@
+"""Checkpoints of a run: all that knows of Orbax."""
+
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding
+
+from alexnet_jax.step import TrainState
+
+
+class Checkpoints:
+  """The newest checkpoints of a run, `DIR/checkpoints/STEP`: the state, the schedule and the position in the data.
+
+  Saves go on in the background and are atomic: what is half written when a run dies never counts as a checkpoint.
+  """
+
+  def __init__(self, workdir: pathlib.Path, num_kept: int = 3):
+    """Opens, or makes, the checkpoints of a run.
+
+    Args:
+      workdir: of the run.
+      num_kept: how many of the newest are kept.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=num_kept, enable_async_checkpointing=True)
+    self._manager = ocp.CheckpointManager(
+      (workdir / 'checkpoints').absolute(), options=options, item_names=('state', 'run')
+    )
+
+  def newest_step(self) -> int | None:
+    """Returns the step of the newest whole checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: TrainState, run: dict) -> None:
+    """Saves in the background; a step that is there already is not saved again.
+
+    Args:
+      step: steps taken.
+      state: arrays on their devices; free to be donated when this returns.
+      run: what else to continue from, as JSON.
+    """
+    if step != self.newest_step():
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)))
+
+  def restore(self, abstract_state: TrainState, mesh: Mesh) -> tuple[TrainState, dict]:
+    """Loads the newest checkpoint onto a mesh, which need not be the one that it was saved from.
+
+    Args:
+      abstract_state: shapes, dtypes and partition specs, as `jax.eval_shape` gives them.
+      mesh: where to load it.
+
+    Returns:
+      The state, and what else was saved.
+    """
+    # eval_shape leaves an abstract mesh in the shardings, which Orbax does not take.
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)), abstract_state
+    )
+    restored = self._manager.restore(
+      self.newest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
+    )
+    return restored.state, restored.run
+
+  def close(self) -> None:
+    """Waits for the last save to end."""
+    self._manager.close()

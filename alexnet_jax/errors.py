@@ -1,0 +1,9 @@
+"""The two kinds of failure a user can cause; `main.py` turns each into one sentence and an exit status."""
+
+
+class UsageError(Exception):
+  """What was asked for cannot be done as asked: a wrong flag, field, dataset or mesh (exit status 2)."""
+
+
+class RunError(Exception):
+  """A run that was rightly asked for could not go on: unreadable data, a loss that is not finite (exit status 1)."""

@@ -1,0 +1,143 @@
+"""What a run tells its reader: lines on the terminal, TensorBoard curves, and warnings when it does not learn."""
+
+import collections
+import contextlib
+import datetime
+import math
+import pathlib
+import time
+
+import jax
+from clu import metric_writers
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import RunError
+
+CHANCE_WINDOW = 100  # steps over which the loss is watched for standing still at chance
+
+
+class Progress:
+  """Follows a run step by step.
+
+  The metrics of a step are read only after the next one was dispatched, so that reading never makes a device wait.
+  """
+
+  def __init__(self, folder: pathlib.Path, config: ConfigDict, *, num_classes: int, epoch_size: int, last_step: int):
+    """Opens the curves.
+
+    Args:
+      folder: of the run.
+      config: the whole config.
+      num_classes: classes to tell apart.
+      epoch_size: images in the training set.
+      last_step: steps of the whole run.
+    """
+    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder / 'tensorboard')))
+    self._chance = math.log(num_classes)
+    self._losses = collections.deque(maxlen=CHANCE_WINDOW)
+    self._warned = False
+    self._batch_size, self._epoch_size = config.batch_size, epoch_size
+    self._last_step, self._log_every = last_step, config.log_every
+    self._unread = None  # (step, rate, metrics) of the step dispatched last
+    self._began = None  # (time, step) when the first step had been compiled and done
+    self._window_began, self._window_step, self._waited = time.perf_counter(), None, 0.0
+
+  @contextlib.contextmanager
+  def waiting_for_data(self):
+    """Counts the time inside as waiting for data."""
+    start = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - start
+
+  def step_dispatched(self, step: int, rate: float, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step that may still be running, and reads those of the step before.
+
+    Args:
+      step: steps taken with this one.
+      rate: its learning rate.
+      metrics: 'loss' in nats and 'error' in percent.
+
+    Raises:
+      RunError: if the loss of the step before is not finite.
+    """
+    self.read()
+    self._unread = (step, rate, metrics)
+
+  def read(self) -> None:
+    """Waits for the step dispatched last and reports it.
+
+    Raises:
+      RunError: if its loss is not finite.
+    """
+    if self._unread is None:
+      return
+    step, rate, metrics = self._unread
+    self._unread = None
+    loss, error = float(metrics['loss']), float(metrics['error'])
+    if not math.isfinite(loss):
+      raise RunError(
+        f'the loss is {loss} at step {step:,}; checkpoints from before are kept. Start again with a lower '
+        'optimizer.rate (in another --workdir, since that is another run), or look at the images.'
+      )
+    now = time.perf_counter()
+    if self._began is None:
+      self._began = (now, step)
+      self._window_began, self._window_step, self._waited = now, step, 0.0
+      print(f'first step done, loss {loss:.4f} ({self._chance:.4f} is chance)', flush=True)
+    elif step % self._log_every == 0 and step > self._window_step:
+      self._report(step, rate, loss, error, now)
+    self._watch(step, loss)
+
+  def _report(self, step, rate, loss, error, now):
+    seconds = now - self._window_began
+    images_per_second = (step - self._window_step) * self._batch_size / seconds
+    share_waited = 100 * self._waited / seconds
+    began, began_step = self._began
+    left = (now - began) / (step - began_step) * (self._last_step - step)
+    print(
+      f'step {step:,}/{self._last_step:,}  epoch {step * self._batch_size / self._epoch_size:.1f}  '
+      f'loss {loss:.4f}  error {error:.1f} %  rate {rate:g}  {images_per_second:.1f} images/s  '
+      f'waiting for data {share_waited:.1f} %  {datetime.timedelta(seconds=round(left))} left',
+      flush=True,
+    )
+    self._writer.write_scalars(
+      step,
+      {
+        'train/loss': loss,
+        'train/error': error,
+        'train/rate': rate,
+        'speed/images_per_second': images_per_second,
+        'speed/waiting_for_data_percent': share_waited,
+      },
+    )
+    self._window_began, self._window_step, self._waited = now, step, 0.0
+
+  def _watch(self, step, loss):
+    self._losses.append(loss)
+    if self._warned or len(self._losses) < CHANCE_WINDOW:
+      return
+    mean = sum(self._losses) / CHANCE_WINDOW
+    if abs(mean - self._chance) < 0.01 * self._chance:
+      self._warned = True
+      print(
+        f'step {step:,}: the loss has stood at {mean:.4f} for {CHANCE_WINDOW} steps, which is ln(classes): every class '
+        'is predicted alike. On ImageNet that lasts for some thousand steps; elsewhere, initial weights too small for '
+        'the scale of the input (model.init_std; pixels are 0-255), or a rate so high that the units died or so low '
+        'that nothing moves (optimizer.rate), are the usual reasons.',
+        flush=True,
+      )
+
+  def evaluated(self, step: int, results: dict[str, float]) -> None:
+    """Reports an evaluation on the validation split."""
+    print(
+      f'step {step:,}  validation: top-1 error {results["top1_error"]:.2f} %, '
+      f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f} ({results["num_examples"]:,} images)',
+      flush=True,
+    )
+    self._writer.write_scalars(
+      step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')}
+    )
+
+  def close(self) -> None:
+    """Writes out the curves."""
+    self._writer.close()

@@ -1,0 +1,174 @@
+"""One step of training and one of evaluation. Needs jax, flax and optax only."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from alexnet_jax import optimizer, towers
+from alexnet_jax.model import Network
+
+
+class TrainState(NamedTuple):
+  """All that a step changes.
+
+  Attributes:
+    params: {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}, float32.
+    opt_state: the velocities, of the same shapes.
+    step: steps taken so far, int32.
+  """
+
+  params: dict
+  opt_state: optax.OptState
+  step: jax.Array
+
+
+class Hyperparameters(NamedTuple):
+  """The constants of the update rule (section 5): `momentum` 0.9 and `weight_decay` 0.0005 in the paper."""
+
+  momentum: float
+  weight_decay: float
+
+
+@functools.partial(jax.jit, static_argnames=('network', 'hyper'))
+def init_state(key: jax.Array, *, network: Network, hyper: Hyperparameters) -> TrainState:
+  """Draws the initial parameters; velocities and step are zero. The same for any mesh."""
+  params = network.init(key)
+  opt_state = optimizer.momentum_sgd(0.0, *hyper).init(params)
+  return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=('network', 'hyper'), donate_argnames='state')
+def train_step(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  mean_image: jax.Array,
+  rate: jax.Array,
+  key: jax.Array,
+  *,
+  network: Network,
+  hyper: Hyperparameters,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Takes one step of stochastic gradient descent on the mean log-probability of the labels (section 5).
+
+  Args:
+    state: where training stands; its buffers are reused.
+    batch: 'image' [batch, height, width, rgb] uint8, crops as the augmentation left them; 'offset' [batch, 2] int32,
+      where each crop began (row, column); 'mirrored' [batch] bool; 'colour' [batch, rgb] float32, the colour shift;
+      'label' [batch] int32.
+    mean_image: [stored height, stored width, rgb] float32, 0-255.
+    rate: learning rate, float32 scalar.
+    key: of the run; each step folds its number into it.
+    network: what to train.
+    hyper: constants of the update rule.
+
+  Returns:
+    The new state, and the metrics of this batch before the update: 'loss' in nats, 'error' in percent.
+  """
+
+  def loss(params):
+    images = subtract_mean(batch['image'], mean_image, batch['offset'], batch['mirrored'])
+    images = images + batch['colour'][:, None, None, :]
+    logits = network.apply(params, images, jax.random.fold_in(key, state.step))
+    return -jnp.mean(label_log_prob(jax.nn.log_softmax(logits), batch['label'])), logits
+
+  (nats, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+  rule = optimizer.momentum_sgd(rate, *hyper)
+  updates, opt_state = rule.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  error = 100 * jnp.mean(1 - top_k_credit(logits, batch['label'], 1))
+  return TrainState(params, opt_state, state.step + 1), {'loss': nats, 'error': error}
+
+
+@functools.partial(jax.jit, static_argnames=('network', 'image_size'))
+def log_probs(
+  params: dict,
+  images: jax.Array,
+  mean_image: jax.Array,
+  top: jax.Array,
+  left: jax.Array,
+  mirrored: jax.Array,
+  *,
+  network: Network,
+  image_size: int,
+) -> jax.Array:
+  """Looks at one view of every image, as at test time.
+
+  Args:
+    params: of the network.
+    images: stored images [batch, height, width, rgb] uint8.
+    mean_image: [height, width, rgb] float32.
+    top: first row of the view, int32.
+    left: first column of the view, int32.
+    mirrored: whether to mirror it left to right, bool.
+    network: whose parameters these are.
+    image_size: side of the view in pixels.
+
+  Returns:
+    Log-probabilities [batch, class] float32, nats.
+  """
+  x = images.astype(jnp.float32) - mean_image
+  x = lax.dynamic_slice_in_dim(x, top, image_size, axis=1)
+  x = lax.dynamic_slice_in_dim(x, left, image_size, axis=2)
+  x = jnp.where(mirrored, x[:, :, ::-1], x)
+  return jax.nn.log_softmax(network.apply(params, x))
+
+
+def subtract_mean(crops: jax.Array, mean_image: jax.Array, offset: jax.Array, mirrored: jax.Array) -> jax.Array:
+  """Subtracts from every crop the part of the mean image that lies under it.
+
+  The paper subtracts the mean from the whole image and crops afterwards (section 2); so the mean is cropped and
+  mirrored like the image.
+
+  Args:
+    crops: [batch, height, width, rgb] uint8.
+    mean_image: [stored height, stored width, rgb] float32.
+    offset: [batch, 2] int32, first row and column of each crop.
+    mirrored: [batch] bool.
+
+  Returns:
+    [batch, height, width, rgb] float32.
+  """
+
+  @jax.shard_map(in_specs=(towers.BATCH, jax.P(), towers.BATCH, towers.BATCH), out_specs=towers.BATCH)
+  def on_device(crops, mean_image, offset, mirrored):
+    def one(crop, offset, mirrored):
+      mean = lax.dynamic_slice(mean_image, (offset[0], offset[1], 0), crop.shape)
+      return crop.astype(jnp.float32) - jnp.where(mirrored, mean[:, ::-1], mean)
+
+    return jax.vmap(one)(crops, offset, mirrored)
+
+  return on_device(crops, mean_image, offset, mirrored)
+
+
+def label_log_prob(log_probs: jax.Array, label: jax.Array) -> jax.Array:
+  """Picks each label's log-probability: [batch, class] and [batch] -> [batch]."""
+  return jnp.sum(log_probs, axis=-1, where=_is(label, log_probs))
+
+
+def top_k_credit(scores: jax.Array, label: jax.Array, k: int) -> jax.Array:
+  """Says how far each label is among the k best-scored classes.
+
+  Classes that tie for the last places share them, as in the 2012 code (facts, section 2), so that a network which
+  says the same of every class is right in k of all classes and not always.
+
+  Args:
+    scores: [batch, class].
+    label: [batch] int32.
+    k: places.
+
+  Returns:
+    [batch] float32, 1 for in, 0 for out, between for a shared place.
+  """
+  own = jnp.sum(scores, axis=-1, where=_is(label, scores), keepdims=True)
+  better = jnp.sum(scores > own, axis=-1)
+  tied = jnp.maximum(jnp.sum(scores == own, axis=-1), 1)
+  return jnp.clip((k - better) / tied, 0.0, 1.0)
+
+
+def _is(label, scores):
+  """A mask [batch, class], true at each label."""
+  return label[:, None] == lax.iota(jnp.int32, scores.shape[-1])

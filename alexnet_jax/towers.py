@@ -1,0 +1,143 @@
+"""The two GPUs of Figure 2: everything in this project that knows of devices.
+
+Every parameter and every activation of a tower carries a leading tower axis, and that axis is laid over the devices of
+the mesh. Normalisation, pooling and dropout cannot cross towers, because the axis is not theirs. Where Figure 2's
+arrows cross, `gather` stands: it is the only place where towers exchange maps.
+
+An array that every tower sees alike (the image, or what `gather` returns) has no tower axis: [batch, ..., channel].
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax import convolution
+from alexnet_jax.errors import UsageError
+
+PARAMS = P('tower')  # [tower, ...]: each device keeps the kernels of its own tower
+MAPS = P('tower', 'data')  # [tower, batch, ...]
+BATCH = P('data')  # [batch, ...]: what every tower sees alike
+
+
+def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batch_size: int) -> Mesh:
+  """Lays the devices out as data x tower.
+
+  Args:
+    num_data: devices along the data axis; 0 takes what the tower axis leaves.
+    num_tower: devices along the tower axis; 0 takes 2 when the number of devices is even and the network has two
+      towers, else 1.
+    num_towers: towers of the network (2 as published).
+    batch_size: images per step over all devices.
+
+  Returns:
+    A mesh with the Explicit axes ('data', 'tower').
+
+  Raises:
+    UsageError: if there are too few devices, or the mesh divides neither the towers nor the batch evenly.
+  """
+  devices = jax.devices()
+  if num_tower == 0:
+    num_tower = 2 if num_towers == 2 and len(devices) % 2 == 0 and len(devices) % max(2 * num_data, 1) == 0 else 1
+  if num_data == 0:
+    num_data = max(len(devices) // num_tower, 1)
+  if min(num_data, num_tower) < 0:
+    raise UsageError(
+      f'mesh.data={num_data} and mesh.tower={num_tower} must not be negative; 0 lets the mesh fit itself.'
+    )
+  needed = num_data * num_tower
+  if needed > len(devices):
+    advice = (
+      f'on a CPU, simulate them: JAX_NUM_CPU_DEVICES={needed} python main.py ... --config.mesh.tower={num_tower}'
+      if devices[0].platform == 'cpu'
+      else 'leave mesh.data and mesh.tower at 0 to use what there is'
+    )
+    raise UsageError(
+      f'mesh.data={num_data} x mesh.tower={num_tower} needs {needed} devices and there are {len(devices)}; {advice}.'
+    )
+  if num_towers % num_tower:
+    raise UsageError(
+      f'mesh.tower={num_tower} does not divide the {num_towers} tower(s) of the network; choose 1 or {num_towers}.'
+    )
+  if batch_size % num_data:
+    raise UsageError(
+      f'mesh.data={num_data} does not divide batch_size={batch_size}; choose a batch size that is a multiple of it.'
+    )
+  grid = np.asarray(devices[:needed]).reshape(num_data, num_tower)
+  return Mesh(grid, ('data', 'tower'), axis_types=(AxisType.Explicit,) * 2)
+
+
+def data_share(mesh: Mesh) -> tuple[int, int]:
+  """Says which share of every batch this process reads, as (index, count).
+
+  Processes that differ only in tower read the same images, so the share follows the mesh, not the process index.
+
+  Raises:
+    UsageError: if this process does not hold one aligned block of the data axis.
+  """
+  mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
+  rows = np.flatnonzero(mine.any(axis=1))
+  first, num_rows = int(rows[0]), len(rows)
+  if rows[-1] - first != num_rows - 1 or first % num_rows or mesh.shape['data'] % num_rows:
+    raise UsageError(
+      f'mesh.data={mesh.shape["data"]} does not give every process an equal, contiguous share of the batch; '
+      'choose a multiple of the number of processes, or 1.'
+    )
+  return first // num_rows, mesh.shape['data'] // num_rows
+
+
+def put_batch(mesh: Mesh, batch):
+  """Places this process's share of a batch (a pytree of numpy arrays [batch, ...]) on its devices."""
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x), batch)
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=((0, 0), (0, 0))) -> jax.Array:
+  """Convolves with each tower's own kernels.
+
+  Args:
+    x: [tower, batch, height, width, in], the maps of each tower; or [batch, height, width, in], seen by every tower.
+    kernel: [tower, height, width, in, out].
+    stride: pixels from one window to the next, on both axes.
+    padding: ((top, bottom), (left, right)), zeros.
+
+  Returns:
+    [tower, batch, height, width, out].
+  """
+  shared = x.ndim == 4
+
+  # Inside, a device sees its own towers only: one of them, or both where there is one device.
+  @jax.shard_map(in_specs=(BATCH if shared else MAPS, PARAMS), out_specs=MAPS)
+  def on_device(x, kernel):
+    kernel = jax.lax.pcast(kernel, ('data',), to='varying')  # its gradient is summed over the data axis
+    if not shared:
+      return jnp.stack([convolution.conv(x_t, k_t, stride, padding) for x_t, k_t in zip(x, kernel, strict=True)])
+    x = jax.lax.pcast(x, ('tower',), to='varying')
+    # One wide convolution instead of two narrow ones on the same maps.
+    y = convolution.conv(x, jnp.concatenate(list(kernel), axis=-1), stride, padding)
+    return jnp.stack(jnp.split(y, len(kernel), axis=-1))
+
+  return on_device(x, kernel)
+
+
+def gather(x: jax.Array) -> jax.Array:
+  """Shows every tower the channels of all: Figure 2's crossing arrows.
+
+  Args:
+    x: [tower, batch, ..., channel], the maps of each tower.
+
+  Returns:
+    [batch, ..., tower * channel], the first tower's channels first.
+  """
+  return jnp.concatenate(list(jax.reshard(x, P(None, 'data'))), axis=-1)  # the all-gather
+
+
+def broadcast(x: jax.Array, num_towers: int) -> jax.Array:
+  """Hands each tower its copy of what all see: [batch, ...] -> [tower, batch, ...]."""
+  return jnp.broadcast_to(x, (num_towers, *x.shape), out_sharding=MAPS)
+
+
+def describe(mesh: Mesh) -> str:
+  """Says in one line which devices the mesh holds."""
+  device = mesh.devices.flat[0]
+  return f'{mesh.size} x {device.device_kind}, mesh data {mesh.shape["data"]} x tower {mesh.shape["tower"]}'

@@ -1,0 +1,80 @@
+"""Trains or evaluates AlexNet.
+
+    python main.py --config=configs/alexnet.py
+    python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10
+
+Exit status: 0 done, 1 failed at run time, 2 wrong usage.
+"""
+
+import os
+import pathlib
+import re
+import sys
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')  # before TensorFlow's summary writer is imported: no chatter
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from alexnet_jax.errors import RunError, UsageError
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/ + names of data and variants by default.')
+MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train and then evaluate, or evaluate alone.')
+
+
+def main(arguments):
+  """Does what the flags ask for."""
+  if surplus := arguments[1:]:
+    raise UsageError(f"'{' '.join(surplus)}' is not a flag; flags begin with --, and --help lists them.")
+  logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
+  # Imported here, so that --help and a wrong flag are answered at once.
+  from alexnet_jax import evaluate, train, workdir
+
+  config = CONFIG.value
+  folder = pathlib.Path(WORKDIR.value) if WORKDIR.value else workdir.default(config)
+  if MODE.value == 'train':
+    train.train_and_evaluate(config, folder)
+  else:
+    evaluate.evaluate_workdir(config, folder)
+
+
+def parse(arguments):
+  """Parses the flags.
+
+  Raises:
+    UsageError: for what cannot be parsed.
+  """
+  try:
+    remaining = flags.FLAGS(arguments)
+    if CONFIG.value is None:
+      raise UsageError('name a config, such as --config=configs/alexnet.py.')
+    CONFIG.value.lock()  # a config that could not be loaded says so when it is first touched
+    return remaining
+  except AttributeError as error:  # --config.field of a field that is not there
+    sys.argv = [argument for argument in arguments if not argument.startswith('--config.')]  # it looks there too
+    flags.FLAGS(sys.argv)
+    name = re.search(r"'(\w+)'", str(error))
+    raise UsageError(
+      f"there is no config field '{name[1] if name else error}'; the fields are {', '.join(_fields(CONFIG.value))}."
+    ) from error
+  except (flags.Error, ValueError, TypeError, KeyError, OSError) as error:
+    # ml_collections puts the traceback of a config file into its message; the last line says what is wrong.
+    last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+    raise UsageError(re.sub(r'^\w+Error: ', '', last)) from error
+
+
+def _fields(config, prefix=''):
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      yield from _fields(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name
+
+
+if __name__ == '__main__':
+  try:
+    app.run(main, flags_parser=parse)
+  except (UsageError, RunError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2 if isinstance(error, UsageError) else 1)
