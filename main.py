@@ -54,7 +54,7 @@ def parse(arguments):
   except AttributeError as error:  # --config.field of a field that is not there
     sys.argv = [argument for argument in arguments if not argument.startswith('--config.')]  # it looks there too
     flags.FLAGS(sys.argv)
-    name = re.search(r"'(\w+)'", str(error))
+    name = re.search(r"'(\w+)\W", str(error))
     raise UsageError(
       f"there is no config field '{name[1] if name else error}'; the fields are {', '.join(_fields(CONFIG.value))}."
     ) from error

@@ -52,10 +52,13 @@ class Checkpoints:
     Returns:
       The state, and what else was saved.
     """
-    # eval_shape leaves an abstract mesh in the shardings, which Orbax does not take.
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)), abstract_state
-    )
+
+    def on_mesh(x):
+      # eval_shape leaves an abstract mesh in the shardings, which Orbax does not take, and none on a scalar.
+      spec = x.sharding.spec if x.sharding else jax.P()
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    target = jax.tree.map(on_mesh, abstract_state)
     restored = self._manager.restore(
       self.newest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
     )

@@ -52,7 +52,7 @@ class Source:
       self._records = builder.as_data_source(split, decoders={self._image_key: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError, AssertionError) as error:
       raise UsageError(
-        f"{builder.info.full_name} has no split '{split}'; it has {', '.join(sorted(builder.info.splits))}, "
+        f"{builder.info.full_name} has no split '{split}', or it is empty; it has {', '.join(sorted(builder.info.splits))}, "
         "and parts of them such as 'train[:90%]'."
       ) from error
     except NotImplementedError as error:
@@ -60,8 +60,6 @@ class Source:
         f'{builder.info.full_name} was prepared as {builder.info.file_format.value}, which cannot be read at random; '
         'prepare it again in the array_record format.'
       ) from error
-    if not len(self._records):
-      raise UsageError(f"split '{split}' of {builder.info.full_name} is empty; choose another or a larger part.")
     label = builder.info.features[self._label_key]
     self.dataset, self.split, self.directory, self.size = builder.info.full_name, split, builder.data_path, size
     self.num_classes, self.class_names = label.num_classes, tuple(label.names)

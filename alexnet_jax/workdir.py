@@ -38,7 +38,7 @@ MAY_CHANGE = (
 def default(config: ConfigDict) -> pathlib.Path:
   """`runs/` + the names of the data and the variants."""
   names = (config.data.name, *config.variants)
-  return pathlib.Path('runs', '-'.join(re.sub(r'[^A-Za-z0-9._]+', '_', name) for name in names))
+  return pathlib.Path('runs', '-'.join(re.sub(r'[^A-Za-z0-9._-]+', '_', name) for name in names))
 
 
 def start(workdir: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:

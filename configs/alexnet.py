@@ -75,7 +75,7 @@ def digits(config: ConfigDict) -> None:
   config.augment.mirror = False  # a mirrored digit is another sign
   # Paper: at 0.01 the loss on these images, black on white, is no number after a few steps.
   config.optimizer.rate = 0.001
-  config.optimizer.plateau_patience = 1
+  config.optimizer.plateau_patience = 2
   # Paper: with 0.01 everywhere the middle layers pass on so little that learning starts late; 0.03 is what the 2012
   # code had there (facts, 1.7).
   config.model.init_std.update(conv3=0.03, conv4=0.03, conv5=0.03)

@@ -1,0 +1,63 @@
+"""Four simulated devices for every test, and the fixtures that several files share."""
+
+import os
+import pathlib
+
+# Compiling is most of what small networks cost; without LLVM's optimisation it takes a third of the time.
+os.environ['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 4)
+
+from alexnet_jax import data, towers
+from configs import alexnet
+
+SHARED_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture(scope='session')
+def shared_data():
+  """Real data that is not part of the project."""
+  if not SHARED_DATA.is_dir():
+    pytest.skip(f'{SHARED_DATA} is not there: real CIFAR-10 and photographs are not part of the project')
+  return SHARED_DATA
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """A folder in which the embedded digits are prepared once."""
+  return tmp_path_factory.mktemp('tfds')
+
+
+@pytest.fixture
+def config(data_dir):
+  """The default recipe, with a network small enough for a test: 3 + 3 kernels in conv1, images of 64 pixels."""
+  config = alexnet.get_config()
+  config.data.dir = str(data_dir)
+  config.model.image_size = 64
+  config.model.width = 1 / 16
+  config.batch_size = 8
+  config.eval.batch_size = 32
+  config.num_steps = 4
+  config.mesh.data = config.mesh.tower = 1
+  return config
+
+
+@pytest.fixture
+def train_source(config):
+  """The training split of the digits at the stored size of the small network."""
+  return data.open_splits(config.data, 96, ['train'])[0]
+
+
+@pytest.fixture
+def one_device():
+  """The current mesh is a single device."""
+  single = mesh(1, 1)
+  with jax.set_mesh(single):
+    yield single
+
+
+def mesh(num_data, num_tower, batch_size=8):
+  return towers.make_mesh(num_data, num_tower, num_towers=2, batch_size=batch_size)

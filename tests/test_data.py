@@ -1,0 +1,217 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from alexnet_jax import augment, data
+from alexnet_jax.errors import RunError, UsageError
+
+COVARIANCE = np.diag([100.0, 200.0, 300.0])
+
+
+def take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def batches(source, config, first_step=0, share=(0, 1)):
+  return data.training_batches(source, COVARIANCE, config, first_step=first_step, share=share)
+
+
+def assert_same(one, other):
+  assert one.keys() == other.keys()
+  for name in one:
+    np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_digits_are_those_of_scikit_learn(config):
+  from sklearn import datasets
+
+  train, test = data.open_splits(config.data, 96, ['train', 'test'])
+  assert (len(train), len(test)) == (1437, 360)
+  assert train.class_names == tuple('0123456789')
+  records = tfds.data_source('digits', data_dir=config.data.dir)
+  images = np.concatenate([[record['image'][:, :, 0] for record in records[split]] for split in ('train', 'test')])
+  labels = np.concatenate([[record['label'] for record in records[split]] for split in ('train', 'test')])
+  digits = datasets.load_digits()
+  ours = sorted((label, image.tobytes()) for label, image in zip(labels, images, strict=True))
+  pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)
+  assert ours == sorted((label, image.tobytes()) for label, image in zip(digits.target, pixels, strict=True))
+  assert min(np.bincount([int(test[i]['label']) for i in range(360)])) >= 25  # every class is tested
+
+
+def test_a_batch_depends_on_seed_and_step_alone(train_source, config):
+  whole = take(batches(train_source, config), 5)
+  later = take(batches(train_source, config, first_step=3), 2)
+  for one, other in zip(whole[3:], later, strict=True):
+    assert_same(one, other)
+  config.data.num_threads, config.data.num_prefetched = 5, 1
+  assert_same(whole[4], next(batches(train_source, config, first_step=4)))
+  config.seed = 1
+  assert np.any(next(batches(train_source, config))['image'] != whole[0]['image'])
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_shares_of_a_batch_are_its_consecutive_parts(train_source, config, count):
+  for step in (0, 2):
+    whole = next(batches(train_source, config, first_step=step))
+    parts = [next(batches(train_source, config, first_step=step, share=(index, count))) for index in range(count)]
+    assert_same(whole, {name: np.concatenate([part[name] for part in parts]) for name in whole})
+
+
+def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(train_source, config):
+  config.augment.crop = config.augment.mirror = False
+  labels = np.concatenate([batch['label'] for batch in take(batches(train_source, config), 2 * 1440 // 8)])
+  first, second = np.split(labels[: 2 * len(train_source)], 2)
+  expected = np.bincount([int(train_source[i]['label']) for i in range(len(train_source))])
+  np.testing.assert_array_equal(np.bincount(first), expected)
+  np.testing.assert_array_equal(np.bincount(second), expected)
+  assert np.any(first != second)
+
+
+def test_what_augmentation_says_is_what_it_did(train_source, config):
+  config.augment.mirror = True
+  batch = next(batches(train_source, config))
+  assert {name: (x.dtype, x.shape) for name, x in batch.items()} == {
+    'image': (np.uint8, (8, 64, 64, 3)),
+    'offset': (np.int32, (8, 2)),
+    'mirrored': (np.bool_, (8,)),
+    'colour': (np.float32, (8, 3)),
+    'label': (np.int32, (8,)),
+  }
+  stored = [train_source[i]['image'] for i in range(len(train_source))]
+  for i in range(8):
+    crop = batch['image'][i][:, ::-1] if batch['mirrored'][i] else batch['image'][i]
+    assert any(np.array_equal(augment.crop(image, batch['offset'][i], 64), crop) for image in stored)
+  assert batch['mirrored'].any()
+  assert not batch['mirrored'].all()
+
+
+@pytest.mark.parametrize(('batch_size', 'count'), [(32, 1), (7, 1), (360, 1), (500, 1), (32, 2)])
+def test_evaluation_shows_every_example_once(config, batch_size, count):
+  (test,) = data.open_splits(config.data, 96, ['test'])
+  config.eval.batch_size = batch_size
+  shares = [list(data.evaluation_batches(test, config, share=(index, count))) for index in range(count)]
+  seen = []
+  for parts in zip(*shares, strict=True):
+    batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    assert len(batch['label']) == batch_size
+    seen += list(batch['label'][batch['weight'] > 0])
+  assert seen == [int(test[i]['label']) for i in range(360)]
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'size'), [(300, 500, 256), (500, 300, 256), (256, 256, 256), (256, 400, 256)]
+)
+def test_square_brings_the_short_side_to_size_and_takes_the_centre(height, width, size):
+  """On a plane of constant slope, resizing and cropping are known exactly."""
+  rows, columns = np.mgrid[:height, :width]
+  image = np.stack([rows, columns, rows + columns], -1) / (height + width) * 255
+  result = data.square(image.astype(np.uint8), size)
+  assert result.shape == (size, size, 3)
+  short, scale = min(height, width), min(height, width) / size
+  y, x = (
+    (np.arange(size) + 0.5) * scale - 0.5 + (height - short) / 2,
+    (np.arange(size) + 0.5) * scale - 0.5 + (width - short) / 2,
+  )
+  expected = np.stack(np.broadcast_arrays(y[:, None], x, y[:, None] + x), -1) / (height + width) * 255
+  assert np.abs(result[4:-4, 4:-4] - expected[4:-4, 4:-4]).max() < 1.5
+
+
+def test_small_images_are_enlarged_by_cubic_interpolation_and_large_ones_averaged():
+  checks = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
+  averaged = data.square(np.repeat(checks[:, :, None], 3, 2), 256)
+  assert set(np.unique(averaged)) <= {127, 128}
+  step = np.zeros((8, 8, 3), np.uint8)
+  step[:, 4:] = 200
+  enlarged = data.square(step, 256)
+  assert enlarged.max() > 200  # cubic interpolation overshoots at an edge; linear does not
+
+
+def encoded(image, form, **options):
+  file = io.BytesIO()
+  image.save(file, form, **options)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK', 'P', 'RGBA', '1'])
+def test_every_kind_of_image_becomes_rgb(mode):
+  image = PIL.Image.new('RGB', (5, 4), (200, 40, 90)).convert(mode)
+  pixels = data.decode(encoded(image, 'JPEG' if mode == 'CMYK' else 'PNG'))
+  assert (pixels.shape, pixels.dtype) == ((4, 5, 3), np.uint8)
+  expected = np.asarray(image.convert('RGB'))
+  assert np.abs(pixels.astype(int) - expected).max() <= 3
+
+
+def test_a_broken_image_names_itself(train_source):
+  class Broken:
+    def __len__(self):
+      return 3
+
+    def __getitem__(self, index):
+      return {'image': b'\x89PNG nothing', 'label': 0}
+
+  train_source._records = Broken()
+  with pytest.raises(RunError, match=r"image 2 of split 'train' of digits/1.0.0 cannot be decoded"):
+    train_source[2]
+
+
+def test_cifar10_as_tfds_prepared_it(shared_data, config):
+  config.data.name, config.data.dir = 'cifar10', str(shared_data / 'tfds')
+  train, test = data.open_splits(config.data, 256, ['train[:90%]', 'test'])
+  assert (len(train), len(test), train.num_classes) == (45_000, 10_000, 10)
+  assert train.class_names[0] == 'airplane'
+  example = train[0]
+  assert (example['image'].shape, example['image'].dtype) == ((256, 256, 3), np.uint8)
+
+
+def test_photographs_decode(shared_data):
+  photographs = sorted((shared_data / 'imagenette_subset').glob('val/*/*.JPEG'))[::10]
+  assert len(photographs) == 70
+  for path in photographs:
+    assert data.square(data.decode(path.read_bytes()), 256).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'sentence'),
+  [
+    ('name', 'digit', r"no dataset 'digit'; near it are .*digits"),
+    ('name', 'cifar10', r"holds no prepared 'cifar10'"),
+    ('name', 'cifar10/nonsense', 'cannot be opened'),
+    ('train_split', 'trian', r"no split 'trian', .* it has test, train"),
+    ('train_split', 'train[:0]', 'no split .*:0.*, or it is empty'),
+  ],
+)
+def test_what_cannot_be_opened_says_why(config, field, value, sentence):
+  config.data[field] = value
+  with pytest.raises(UsageError, match=sentence):
+    data.open_splits(config.data, 96, [config.data.train_split])
+
+
+def test_a_missing_folder_says_so(config, tmp_path):
+  config.data.name, config.data.dir = 'cifar10', str(tmp_path / 'nowhere')
+  with pytest.raises(UsageError, match='is not a folder'):
+    data.open_splits(config.data, 96, ['train'])
+
+
+class NoImages(tfds.core.GeneratorBasedBuilder):
+  """Numbers without an image."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({'number': np.int64}))
+
+  def _split_generators(self, dl_manager):
+    return {'train': ((i, {'number': i}) for i in range(3))}
+
+  def _generate_examples(self):
+    raise AssertionError('not called')
+
+
+def test_a_dataset_without_images_and_labels_says_so(config):
+  NoImages(data_dir=config.data.dir, file_format='array_record').download_and_prepare()
+  config.data.name = 'no_images'
+  with pytest.raises(UsageError, match='not a dataset of images with one label'):
+    data.open_splits(config.data, 96, ['train'])

@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import layers
+
+pytestmark = pytest.mark.usefixtures('one_device')
+
+
+def lrn_by_the_formula(a, k, n, alpha, beta):
+  """Section 3.3 as it is printed, one map after the other; a: [..., channel]."""
+  num_kernels = a.shape[-1]
+  b = np.empty_like(a)
+  for i in range(num_kernels):
+    window = a[..., max(0, i - n // 2) : min(num_kernels - 1, i + n // 2) + 1]
+    b[..., i] = a[..., i] / (k + alpha * np.square(window).sum(-1)) ** beta
+  return b
+
+
+@pytest.mark.parametrize(('k', 'n', 'alpha', 'beta'), [(2.0, 5, 1e-4, 0.75), (1.0, 3, 0.3, 0.75), (1.0, 9, 1e-2, 0.5)])
+@pytest.mark.parametrize('channels', [3, 48])
+def test_local_response_norm_is_the_formula(k, n, alpha, beta, channels):
+  x = 50 * np.random.default_rng(0).normal(size=(2, 2, 3, 3, channels))
+  ours = layers.local_response_norm(jnp.float32(x), k, n, alpha, beta)
+  np.testing.assert_allclose(ours, lrn_by_the_formula(x, k, n, alpha, beta), rtol=1e-5)
+
+
+def test_local_response_norm_and_its_gradient_are_those_of_torch():
+  torch = pytest.importorskip('torch')
+  x = 100 * np.random.default_rng(0).normal(size=(2, 3, 4, 4, 16)).astype(np.float32)
+  dy = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+  y, pull_back = jax.vjp(layers.local_response_norm, x)
+
+  theirs = torch.tensor(x.reshape(6, 4, 4, 16).transpose(0, 3, 1, 2), requires_grad=True)
+  result = torch.nn.functional.local_response_norm(theirs, 5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+  result.backward(torch.tensor(dy.reshape(6, 4, 4, 16).transpose(0, 3, 1, 2)))
+
+  def like_ours(t):
+    return t.detach().numpy().transpose(0, 2, 3, 1).reshape(x.shape)
+
+  np.testing.assert_allclose(y, like_ours(result), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(pull_back(dy)[0], like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 2), (3, 3)])
+def test_max_pool_and_its_gradient_are_those_of_torch(size, stride):
+  torch = pytest.importorskip('torch')
+  x = np.random.default_rng(0).normal(size=(2, 3, 13, 15, 4)).astype(np.float32)
+  y, pull_back = jax.vjp(lambda x: layers.max_pool(x, size, stride), x)
+  dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+
+  theirs = torch.tensor(x.reshape(6, 13, 15, 4).transpose(0, 3, 1, 2), requires_grad=True)
+  result = torch.nn.functional.max_pool2d(theirs, size, stride)
+  result.backward(torch.tensor(dy.reshape(6, *dy.shape[2:]).transpose(0, 3, 1, 2)))
+  np.testing.assert_array_equal(y, result.detach().numpy().transpose(0, 2, 3, 1).reshape(y.shape))
+  np.testing.assert_allclose(
+    pull_back(dy)[0], theirs.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_pixels_that_tie_share_the_gradient():
+  gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 1, 3, 3, 1)))
+  np.testing.assert_allclose(gradient.sum(), 1)
+
+
+def test_dropout_keeps_half_of_the_units_unscaled_and_halves_all_at_test_time():
+  x = jnp.ones((2, 4, 5000))
+  dropped = layers.dropout(x, jax.random.key(0))
+  assert set(np.unique(dropped)) == {0.0, 1.0}
+  assert abs(float(dropped.mean()) - 0.5) < 4 * 0.5 / np.sqrt(x.size)  # four standard deviations
+  np.testing.assert_array_equal(layers.dropout(x, None), 0.5 * x)
+
+
+def test_every_unit_and_image_has_a_mask_of_its_own():
+  mask = np.asarray(layers.dropout(jnp.ones((2, 4, 1000)), jax.random.key(0))).reshape(8, -1)
+  assert len(np.unique(mask, axis=0)) == 8
+
+
+def test_initial_weights_have_the_standard_deviation_asked_for():
+  weights = np.asarray(layers.gaussian(jax.random.key(0), (2, 100, 500), 0.01))
+  assert weights.dtype == np.float32
+  assert abs(weights.mean()) < 4 * 0.01 / np.sqrt(weights.size)
+  np.testing.assert_allclose(weights.std(), 0.01, rtol=0.01)

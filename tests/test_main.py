@@ -1,0 +1,86 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(*arguments, devices=1, **environment):
+  return subprocess.run(
+    [sys.executable, 'main.py', *arguments],
+    cwd=ROOT,
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)} | environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+TINY = (
+  '--config.model.image_size=64',
+  '--config.model.width=0.0625',
+  '--config.batch_size=8',
+  '--config.num_steps=3',
+  '--config.log_every=1',
+  '--config.eval.ten_view=False',
+)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ((), 'name a config, such as --config=configs/alexnet.py'),
+    (('--config=configs/alexnet.py:nonsense',), "no variant 'nonsense'; there are digits, "),
+    (
+      ('--config=configs/alexnet.py', '--config.model.widht=1'),
+      "no config field 'widht'; the fields are .*model.width",
+    ),
+    (('--config=configs/alexnet.py', '--config.batch_size=many'), 'config.batch_size=many: invalid literal'),
+    (('--config=configs/nowhere.py',), "No such file or directory: 'configs/nowhere.py'"),
+    (('--config=configs/alexnet.py', '--mode=sing'), 'mode=sing: value should be one of'),
+    (('--config=configs/alexnet.py', '--wrokdir=x'), "Unknown command line flag 'wrokdir'"),
+    (('--config=configs/alexnet.py', 'cat.jpg'), "'cat.jpg' is not a flag"),
+    (('--config=configs/alexnet.py', '--config.data.name=digit'), "no dataset 'digit'; near it are .*digits"),
+    (('--config=configs/alexnet.py', '--config.mesh.tower=2'), 'JAX_NUM_CPU_DEVICES=2 python main.py'),
+    (('--config=configs/alexnet.py:cifar10', '--config.data.dir=nowhere'), "data.dir='nowhere' is not a folder"),
+    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=nowhere'), 'nowhere holds no run'),
+  ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(arguments, sentence):
+  result = command(*arguments)
+  assert result.returncode == 2, result.stderr
+  assert re.search(f'^error: .*{sentence}', result.stderr, re.MULTILINE), result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_help_is_there_at_once_and_does_not_load_jax():
+  result = command('--help')
+  assert '--workdir' in result.stdout
+  probe = "import sys, runpy; sys.argv = ['main.py', '--config=configs/alexnet.py', '--nosuch']\n"
+  probe += "try: runpy.run_path('main.py', run_name='__main__')\nexcept SystemExit as end: print(end.code)\n"
+  probe += "print([name for name in ('jax', 'tensorflow') if name in sys.modules])"
+  loaded = subprocess.run([sys.executable, '-c', probe], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert loaded.stdout.split('\n')[:2] == ['2', '[]']
+
+
+def test_train_then_eval_from_the_command_line(data_dir, tmp_path):
+  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={data_dir}', f'--workdir={tmp_path}/run', *TINY)
+  trained = command(*arguments, devices=2)
+  assert trained.returncode == 0, trained.stderr
+  assert 'mesh data 1 x tower 2' in trained.stdout
+  assert 'step 3/3' in trained.stdout
+  results = (tmp_path / 'run' / 'results.json').read_text()
+  evaluated = command(*arguments, '--mode=eval', devices=2)
+  assert evaluated.returncode == 0, evaluated.stderr
+  assert (tmp_path / 'run' / 'results.json').read_text() == results
+
+  other = command(*arguments, '--config.seed=5')
+  assert other.returncode == 2
+  assert 'seed: 0 there, 5 here' in other.stderr

@@ -1,0 +1,55 @@
+import math
+
+import numpy as np
+import pytest
+
+from alexnet_jax.errors import RunError
+from alexnet_jax.progress import CHANCE_WINDOW, Progress
+
+
+@pytest.fixture
+def progress(config, tmp_path):
+  config.log_every = 5
+  return Progress(tmp_path, config, num_classes=10, epoch_size=80, last_step=1000)
+
+
+def feed(progress, losses):
+  for step, loss in enumerate(losses, start=1):
+    progress.step_dispatched(step, 0.001, {'loss': np.float32(loss), 'error': np.float32(50)})
+
+
+def test_a_line_tells_all_that_matters(progress, capsys):
+  feed(progress, [2.0] * 12)
+  progress.close()
+  line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
+  for part in ('step 10/1,000', 'epoch 1.0', 'loss 2.0000', 'error 50.0 %', 'rate 0.001', 'images/s', 'data', 'left'):
+    assert part in line
+
+
+def test_metrics_are_read_one_step_late(progress):
+  class Running:
+    def __float__(self):
+      raise AssertionError('waited for a step that is still running')
+
+  feed(progress, [2.0, 2.0])
+  progress.step_dispatched(3, 0.001, {'loss': Running(), 'error': Running()})
+
+
+@pytest.mark.parametrize('loss', [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_named_with_its_step(progress, loss):
+  feed(progress, [2.0, 2.0, loss])
+  with pytest.raises(RunError, match='at step 3;.*checkpoints from before are kept'):
+    progress.read()
+
+
+def test_standing_at_chance_is_said_once_and_explained(progress, capsys):
+  feed(progress, [math.log(10) + 0.01 * (-1) ** i for i in range(3 * CHANCE_WINDOW)])
+  output = capsys.readouterr().out
+  assert output.count('ln(classes)') == 1
+  for reason in ('init_std', '0-255', 'optimizer.rate'):
+    assert reason in output
+
+
+def test_learning_is_not_taken_for_standing_still(progress, capsys):
+  feed(progress, np.linspace(2.4, 1.5, 3 * CHANCE_WINDOW))
+  assert 'ln(classes)' not in capsys.readouterr().out

@@ -1,0 +1,62 @@
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from alexnet_jax import data, statistics
+
+
+def test_statistics_are_those_of_a_plain_computation(train_source):
+  images = np.stack([train_source[i]['image'] for i in range(len(train_source))]).astype(np.float64)
+  found = statistics.compute(train_source, num_threads=3)
+  np.testing.assert_allclose(found.mean_image, images.mean(0), rtol=1e-12)
+  np.testing.assert_allclose(found.covariance, np.cov(images.reshape(-1, 3).T, bias=True), rtol=1e-9)
+
+
+def test_threads_do_not_change_a_bit(train_source):
+  one, many = statistics.compute(train_source, 1), statistics.compute(train_source, 4)
+  np.testing.assert_array_equal(one.mean_image, many.mean_image)
+  np.testing.assert_array_equal(one.covariance, many.covariance)
+
+
+def refuse(*_):
+  raise AssertionError('computed again')
+
+
+def test_statistics_are_kept_beside_the_dataset_by_split_and_size(config, monkeypatch):
+  small, large, part = (
+    data.open_splits(config.data, size, [split])[0]
+    for size, split in ((80, 'train'), (81, 'train'), (80, 'train[:50%]'))
+  )
+  first = statistics.of(small, 1)
+  others = [statistics.of(source, 1) for source in (large, part)]
+  monkeypatch.setattr(statistics, 'compute', refuse)
+  np.testing.assert_array_equal(statistics.of(small, 1).mean_image, first.mean_image)
+  assert others[0].mean_image.shape == (81, 81, 3)
+  assert np.any(others[1].mean_image != first.mean_image)
+  assert len(list(pathlib.Path(small.directory).glob('alexnet_jax-*'))) >= 3
+
+
+def test_a_folder_without_write_bits_stays_as_it_is(config, monkeypatch, tmp_path):
+  (source,) = data.open_splits(config.data, 82, ['train'])
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  before = os.listdir(source.directory)
+  os.chmod(source.directory, 0o555)
+  try:
+    first = statistics.of(source, 1)
+    assert os.listdir(source.directory) == before
+    monkeypatch.setattr(statistics, 'compute', refuse)
+    np.testing.assert_array_equal(statistics.of(source, 1).covariance, first.covariance)
+  finally:
+    os.chmod(source.directory, 0o755)
+  assert list(tmp_path.glob('alexnet_jax/digits/1.0.0/*train-82.npz'))
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 half a file'])
+def test_damaged_statistics_are_computed_again(config, content):
+  (source,) = data.open_splits(config.data, 83, ['train'])
+  place = pathlib.Path(source.directory) / 'alexnet_jax-statistics-train-83.npz'
+  place.write_bytes(content)
+  assert statistics.of(source, 1).mean_image.shape == (83, 83, 3)
+  assert statistics.load(place) is not None

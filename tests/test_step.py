@@ -1,0 +1,131 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import model, step, towers
+from configs import alexnet
+from tests.conftest import mesh
+
+HYPER = step.Hyperparameters(0.9, 0.0005)
+MEAN = np.random.default_rng(1).uniform(80, 150, (96, 96, 3)).astype(np.float32)
+
+
+def small():
+  config = alexnet.paper().model
+  config.image_size, config.width = 64, 1 / 16
+  config.init_std = dict.fromkeys(alexnet.LAYERS, 0.05)
+  return model.build(config, 10)
+
+
+def batch_of(seed, size=8):
+  rng = np.random.default_rng(seed)
+  return {
+    'image': rng.integers(0, 256, (size, 64, 64, 3), np.uint8),
+    'offset': rng.integers(0, 32, (size, 2), np.int32),
+    'mirrored': rng.integers(0, 2, size).astype(bool),
+    'colour': rng.normal(0, 10, (size, 3)).astype(np.float32),
+    'label': rng.integers(0, 10, size, np.int32),
+  }
+
+
+def train(shape, num_steps=4):
+  """Takes steps with dropout on a mesh; returns parameters and losses."""
+  current = mesh(*shape)
+  with jax.set_mesh(current):
+    network = small()
+    state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
+    losses = []
+    for number in range(num_steps):
+      batch = towers.put_batch(current, batch_of(number))
+      state, metrics = step.train_step(
+        state, batch, jnp.asarray(MEAN), np.float32(1e-4), jax.random.key(7), network=network, hyper=HYPER
+      )
+      losses.append(float(metrics['loss']))
+    return jax.tree.map(np.asarray, state.params), losses
+
+
+@pytest.fixture(scope='module')
+def on_one_device():
+  return train((1, 1))
+
+
+@pytest.mark.parametrize('shape', [(1, 2), (2, 2), (4, 1)])
+def test_four_steps_with_dropout_give_the_same_parameters_on_every_mesh(shape, on_one_device):
+  params, losses = train(shape)
+  expected, expected_losses = on_one_device
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  for (path, ours), theirs in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_training_moves_every_layer_and_lowers_the_loss_of_one_batch(one_device):
+  network = small()
+  state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
+  before = jax.tree.map(np.asarray, state.params)
+  batch = towers.put_batch(one_device, batch_of(0))
+  losses = []
+  for _ in range(20):
+    state, metrics = step.train_step(
+      state, batch, jnp.asarray(MEAN), np.float32(1e-4), jax.random.key(7), network=network, hyper=HYPER
+    )
+    losses.append(float(metrics['loss']))
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+  assert int(state.step) == 20
+  for (path, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(state.params), strict=True):
+    assert np.any(old != new), jax.tree_util.keystr(path)
+
+
+def test_the_mean_is_cropped_and_mirrored_like_the_image(one_device):
+  batch = batch_of(3)
+  device = towers.put_batch(one_device, batch)
+  ours = step.subtract_mean(device['image'], jnp.asarray(MEAN), device['offset'], device['mirrored'])
+  for i in range(8):
+    top, left = batch['offset'][i]
+    whole = np.zeros((96, 96, 3), np.float32)  # the stored image this crop came from
+    crop = batch['image'][i][:, ::-1] if batch['mirrored'][i] else batch['image'][i]
+    whole[top : top + 64, left : left + 64] = crop
+    expected = (whole - MEAN)[top : top + 64, left : left + 64]  # the paper's order: subtract, then crop
+    expected = expected[:, ::-1] if batch['mirrored'][i] else expected
+    np.testing.assert_array_equal(ours[i], expected)
+
+
+def test_a_view_is_cropped_and_mirrored_after_the_mean_is_subtracted(one_device):
+  network = small()
+  params = jax.jit(network.init)(jax.random.key(0))
+  images = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
+  view = (np.int32(32), np.int32(5), np.bool_(True))
+  ours = step.log_probs(
+    params, towers.put_batch(one_device, images), jnp.asarray(MEAN), *view, network=network, image_size=64
+  )
+  x = (images - MEAN)[:, 32:96, 5:69][:, :, ::-1]
+  expected = jax.nn.log_softmax(jax.jit(network.apply)(params, towers.put_batch(one_device, x)))
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_loss_is_the_mean_log_probability_in_nats(one_device):
+  scores = jnp.log(jnp.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]))
+  np.testing.assert_allclose(step.label_log_prob(scores, jnp.array([1, 0])), np.log([0.5, 0.1]), rtol=1e-6)
+
+
+def test_label_log_prob_ignores_other_classes_of_probability_0():
+  scores = jnp.array([[0.0, -jnp.inf]])
+  assert float(step.label_log_prob(scores, jnp.array([0]))[0]) == 0.0
+
+
+@pytest.mark.parametrize('k', [1, 5])
+def test_credit_is_the_share_of_random_orders_of_ties(k):
+  rng = np.random.default_rng(0)
+  scores = rng.integers(0, 4, (50, 8)).astype(np.float32)  # many ties
+  label = rng.integers(0, 8, 50)
+  expected = np.zeros(50)
+  for _ in range(4000):
+    order = np.argsort(-(scores + 1e-3 * rng.random(scores.shape)), axis=1)
+    expected += (order[:, :k] == label[:, None]).any(1) / 4000
+  np.testing.assert_allclose(step.top_k_credit(jnp.asarray(scores), jnp.asarray(label), k), expected, atol=0.04)
+
+
+def test_a_network_that_says_the_same_of_every_class_is_right_by_chance():
+  credit = step.top_k_credit(jnp.zeros((3, 1000)), jnp.array([0, 500, 999]), 5)
+  np.testing.assert_allclose(credit, 0.005)
+  np.testing.assert_array_equal(step.top_k_credit(jnp.zeros((1, 3)), jnp.array([0]), 5), 1.0)

@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from alexnet_jax import towers
+from alexnet_jax.errors import UsageError
+from tests.conftest import mesh
+
+MESHES = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1)]
+
+
+def grouped_conv(x, kernel, stride, padding):
+  """The same as two groups of one convolution: x [batch, ..., tower * in], kernel [tower, ..., in, out]."""
+  kernel = jnp.concatenate(list(kernel), axis=-1)
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=2
+  )
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_conv_is_a_convolution_in_two_groups(shape):
+  x = jax.random.normal(jax.random.key(0), (8, 9, 9, 2 * 4))
+  kernel = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6))
+  padding = ((1, 1), (1, 1))
+
+  def in_towers(x, kernel):
+    x = jax.device_put(jnp.stack(jnp.split(x, 2, axis=-1)), towers.MAPS)
+    return towers.gather(towers.conv(x, jax.device_put(kernel, towers.PARAMS), padding=padding))
+
+  def loss(conv):
+    return lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel)))
+
+  grouped = jax.value_and_grad(loss(lambda x, k: grouped_conv(x, k, 1, padding)), (0, 1))(x, kernel)
+  with jax.set_mesh(mesh(*shape)):
+    ours = jax.jit(jax.value_and_grad(loss(in_towers), (0, 1)))(x, kernel)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(grouped), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_conv_of_what_all_towers_see_is_one_convolution(shape):
+  x = jax.random.normal(jax.random.key(0), (8, 19, 19, 3))
+  kernel = jax.random.normal(jax.random.key(1), (2, 11, 11, 3, 6))
+  whole = lax.conv_general_dilated(
+    x, jnp.concatenate(list(kernel), -1), (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  with jax.set_mesh(mesh(*shape)):
+    x, kernel = jax.device_put(x, towers.BATCH), jax.device_put(kernel, towers.PARAMS)
+    ours = jax.jit(lambda x, kernel: towers.gather(towers.conv(x, kernel, stride=4)))(x, kernel)
+  np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_each_device_holds_its_own_tower():
+  with jax.set_mesh(mesh(1, 2)):
+    kernel = jax.device_put(jnp.zeros((2, 3, 3, 4, 6)), towers.PARAMS)
+  assert kernel.sharding.shard_shape(kernel.shape) == (1, 3, 3, 4, 6)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'shape'), [((0, 0), (2, 2)), ((0, 1), (4, 1)), ((1, 0), (1, 2)), ((2, 0), (2, 2)), ((4, 0), (4, 1))]
+)
+def test_the_mesh_fits_itself_to_four_devices(fields, shape):
+  found = towers.make_mesh(*fields, num_towers=2, batch_size=8)
+  assert (found.shape['data'], found.shape['tower']) == shape
+
+
+def test_a_network_of_one_tower_is_never_split():
+  assert towers.make_mesh(0, 0, num_towers=1, batch_size=8).shape['tower'] == 1
+
+
+@pytest.mark.parametrize(
+  ('fields', 'num_towers', 'batch_size', 'sentence'),
+  [
+    ((4, 2), 2, 8, r'JAX_NUM_CPU_DEVICES=8 .*--config.mesh.tower=2'),
+    ((1, 4), 2, 8, 'does not divide the 2 tower'),
+    ((1, 2), 1, 8, 'does not divide the 1 tower'),
+    ((4, 1), 2, 6, 'does not divide batch_size=6'),
+    ((-1, 1), 2, 8, 'must not be negative'),
+  ],
+)
+def test_a_mesh_that_cannot_be_says_why(fields, num_towers, batch_size, sentence):
+  with pytest.raises(UsageError, match=sentence):
+    towers.make_mesh(*fields, num_towers=num_towers, batch_size=batch_size)
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_one_process_reads_whole_batches(shape):
+  assert towers.data_share(mesh(*shape)) == (0, 1)
