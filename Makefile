@@ -16,7 +16,7 @@ test: $(VENV)/ready-test
 test-all: $(VENV)/ready-test
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/ready-test
+bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/train_step.py
 
 lint: $(VENV)/ready-lint

@@ -52,8 +52,8 @@ class Source:
       self._records = builder.as_data_source(split, decoders={self._image_key: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError, AssertionError) as error:
       raise UsageError(
-        f"{builder.info.full_name} has no split '{split}', or it is empty; it has {', '.join(sorted(builder.info.splits))}, "
-        "and parts of them such as 'train[:90%]'."
+        f"{builder.info.full_name} has no split '{split}', or it is empty; it has "
+        f"{', '.join(sorted(builder.info.splits))}, and parts of them such as 'train[:90%]'."
       ) from error
     except NotImplementedError as error:
       raise UsageError(

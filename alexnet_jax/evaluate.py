@@ -111,17 +111,24 @@ def evaluate_workdir(config: ConfigDict, folder: pathlib.Path) -> dict:
     RunError: if the data cannot be read.
   """
   trained = workdir.load_config(folder)
+  config = config.copy_and_resolve_references()
   config.model = trained.model
   num_classes = len(workdir.load_classes(folder))
   stats = statistics.load(folder / 'statistics.npz')
   if stats is None:
     raise UsageError(f'{folder}/statistics.npz is missing or damaged; train there again to have it made.')
+  mesh = towers.make_mesh(
+    config.mesh.data,
+    config.mesh.tower,
+    num_towers=NUM_TOWERS,
+    batches={'eval.batch_size': config.eval.batch_size},
+  )
   (source,) = data.open_splits(config.data, config.model.image_size + augment.BORDER, [config.data.test_split])
   if source.num_classes != num_classes:
     raise UsageError(
-      f'{source.dataset} has {source.num_classes} classes, the network in {folder} tells {num_classes} apart.'
+      f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells {num_classes} apart; '
+      'name the data it was trained for.'
     )
-  mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=NUM_TOWERS, batch_size=config.eval.batch_size)
   with jax.set_mesh(mesh):
     network = build(config.model, num_classes)
     checkpoints = Checkpoints(folder)

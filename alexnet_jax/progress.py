@@ -19,6 +19,7 @@ CHANCE_WINDOW = 100  # steps over which the loss is watched for standing still a
 class Progress:
   """Follows a run step by step.
 
+  Loss and error are means over the batches since the last line, before each batch's own update and with dropout.
   The metrics of a step are read only after the next one was dispatched, so that reading never makes a device wait.
   """
 
@@ -40,7 +41,8 @@ class Progress:
     self._last_step, self._log_every = last_step, config.log_every
     self._unread = None  # (step, rate, metrics) of the step dispatched last
     self._began = None  # (time, step) when the first step had been compiled and done
-    self._window_began, self._window_step, self._waited = time.perf_counter(), None, 0.0
+    self._window = []  # (loss, error) of the steps since the last line
+    self._window_began, self._waited = 0.0, 0.0
 
   @contextlib.contextmanager
   def waiting_for_data(self):
@@ -82,15 +84,18 @@ class Progress:
     now = time.perf_counter()
     if self._began is None:
       self._began = (now, step)
-      self._window_began, self._window_step, self._waited = now, step, 0.0
+      self._window_began, self._waited = now, 0.0
       print(f'first step done, loss {loss:.4f} ({self._chance:.4f} is chance)', flush=True)
-    elif step % self._log_every == 0 and step > self._window_step:
-      self._report(step, rate, loss, error, now)
+    else:
+      self._window.append((loss, error))
+      if step % self._log_every == 0:
+        self._report(step, rate, now)
     self._watch(step, loss)
 
-  def _report(self, step, rate, loss, error, now):
+  def _report(self, step, rate, now):
     seconds = now - self._window_began
-    images_per_second = (step - self._window_step) * self._batch_size / seconds
+    loss, error = (sum(values) / len(values) for values in zip(*self._window, strict=True))
+    images_per_second = len(self._window) * self._batch_size / seconds
     share_waited = 100 * self._waited / seconds
     began, began_step = self._began
     left = (now - began) / (step - began_step) * (self._last_step - step)
@@ -110,7 +115,7 @@ class Progress:
         'speed/waiting_for_data_percent': share_waited,
       },
     )
-    self._window_began, self._window_step, self._waited = now, step, 0.0
+    self._window, self._window_began, self._waited = [], now, 0.0
 
   def _watch(self, step, loss):
     self._losses.append(loss)

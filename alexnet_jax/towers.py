@@ -7,6 +7,8 @@ arrows cross, `gather` stands: it is the only place where towers exchange maps.
 An array that every tower sees alike (the image, or what `gather` returns) has no tower axis: [batch, ..., channel].
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ MAPS = P('tower', 'data')  # [tower, batch, ...]
 BATCH = P('data')  # [batch, ...]: what every tower sees alike
 
 
-def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batch_size: int) -> Mesh:
+def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mapping[str, int]) -> Mesh:
   """Lays the devices out as data x tower.
 
   Args:
@@ -29,13 +31,13 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batch_size: int
     num_tower: devices along the tower axis; 0 takes 2 when the number of devices is even and the network has two
       towers, else 1.
     num_towers: towers of the network (2 as published).
-    batch_size: images per step over all devices.
+    batches: sizes of the batches to be shared by the devices of the data axis, by config field.
 
   Returns:
     A mesh with the Explicit axes ('data', 'tower').
 
   Raises:
-    UsageError: if there are too few devices, or the mesh divides neither the towers nor the batch evenly.
+    UsageError: if there are too few devices, or the mesh does not divide the towers and the batches evenly.
   """
   devices = jax.devices()
   if num_tower == 0:
@@ -60,10 +62,9 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batch_size: int
     raise UsageError(
       f'mesh.tower={num_tower} does not divide the {num_towers} tower(s) of the network; choose 1 or {num_towers}.'
     )
-  if batch_size % num_data:
-    raise UsageError(
-      f'mesh.data={num_data} does not divide batch_size={batch_size}; choose a batch size that is a multiple of it.'
-    )
+  for field, size in batches.items():
+    if size % num_data:
+      raise UsageError(f'mesh.data={num_data} does not divide {field}={size}; choose a multiple of it.')
   grid = np.asarray(devices[:needed]).reshape(num_data, num_tower)
   return Mesh(grid, ('data', 'tower'), axis_types=(AxisType.Explicit,) * 2)
 

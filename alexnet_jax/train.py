@@ -32,7 +32,10 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   check(config)
   print(f'jax {jax.__version__}, flax {flax.__version__}')
   mesh = towers.make_mesh(
-    config.mesh.data, config.mesh.tower, num_towers=model.NUM_TOWERS, batch_size=config.batch_size
+    config.mesh.data,
+    config.mesh.tower,
+    num_towers=model.NUM_TOWERS,
+    batches={'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size},
   )
   print(towers.describe(mesh))
   train, validation, test = data.open_splits(

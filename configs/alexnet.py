@@ -100,7 +100,10 @@ def cifar10(config: ConfigDict) -> None:
   """CIFAR-10, 32 x 32 pixels enlarged to 256."""
   config.data.name = 'cifar10'
   config.data.train_split, config.data.validation_split, config.data.test_split = 'train[:90%]', 'train[90%:]', 'test'
-  config.batch_size = 32
+  config.batch_size = 32  # Paper: 128. Smaller steps show something on a CPU
+  # Paper: at 0.01, and 0.01 in the middle layers, the loss is still at chance after 50 such steps; with these it falls.
+  config.optimizer.rate = 0.002
+  config.model.init_std.update(conv3=0.03, conv4=0.03, conv5=0.03)
 
 
 DATASETS = {function.__name__: function for function in (digits, imagenet2012, imagenette, cifar10)}

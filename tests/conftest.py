@@ -11,8 +11,8 @@ import pytest
 
 jax.config.update('jax_num_cpu_devices', 4)
 
-from alexnet_jax import data, towers
-from configs import alexnet
+from alexnet_jax import data, towers  # noqa: E402
+from configs import alexnet  # noqa: E402
 
 SHARED_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 
@@ -60,4 +60,4 @@ def one_device():
 
 
 def mesh(num_data, num_tower, batch_size=8):
-  return towers.make_mesh(num_data, num_tower, num_towers=2, batch_size=batch_size)
+  return towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})

@@ -16,7 +16,10 @@ def initial_state(seed):
   config = alexnet.paper().model
   config.image_size, config.width = 64, 1 / 16
   network = model.build(config, 10)
-  make = lambda key: step.init_state(key, network=network, hyper=HYPER)
+
+  def make(key):
+    return step.init_state(key, network=network, hyper=HYPER)
+
   return make(jax.random.key(seed)), jax.eval_shape(make, jax.random.key(seed))
 
 

@@ -1,4 +1,6 @@
 import math
+import re
+import time
 
 import numpy as np
 import pytest
@@ -13,17 +15,31 @@ def progress(config, tmp_path):
   return Progress(tmp_path, config, num_classes=10, epoch_size=80, last_step=1000)
 
 
+def feed_one(progress, step, loss=2.0):
+  progress.step_dispatched(step, 0.001, {'loss': np.float32(loss), 'error': np.float32(50)})
+
+
 def feed(progress, losses):
   for step, loss in enumerate(losses, start=1):
-    progress.step_dispatched(step, 0.001, {'loss': np.float32(loss), 'error': np.float32(50)})
+    feed_one(progress, step, loss)
 
 
 def test_a_line_tells_all_that_matters(progress, capsys):
-  feed(progress, [2.0] * 12)
+  feed(progress, [9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 2.0, 2.0, 9.0, 9.0])
   progress.close()
   line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
   for part in ('step 10/1,000', 'epoch 1.0', 'loss 2.0000', 'error 50.0 %', 'rate 0.001', 'images/s', 'data', 'left'):
     assert part in line
+
+
+def test_waiting_for_data_is_a_share_of_the_time(progress, capsys):
+  for step in range(1, 12):
+    with progress.waiting_for_data():
+      time.sleep(0.02)
+    time.sleep(0.02)
+    feed_one(progress, step)
+  line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
+  assert 35 < float(re.search(r'waiting for data ([\d.]+) %', line)[1]) < 65
 
 
 def test_metrics_are_read_one_step_late(progress):
@@ -38,7 +54,7 @@ def test_metrics_are_read_one_step_late(progress):
 @pytest.mark.parametrize('loss', [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_named_with_its_step(progress, loss):
   feed(progress, [2.0, 2.0, loss])
-  with pytest.raises(RunError, match='at step 3;.*checkpoints from before are kept'):
+  with pytest.raises(RunError, match=r'at step 3;.*checkpoints from before are kept'):
     progress.read()
 
 

@@ -62,12 +62,12 @@ def test_each_device_holds_its_own_tower():
   ('fields', 'shape'), [((0, 0), (2, 2)), ((0, 1), (4, 1)), ((1, 0), (1, 2)), ((2, 0), (2, 2)), ((4, 0), (4, 1))]
 )
 def test_the_mesh_fits_itself_to_four_devices(fields, shape):
-  found = towers.make_mesh(*fields, num_towers=2, batch_size=8)
+  found = towers.make_mesh(*fields, num_towers=2, batches={'batch_size': 8})
   assert (found.shape['data'], found.shape['tower']) == shape
 
 
 def test_a_network_of_one_tower_is_never_split():
-  assert towers.make_mesh(0, 0, num_towers=1, batch_size=8).shape['tower'] == 1
+  assert towers.make_mesh(0, 0, num_towers=1, batches={'batch_size': 8}).shape['tower'] == 1
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_a_network_of_one_tower_is_never_split():
     ((4, 2), 2, 8, r'JAX_NUM_CPU_DEVICES=8 .*--config.mesh.tower=2'),
     ((1, 4), 2, 8, 'does not divide the 2 tower'),
     ((1, 2), 1, 8, 'does not divide the 1 tower'),
-    ((4, 1), 2, 6, 'does not divide batch_size=6'),
+    ((4, 1), 2, 6, 'does not divide eval.batch_size=6'),
     ((-1, 1), 2, 8, 'must not be negative'),
   ],
 )
 def test_a_mesh_that_cannot_be_says_why(fields, num_towers, batch_size, sentence):
   with pytest.raises(UsageError, match=sentence):
-    towers.make_mesh(*fields, num_towers=num_towers, batch_size=batch_size)
+    towers.make_mesh(*fields, num_towers=num_towers, batches={'eval.batch_size': batch_size})
 
 
 @pytest.mark.parametrize('shape', MESHES)

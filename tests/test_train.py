@@ -35,7 +35,7 @@ def straight_run(tmp_path_factory):
 
 def test_train_stop_continue_is_train_through_bit_for_bit(config, tmp_path):
   """Across a rate drop: the plateau's state, too, is part of the checkpoint."""
-  config.num_steps, config.eval_every, config.checkpoint_every = 10, 2, 4
+  config.num_steps, config.eval_every, config.checkpoint_every = 10, 3, 4
   config.optimizer.plateau_patience = 1
   config.optimizer.rate = 1e-7  # nothing is learned, so the plateau is reached at once
   config.augment.mirror = True
@@ -155,7 +155,7 @@ def test_evaluating_what_does_not_fit_says_so(config, tmp_path, shared_data):
 def test_a_small_network_learns_the_digits(config, tmp_path):
   """Real images, real learning: chance is 90 % error."""
   config.num_steps, config.batch_size, config.model.width = 300, 32, 1 / 8
-  config.optimizer.rate, config.eval_every = 0.002, 10**6
+  config.optimizer.rate, config.eval_every = 0.004, 10**6
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
   config.eval.ten_view = False
   results = train.train_and_evaluate(config, tmp_path)
