@@ -76,6 +76,9 @@ def _fields(config, prefix=''):
 if __name__ == '__main__':
   try:
     app.run(main, flags_parser=parse)
+  except SystemExit as end:
+    asked_for_help = any(re.fullmatch(r'--?(h|help|helpfull|helpshort)', argument) for argument in sys.argv[1:])
+    sys.exit(0 if asked_for_help else end.code)  # absl ends with 1
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -62,10 +62,10 @@ class View(NamedTuple):
 
 def centre_view(border: int = BORDER) -> tuple[View, ...]:
   """The centre patch alone."""
-  return (View(border // 2, border // 2, False),)
+  return (View(*centre_offset(border), False),)
 
 
 def ten_views(border: int = BORDER) -> tuple[View, ...]:
   """'Five patches (the four corner patches and the center patch) as well as their horizontal reflections'."""
-  positions = [(0, 0), (0, border), (border, 0), (border, border), (border // 2, border // 2)]
+  positions = [(0, 0), (0, border), (border, 0), (border, border), tuple(centre_offset(border))]
   return tuple(View(top, left, mirrored) for mirrored in (False, True) for top, left in positions)

@@ -10,7 +10,9 @@ from alexnet_jax.step import TrainState
 
 
 class Checkpoints:
-  """The newest checkpoints of a run, `DIR/checkpoints/STEP`: the state, the schedule and the position in the data.
+  """The newest checkpoints of a run, `DIR/checkpoints/STEP`: the state, and where the schedule stands.
+
+  The step in the state is also the position in the data: a batch depends on the seed and the step alone.
 
   Saves go on in the background and are atomic: what is half written when a run dies never counts as a checkpoint.
   """

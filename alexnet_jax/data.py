@@ -71,17 +71,18 @@ class Source:
     """Returns {'image': [size, size, rgb] uint8, 'label': int32 scalar}.
 
     Raises:
-      RunError: if the image cannot be decoded.
+      RunError: if the record cannot be read, the image cannot be decoded, or there is no label.
     """
-    record = self._records[index]
+    name = f"image {index} of split '{self.split}' of {self.dataset}"
     try:
+      record = self._records[index]
       image = decode(record[self._image_key])
-    except Exception as error:  # Pillow raises whatever the broken file leads it to
-      raise RunError(
-        f"image {index} of split '{self.split}' of {self.dataset} cannot be decoded ({error}); "
-        'prepare the dataset again.'
-      ) from error
-    return {'image': square(image, self.size), 'label': np.int32(record[self._label_key])}
+    except Exception as error:  # the readers raise whatever the broken file leads them to
+      raise RunError(f'{name} cannot be read or decoded ({error}); prepare the dataset again.') from error
+    label = record[self._label_key]
+    if not 0 <= label < self.num_classes:
+      raise RunError(f'{name} has the label {label}, which is none; choose a split with labels.')
+    return {'image': square(image, self.size), 'label': np.int32(label)}
 
 
 def open_splits(config: ConfigDict, size: int, splits: Sequence[str]) -> tuple[Source, ...]:
@@ -152,16 +153,14 @@ def _image_and_label(builder):
   )
 
 
-def decode(encoded: bytes | np.ndarray) -> np.ndarray:
-  """Decodes an image file (or takes decoded pixels [height, width, 1 or 3]) to [height, width, rgb] uint8.
+def decode(encoded: bytes) -> np.ndarray:
+  """Decodes an image file to [height, width, rgb] uint8.
 
   Grey becomes RGB by repetition, as in the 2012 code (facts, section 2).
 
   Raises:
     Exception: whatever Pillow makes of a file it cannot read.
   """
-  if isinstance(encoded, np.ndarray):
-    return np.broadcast_to(encoded, (*encoded.shape[:2], 3))
   with PIL.Image.open(io.BytesIO(encoded)) as image:
     return np.asarray(image.convert('RGB'))
 
@@ -169,7 +168,8 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
 def square(image: np.ndarray, size: int) -> np.ndarray:
   """Brings the short side to `size` and cuts out the centre [size, size, rgb] (section 2).
 
-  Shrinks by averaging over areas and enlarges by cubic interpolation, as the 2012 tools did (facts, section 2).
+  Shrinks by averaging over areas and enlarges by cubic interpolation (facts, section 2). The square is cut out first,
+  so that what is cut off is not resized.
   """
   height, width = image.shape[:2]
   short = min(height, width)

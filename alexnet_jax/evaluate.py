@@ -1,5 +1,6 @@
 """Top-1 and top-5 error on a held-out split, from the centre patch or from ten views (section 4.1)."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, data, statistics, step, towers, workdir
+from alexnet_jax import augment, data, fields, step, towers, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model import NUM_TOWERS, Network, build
@@ -113,32 +114,30 @@ def evaluate_workdir(config: ConfigDict, folder: pathlib.Path) -> dict:
   trained = workdir.load_config(folder)
   config = config.copy_and_resolve_references()
   config.model = trained.model
+  fields.check(config)
   num_classes = len(workdir.load_classes(folder))
-  stats = statistics.load(folder / 'statistics.npz')
-  if stats is None:
-    raise UsageError(f'{folder}/statistics.npz is missing or damaged; train there again to have it made.')
+  mean_image = workdir.load_statistics(folder).mean_image
+  print(towers.versions())
   mesh = towers.make_mesh(
     config.mesh.data,
     config.mesh.tower,
     num_towers=NUM_TOWERS,
     batches={'eval.batch_size': config.eval.batch_size},
   )
+  print(towers.describe(mesh))
   (source,) = data.open_splits(config.data, config.model.image_size + augment.BORDER, [config.data.test_split])
   if source.num_classes != num_classes:
     raise UsageError(
       f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells {num_classes} apart; '
       'name the data it was trained for.'
     )
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder)) as checkpoints:
     network = build(config.model, num_classes)
-    checkpoints = Checkpoints(folder)
     if checkpoints.newest_step() is None:
       raise UsageError(f'{folder} holds no checkpoint yet; train there first.')
     hyper = step.Hyperparameters(trained.optimizer.momentum, trained.optimizer.weight_decay)
-    shapes = jax.eval_shape(lambda key: step.init_state(key, network=network, hyper=hyper), jax.random.key(0))
-    state, _ = checkpoints.restore(shapes, mesh)
-    checkpoints.close()
-    mean_image = jnp.asarray(stats.mean_image, jnp.float32)
+    state, _ = checkpoints.restore(step.abstract_state(network, hyper), mesh)
+    mean_image = jnp.asarray(mean_image, jnp.float32)
     return report(network, state.params, int(state.step), source, mean_image, config, mesh, folder)
 
 

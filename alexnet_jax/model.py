@@ -3,18 +3,22 @@
 Sizes in the comments are those of the paper: 224 x 224 images, two towers, 1000 classes.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from alexnet_jax import towers
 from alexnet_jax.errors import UsageError
 from alexnet_jax.layers import Conv, Linear, dropout, local_response_norm, max_pool
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 relu = jax.nn.relu
 SAME = ((1, 1), (1, 1))

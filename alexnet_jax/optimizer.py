@@ -1,13 +1,18 @@
 """The update rule of section 5, and the schedules that set its rate."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UsageError
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 
 def momentum_sgd(rate: jax.Array | float, momentum: float, weight_decay: float) -> optax.GradientTransformation:
@@ -18,6 +23,8 @@ def momentum_sgd(rate: jax.Array | float, momentum: float, weight_decay: float) 
 
   The rate is inside the velocity, so when it drops, what was gathered at the old rate goes on; `optax.sgd` scales the
   whole velocity by the new rate instead. A rate of 0 means no update at all: neither v nor w changes by a bit.
+
+  Paper: 'weight decay' is said of w, all that is learned; so biases decay, too. The 2012 code spared them (facts, 1.5).
 
   Args:
     rate: learning rate, epsilon in the paper; may be traced.

@@ -23,7 +23,7 @@ class Progress:
   The metrics of a step are read only after the next one was dispatched, so that reading never makes a device wait.
   """
 
-  def __init__(self, folder: pathlib.Path, config: ConfigDict, *, num_classes: int, epoch_size: int, last_step: int):
+  def __init__(self, folder: pathlib.Path, config: ConfigDict, num_classes: int, epoch_size: int, last_step: int):
     """Opens the curves.
 
     Args:
@@ -50,6 +50,18 @@ class Progress:
     start = time.perf_counter()
     yield
     self._waited += time.perf_counter() - start
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves the time inside, for evaluating or saving, out of the speed of training.
+
+    Raises:
+      RunError: if the loss of the step before is not finite.
+    """
+    self.read()
+    start = time.perf_counter()
+    yield
+    self._window_began += time.perf_counter() - start
 
   def step_dispatched(self, step: int, rate: float, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that may still be running, and reads those of the step before.
@@ -121,14 +133,15 @@ class Progress:
     self._losses.append(loss)
     if self._warned or len(self._losses) < CHANCE_WINDOW:
       return
-    mean = sum(self._losses) / CHANCE_WINDOW
-    if abs(mean - self._chance) < 0.01 * self._chance:
+    losses = list(self._losses)
+    halves = [sum(half) / len(half) for half in (losses[: CHANCE_WINDOW // 2], losses[CHANCE_WINDOW // 2 :])]
+    if all(abs(mean - self._chance) < 0.01 * self._chance for mean in halves):  # a run that learns passes through
       self._warned = True
       print(
-        f'step {step:,}: the loss has stood at {mean:.4f} for {CHANCE_WINDOW} steps, which is ln(classes): every class '
-        'is predicted alike. On ImageNet that lasts for some thousand steps; elsewhere, initial weights too small for '
-        'the scale of the input (model.init_std; pixels are 0-255), or a rate so high that the units died or so low '
-        'that nothing moves (optimizer.rate), are the usual reasons.',
+        f'step {step:,}: the loss has stood at {halves[-1]:.4f} for {CHANCE_WINDOW} steps, which is ln(classes): every '
+        'class is predicted alike. On ImageNet that lasts for some thousand steps. Elsewhere the usual reasons are '
+        'initial weights too small for the scale of the input (model.init_std; pixels are 0-255), or a rate so high '
+        'that the units died or so low that nothing moves (optimizer.rate).',
         flush=True,
       )
 

@@ -4,8 +4,8 @@ import collections
 import concurrent.futures
 import os
 import pathlib
-import re
 import stat
+import urllib.parse
 import zipfile
 from typing import NamedTuple
 
@@ -42,8 +42,11 @@ def of(source: Source, num_threads: int) -> Statistics:
       return kept
   statistics = compute(source, num_threads)
   place = places[0] if _is_writable(places[0].parent) else places[1]
-  place.parent.mkdir(parents=True, exist_ok=True)
-  statistics.save(place)
+  try:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    statistics.save(place)
+  except OSError as error:  # a full disk, say: nothing is lost but the time to do it again
+    print(f'the statistics could not be kept in {place.parent} ({error.strerror}); next time they are computed again')
   return statistics
 
 
@@ -87,7 +90,7 @@ def _read_ahead(pool, source, distance=64):
 
 def _file_name(source):
   """Named by split and size; the folder says which dataset and version."""
-  return f'alexnet_jax-statistics-{re.sub(r"[^A-Za-z0-9]+", "_", source.split)}-{source.size}.npz'
+  return f'alexnet_jax-statistics-{urllib.parse.quote(source.split, safe="")}-{source.size}.npz'
 
 
 def _cache_folder(source):

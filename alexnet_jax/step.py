@@ -41,6 +41,11 @@ def init_state(key: jax.Array, *, network: Network, hyper: Hyperparameters) -> T
   return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
+def abstract_state(network: Network, hyper: Hyperparameters) -> TrainState:
+  """Returns the shapes, dtypes and partition specs of a state, without making one."""
+  return jax.eval_shape(lambda key: init_state(key, network=network, hyper=hyper), jax.random.key(0))
+
+
 @functools.partial(jax.jit, static_argnames=('network', 'hyper'), donate_argnames='state')
 def train_step(
   state: TrainState,
@@ -161,12 +166,12 @@ def top_k_credit(scores: jax.Array, label: jax.Array, k: int) -> jax.Array:
     k: places.
 
   Returns:
-    [batch] float32, 1 for in, 0 for out, between for a shared place.
+    [batch] float32, 1 for in, 0 for out, between for a shared place; 0 where a score is no number.
   """
   own = jnp.sum(scores, axis=-1, where=_is(label, scores), keepdims=True)
   better = jnp.sum(scores > own, axis=-1)
-  tied = jnp.maximum(jnp.sum(scores == own, axis=-1), 1)
-  return jnp.clip((k - better) / tied, 0.0, 1.0)
+  tied = jnp.sum(scores == own, axis=-1)
+  return jnp.where(tied > 0, jnp.clip((k - better) / jnp.maximum(tied, 1), 0.0, 1.0), 0.0)
 
 
 def _is(label, scores):

@@ -9,6 +9,7 @@ An array that every tower sees alike (the image, or what `gather` returns) has n
 
 from collections.abc import Mapping
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +49,10 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
     raise UsageError(
       f'mesh.data={num_data} and mesh.tower={num_tower} must not be negative; 0 lets the mesh fit itself.'
     )
+  if num_towers % num_tower:
+    raise UsageError(
+      f'mesh.tower={num_tower} does not divide the {num_towers} tower(s) of the network; choose 1 or {num_towers}.'
+    )
   needed = num_data * num_tower
   if needed > len(devices):
     advice = (
@@ -58,13 +63,11 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
     raise UsageError(
       f'mesh.data={num_data} x mesh.tower={num_tower} needs {needed} devices and there are {len(devices)}; {advice}.'
     )
-  if num_towers % num_tower:
-    raise UsageError(
-      f'mesh.tower={num_tower} does not divide the {num_towers} tower(s) of the network; choose 1 or {num_towers}.'
-    )
   for field, size in batches.items():
     if size % num_data:
-      raise UsageError(f'mesh.data={num_data} does not divide {field}={size}; choose a multiple of it.')
+      raise UsageError(
+        f'mesh.data={num_data} does not divide {field}={size}; choose a multiple of it, or set mesh.data.'
+      )
   grid = np.asarray(devices[:needed]).reshape(num_data, num_tower)
   return Mesh(grid, ('data', 'tower'), axis_types=(AxisType.Explicit,) * 2)
 
@@ -75,10 +78,12 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
   Processes that differ only in tower read the same images, so the share follows the mesh, not the process index.
 
   Raises:
-    UsageError: if this process does not hold one aligned block of the data axis.
+    UsageError: if this process holds no device of the mesh, or not one aligned block of its data axis.
   """
   mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
   rows = np.flatnonzero(mine.any(axis=1))
+  if not rows.size:
+    raise UsageError(f'process {jax.process_index()} has no device in the mesh; let it use all devices.')
   first, num_rows = int(rows[0]), len(rows)
   if rows[-1] - first != num_rows - 1 or first % num_rows or mesh.shape['data'] % num_rows:
     raise UsageError(
@@ -136,6 +141,11 @@ def gather(x: jax.Array) -> jax.Array:
 def broadcast(x: jax.Array, num_towers: int) -> jax.Array:
   """Hands each tower its copy of what all see: [batch, ...] -> [tower, batch, ...]."""
   return jnp.broadcast_to(x, (num_towers, *x.shape), out_sharding=MAPS)
+
+
+def versions() -> str:
+  """Says in one line what a run stands on."""
+  return f'jax {jax.__version__}, flax {flax.__version__}'
 
 
 def describe(mesh: Mesh) -> str:

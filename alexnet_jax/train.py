@@ -1,17 +1,17 @@
 """Training: the loop, and what it stands on."""
 
+import contextlib
 import math
 import pathlib
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, data, evaluate, model, optimizer, statistics, step, towers, workdir
+from alexnet_jax import augment, data, evaluate, fields, model, optimizer, statistics, step, towers, workdir
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.errors import RunError
 from alexnet_jax.progress import Progress
 
 
@@ -29,8 +29,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     UsageError: if the config cannot be run, or the folder holds a run of another.
     RunError: if the data cannot be read, or the loss is not finite; checkpoints stay as they are.
   """
-  check(config)
-  print(f'jax {jax.__version__}, flax {flax.__version__}')
+  fields.check(config)
+  print(towers.versions())
   mesh = towers.make_mesh(
     config.mesh.data,
     config.mesh.tower,
@@ -44,77 +44,60 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     (config.data.train_split, config.data.validation_split, config.data.test_split),
   )
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')
+  steps_per_epoch = len(train) / config.batch_size
+  last_step = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
+  eval_every = config.eval_every or math.ceil(steps_per_epoch)
+  checkpoint_every = config.checkpoint_every or math.ceil(steps_per_epoch)
+  schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch)
+  hyper = step.Hyperparameters(config.optimizer.momentum, config.optimizer.weight_decay)
 
   with jax.set_mesh(mesh):
     network = model.build(config.model, train.num_classes)
+    workdir.check(folder, config)
     stats = statistics.of(train, config.data.num_threads)
     workdir.start(folder, config, stats, train.class_names)
-    hyper = step.Hyperparameters(config.optimizer.momentum, config.optimizer.weight_decay)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
     mean_image = jnp.asarray(stats.mean_image, jnp.float32)
-    steps_per_epoch = len(train) / config.batch_size
-    last_step = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
-    eval_every = config.eval_every or math.ceil(steps_per_epoch)
-    checkpoint_every = config.checkpoint_every or math.ceil(steps_per_epoch)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
-    schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch)
-    checkpoints = Checkpoints(folder)
-    if checkpoints.newest_step() is None:
-      state = step.init_state(init_key, network=network, hyper=hyper)
-    else:
-      shapes = jax.eval_shape(lambda key: step.init_state(key, network=network, hyper=hyper), init_key)
-      state, kept = checkpoints.restore(shapes, mesh)
-      schedule.restore(kept['schedule'])
-      print(f'going on from step {int(state.step):,} in {folder}')
-    first_step = int(state.step)
-    print(parameter_table(state.params))
+    with (
+      contextlib.closing(Checkpoints(folder)) as checkpoints,
+      contextlib.closing(Progress(folder, config, train.num_classes, len(train), last_step)) as progress,
+    ):
+      if checkpoints.newest_step() is None:
+        state = step.init_state(init_key, network=network, hyper=hyper)
+      else:
+        state, kept = checkpoints.restore(step.abstract_state(network, hyper), mesh)
+        schedule.restore(kept['schedule'])
+        print(f'going on from step {int(state.step):,} in {folder}')
+      print(parameter_table(state.params, train.num_classes), flush=True)
 
-    batches = data.training_batches(
-      train, stats.covariance, config, first_step=first_step, share=towers.data_share(mesh)
-    )
-    progress = Progress(folder, config, num_classes=train.num_classes, epoch_size=len(train), last_step=last_step)
-    for number in range(first_step, last_step):
-      if schedule.finished:
-        break
-      with progress.waiting_for_data():
-        batch = next(batches)
-      rate = schedule.rate(number)
-      state, metrics = step.train_step(
-        state, towers.put_batch(mesh, batch), mean_image, np.float32(rate), step_key, network=network, hyper=hyper
+      first_step = int(state.step)
+      batches = data.training_batches(
+        train, stats.covariance, config, first_step=first_step, share=towers.data_share(mesh)
       )
-      done = number + 1
-      progress.step_dispatched(done, rate, metrics)
-      if done % eval_every == 0:
-        progress.read()
-        results = evaluate.evaluate(network, state.params, validation, mean_image, config, mesh, augment.centre_view())
-        schedule.observe(results['top1_error'])
-        progress.evaluated(done, results)
-      if done % checkpoint_every == 0 or done == last_step or schedule.finished:
-        progress.read()
-        checkpoints.save(done, finite(state), {'schedule': schedule.state(), 'next_image': done * config.batch_size})
-    progress.close()
-    checkpoints.close()
+      for number in range(first_step, last_step):
+        if schedule.finished:
+          break
+        with progress.waiting_for_data():
+          batch = towers.put_batch(mesh, next(batches))
+        rate = schedule.rate(number)
+        state, metrics = step.train_step(
+          state, batch, mean_image, np.float32(rate), step_key, network=network, hyper=hyper
+        )
+        done = number + 1
+        progress.step_dispatched(done, rate, metrics)
+        if done % eval_every == 0:
+          with progress.paused():
+            view = augment.centre_view()
+            results = evaluate.evaluate(network, state.params, validation, mean_image, config, mesh, view)
+          schedule.observe(results['top1_error'])
+          progress.evaluated(done, results)
+        if done % checkpoint_every == 0 or done == last_step or schedule.finished:
+          with progress.paused():
+            checkpoints.save(done, finite(state), {'schedule': schedule.state()})
     if schedule.finished:
       print(f'the validation error stopped improving at the lowest rate: done after {int(state.step):,} steps')
     return evaluate.report(network, state.params, int(state.step), test, mean_image, config, mesh, folder)
-
-
-def check(config: ConfigDict) -> None:
-  """Finds values that no run can have.
-
-  Raises:
-    UsageError: naming the field and what it may be.
-  """
-  positive = ('batch_size', 'log_every', 'data.num_threads', 'data.num_prefetched', 'eval.batch_size')
-  not_negative = ('seed', 'num_epochs', 'num_steps', 'eval_every', 'checkpoint_every', 'optimizer.rate')
-  not_negative += ('augment.colour_std',)
-  flat = workdir.flat(config)
-  for field in positive:
-    if not flat[field] >= 1:
-      raise UsageError(f'{field}={flat[field]} must be 1 or more.')
-  for field in not_negative:
-    if not 0 <= flat[field] < math.inf:
-      raise UsageError(f'{field}={flat[field]} must be 0 or more, and finite.')
 
 
 def finite(state: step.TrainState) -> step.TrainState:
@@ -131,13 +114,18 @@ def finite(state: step.TrainState) -> step.TrainState:
   return state
 
 
-def parameter_table(params: dict) -> str:
-  """Shows every layer's kernels, whole and on each device: on two tower devices a device holds half of them."""
+def parameter_table(params: dict, num_classes: int) -> str:
+  """Shows every layer's kernels, whole and on each device: on two tower devices a device holds half of them.
+
+  With an odd number of classes one unit of fc8 has no class; its weights are there but not counted.
+  """
   lines = [f'{"":8}{"parameters":>12}  {"kernels (tower x ...)":26}on each device']
   total = 0
   for name, layer in params.items():
     kernel = layer['kernel']
     count = sum(x.size for x in layer.values())
+    if name == 'fc8':
+      count = count // layer['bias'].size * num_classes
     total += count
     whole = ' x '.join(map(str, kernel.shape))
     local = ' x '.join(map(str, kernel.sharding.shard_shape(kernel.shape)))

@@ -14,10 +14,12 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.errors import UsageError
-from alexnet_jax.statistics import Statistics
+from alexnet_jax import fields
+from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.statistics import Statistics, load
 
 # What may differ when a run is continued: its length, its devices, its evaluation, and where and how fast data is read.
 MAY_CHANGE = (
@@ -41,61 +43,101 @@ def default(config: ConfigDict) -> pathlib.Path:
   return pathlib.Path('runs', '-'.join(re.sub(r'[^A-Za-z0-9._-]+', '_', name) for name in names))
 
 
-def start(workdir: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:
-  """Makes the folder of a run, or checks that the run in it is the one to go on with, and keeps what describes it.
+def check(folder: pathlib.Path, config: ConfigDict) -> None:
+  """Checks that a folder can take a run, and that a run which is in it is the one to go on with.
+
+  A folder without checkpoints has no run to lose, whatever its config.
 
   Raises:
     UsageError: if the folder cannot be written to, or holds a run of another config.
   """
-  path = workdir / 'config.json'
-  if path.exists() and (differing := _differences(flat(load_config(workdir)), flat(config))):
-    raise UsageError(
-      f'{workdir} holds a run of another config ({"; ".join(differing)}); choose another --workdir, or the same config.'
-    )
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    statistics.save(workdir / 'statistics.npz')
-    _write(workdir / 'classes.txt', '\n'.join(class_names) + '\n')
-    _write(path, json.dumps(config.to_dict(), indent=2) + '\n')
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / '.writable', '')
+    (folder / '.writable').unlink()
   except OSError as error:
-    raise UsageError(f'{workdir} cannot be written to ({error.strerror}); choose another --workdir.') from error
+    raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
+  if not _has_checkpoints(folder):
+    return
+  if differing := _differences(fields.flat(load_config(folder)), fields.flat(config)):
+    raise UsageError(
+      f'{folder} holds a run of another config ({"; ".join(differing)}); choose another --workdir, or the same config.'
+    )
 
 
-def load_config(workdir: pathlib.Path) -> ConfigDict:
+def start(folder: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:
+  """Keeps what describes the run in a folder that `check` found good.
+
+  Raises:
+    UsageError: if the run in it began with other images or classes.
+  """
+  if _has_checkpoints(folder):
+    kept = load_statistics(folder)
+    same_images = all(np.array_equal(new, old) for new, old in zip(statistics, kept, strict=True))
+    if not same_images or list(class_names) != load_classes(folder):
+      raise UsageError(
+        f'{folder} holds a run that began with other training images or classes; '
+        'choose another --workdir, or the same version of the dataset.'
+      )
+  statistics.save(folder / 'statistics.npz')
+  _write(folder / 'classes.txt', '\n'.join(class_names) + '\n')
+  _write(folder / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
+
+
+def load_config(folder: pathlib.Path) -> ConfigDict:
   """Reads the config of the run in a folder.
 
   Raises:
     UsageError: if there is no run, or its config cannot be read.
   """
   try:
-    return ConfigDict(json.loads((workdir / 'config.json').read_text()))
-  except FileNotFoundError as error:
-    raise UsageError(f'{workdir} holds no run; train one there first, or name its folder with --workdir.') from error
-  except ValueError as error:
-    raise UsageError(f'{workdir}/config.json is damaged ({error}); put back the config of the run.') from error
+    config = ConfigDict(json.loads((folder / 'config.json').read_text()))
+    fields.check(config)
+  except OSError as error:
+    raise UsageError(f'{folder} holds no run; train one there first, or name its folder with --workdir.') from error
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UsageError(f'{folder}/config.json is damaged ({error}); put back the config of the run.') from error
+  return config
 
 
-def load_classes(workdir: pathlib.Path) -> list[str]:
-  """Reads the names of the classes of the run in a folder."""
-  return (workdir / 'classes.txt').read_text().splitlines()
+def load_classes(folder: pathlib.Path) -> list[str]:
+  """Reads the names of the classes of the run in a folder.
+
+  Raises:
+    UsageError: if they are not there.
+  """
+  try:
+    return (folder / 'classes.txt').read_text().splitlines()
+  except OSError as error:
+    raise UsageError(f'{folder}/classes.txt is missing; put it back, one class a line.') from error
 
 
-def write_results(workdir: pathlib.Path, results: dict) -> None:
-  """Writes `results.json`."""
-  _write(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
+def load_statistics(folder: pathlib.Path) -> Statistics:
+  """Reads the statistics of the training set of the run in a folder.
+
+  Raises:
+    UsageError: if they are not there.
+  """
+  statistics = load(folder / 'statistics.npz')
+  if statistics is None:
+    raise UsageError(f'{folder}/statistics.npz is missing or damaged; put it back, or train in another --workdir.')
+  return statistics
 
 
-def flat(config: ConfigDict) -> dict:
-  """Flattens a config to {'model.width': 1.0, ...}, in JSON's types."""
+def write_results(folder: pathlib.Path, results: dict) -> None:
+  """Writes `results.json`.
 
-  def flatten(prefix, value):
-    if not isinstance(value, dict):
-      return {prefix: value}
-    return {
-      k: v for name, part in value.items() for k, v in flatten(f'{prefix}.{name}' if prefix else name, part).items()
-    }
+  Raises:
+    RunError: if it cannot be written.
+  """
+  try:
+    _write(folder / 'results.json', json.dumps(results, indent=2) + '\n')
+  except OSError as error:
+    raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); it would say {results}') from error
 
-  return flatten('', json.loads(json.dumps(config.to_dict())))
+
+def _has_checkpoints(folder):
+  return any((folder / 'checkpoints').glob('[0-9]*'))
 
 
 def _write(path, text):

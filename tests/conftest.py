@@ -20,8 +20,9 @@ SHARED_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 @pytest.fixture(scope='session')
 def shared_data():
   """Real data that is not part of the project."""
-  if not SHARED_DATA.is_dir():
-    pytest.skip(f'{SHARED_DATA} is not there: real CIFAR-10 and photographs are not part of the project')
+  for part in ('tfds/cifar10', 'imagenette_subset'):
+    if not (SHARED_DATA / part).is_dir():
+      pytest.skip(f'{part} is not there: real CIFAR-10 and photographs are not part of the project')
   return SHARED_DATA
 
 

@@ -9,7 +9,7 @@ from configs import alexnet
 from tests.conftest import mesh
 
 HYPER = step.Hyperparameters(0.9, 0.0005)
-RUN = {'schedule': {'drops': 2, 'best_error': 12.345678901234567, 'evaluations_since_best': 1}, 'next_image': 40}
+RUN = {'schedule': {'drops': 2, 'best_error': 12.345678901234567, 'evaluations_since_best': 1}}
 
 
 def initial_state(seed):
@@ -17,10 +17,8 @@ def initial_state(seed):
   config.image_size, config.width = 64, 1 / 16
   network = model.build(config, 10)
 
-  def make(key):
-    return step.init_state(key, network=network, hyper=HYPER)
-
-  return make(jax.random.key(seed)), jax.eval_shape(make, jax.random.key(seed))
+  state = step.init_state(jax.random.key(seed), network=network, hyper=HYPER)
+  return state, step.abstract_state(network, HYPER)
 
 
 @pytest.mark.parametrize(

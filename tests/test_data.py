@@ -144,7 +144,7 @@ def test_every_kind_of_image_becomes_rgb(mode):
   assert np.abs(pixels.astype(int) - expected).max() <= 3
 
 
-def test_a_broken_image_names_itself(train_source):
+def test_a_broken_image_names_itself_from_inside_the_pipeline(train_source, config):
   class Broken:
     def __len__(self):
       return 3
@@ -153,8 +153,17 @@ def test_a_broken_image_names_itself(train_source):
       return {'image': b'\x89PNG nothing', 'label': 0}
 
   train_source._records = Broken()
-  with pytest.raises(RunError, match=r"image 2 of split 'train' of digits/1.0.0 cannot be decoded"):
-    train_source[2]
+  sentence = r"image \d of split 'train' of digits/1.0.0 cannot be read or decoded"
+  for stream in (batches(train_source, config), data.evaluation_batches(train_source, config, share=(0, 1))):
+    with pytest.raises(RunError, match=sentence):
+      next(stream)
+
+
+def test_an_image_without_a_label_says_so(train_source, monkeypatch):
+  monkeypatch.setattr(data, 'decode', lambda encoded: np.zeros((8, 8, 3), np.uint8))
+  train_source._records = [{'image': b'', 'label': -1}]
+  with pytest.raises(RunError, match='has the label -1, which is none; choose a split with labels'):
+    train_source[0]
 
 
 def test_cifar10_as_tfds_prepared_it(shared_data, config):

@@ -51,6 +51,9 @@ TINY = (
     (('--config=configs/alexnet.py', '--config.mesh.tower=2'), 'JAX_NUM_CPU_DEVICES=2 python main.py'),
     (('--config=configs/alexnet.py:cifar10', '--config.data.dir=nowhere'), "data.dir='nowhere' is not a folder"),
     (('--config=configs/alexnet.py', '--mode=eval', '--workdir=nowhere'), 'nowhere holds no run'),
+    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=README.md'), 'README.md holds no run'),
+    (('--config=configs/alexnet.py', '--workdir=README.md/run'), 'cannot be written to'),
+    (('--config=configs/alexnet.py', '--config.optimizer.schedule=cosine'), "choose 'plateau' or 'steps'"),
   ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(arguments, sentence):
@@ -60,8 +63,22 @@ def test_wrong_usage_is_one_sentence_and_status_2(arguments, sentence):
   assert 'Traceback' not in result.stderr
 
 
+def test_a_loss_that_is_not_finite_is_one_sentence_and_status_1(data_dir, tmp_path):
+  result = command(
+    '--config=configs/alexnet.py',
+    f'--config.data.dir={data_dir}',
+    f'--workdir={tmp_path}',
+    *TINY,
+    '--config.optimizer.rate=1e30',
+  )
+  assert result.returncode == 1, result.stderr
+  assert re.search(r'^error: .*checkpoints from before are kept.*optimizer.rate', result.stderr, re.MULTILINE)
+  assert 'Traceback' not in result.stderr
+
+
 def test_help_is_there_at_once_and_does_not_load_jax():
   result = command('--help')
+  assert result.returncode == 0
   assert '--workdir' in result.stdout
   probe = "import sys, runpy; sys.argv = ['main.py', '--config=configs/alexnet.py', '--nosuch']\n"
   probe += "try: runpy.run_path('main.py', run_name='__main__')\nexcept SystemExit as end: print(end.code)\n"
@@ -75,6 +92,8 @@ def test_train_then_eval_from_the_command_line(data_dir, tmp_path):
   trained = command(*arguments, devices=2)
   assert trained.returncode == 0, trained.stderr
   assert 'mesh data 1 x tower 2' in trained.stdout
+  # Each device holds half of the kernels.
+  assert re.search(r'conv1 .* 2 x 11 x 11 x 3 x 3 +1 x 11 x 11 x 3 x 3\n', trained.stdout)
   assert 'step 3/3' in trained.stdout
   results = (tmp_path / 'run' / 'results.json').read_text()
   evaluated = command(*arguments, '--mode=eval', devices=2)

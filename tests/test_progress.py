@@ -66,6 +66,18 @@ def test_standing_at_chance_is_said_once_and_explained(progress, capsys):
     assert reason in output
 
 
-def test_learning_is_not_taken_for_standing_still(progress, capsys):
-  feed(progress, np.linspace(2.4, 1.5, 3 * CHANCE_WINDOW))
+def test_a_pause_is_not_counted(progress, capsys):
+  for step in range(1, 12):
+    if step == 8:
+      with progress.paused():
+        time.sleep(1)
+    time.sleep(0.01)
+    feed_one(progress, step)
+  line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
+  assert float(re.search(r'([\d.]+) images/s', line)[1]) > 5 * 8 / 0.5
+
+
+@pytest.mark.parametrize('start', [2.4, 3.5])
+def test_learning_is_not_taken_for_standing_still(progress, capsys, start):
+  feed(progress, np.linspace(start, 1.0, 3 * CHANCE_WINDOW))
   assert 'ln(classes)' not in capsys.readouterr().out

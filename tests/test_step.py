@@ -125,6 +125,11 @@ def test_credit_is_the_share_of_random_orders_of_ties(k):
   np.testing.assert_allclose(step.top_k_credit(jnp.asarray(scores), jnp.asarray(label), k), expected, atol=0.04)
 
 
+@pytest.mark.parametrize(('score', 'label'), [(np.nan, 0), (1.0, -1), (1.0, 3)])
+def test_no_number_or_no_label_is_no_credit(score, label):
+  assert float(step.top_k_credit(jnp.full((1, 3), score), jnp.array([label]), 1)[0]) == 0.0
+
+
 def test_a_network_that_says_the_same_of_every_class_is_right_by_chance():
   credit = step.top_k_credit(jnp.zeros((3, 1000)), jnp.array([0, 500, 999]), 5)
   np.testing.assert_allclose(credit, 0.005)

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from alexnet_jax import workdir
+from alexnet_jax import fields, workdir
 from alexnet_jax.errors import UsageError
 from alexnet_jax.statistics import Statistics
 from configs import alexnet
@@ -15,49 +15,89 @@ NAMES = ('tench', 'English springer')
 
 def test_a_run_is_described_by_its_folder(tmp_path):
   config = alexnet.get_config('cifar10')
-  workdir.start(tmp_path / 'a' / 'b', config, STATISTICS, NAMES)
   folder = tmp_path / 'a' / 'b'
-  assert workdir.flat(workdir.load_config(folder)) == workdir.flat(config)
+  workdir.check(folder, config)
+  workdir.start(folder, config, STATISTICS, NAMES)
+  assert fields.flat(workdir.load_config(folder)) == fields.flat(config)
   assert workdir.load_classes(folder) == list(NAMES)
   assert sorted(os.listdir(folder)) == ['classes.txt', 'config.json', 'statistics.npz']
   workdir.write_results(folder, {'step': 3})
   assert json.loads((folder / 'results.json').read_text()) == {'step': 3}
 
 
-@pytest.mark.parametrize('field', ['num_steps', 'num_epochs', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir'])
-def test_length_mesh_evaluation_and_place_may_change(tmp_path, field):
+@pytest.fixture
+def begun(tmp_path):
+  """The folder of a run that has a checkpoint, and its config."""
   config = alexnet.get_config()
+  workdir.check(tmp_path, config)
   workdir.start(tmp_path, config, STATISTICS, NAMES)
+  (tmp_path / 'checkpoints' / '40').mkdir(parents=True)
+  return tmp_path, config
+
+
+@pytest.mark.parametrize('field', ['num_steps', 'num_epochs', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir'])
+def test_length_mesh_evaluation_and_place_may_change(begun, field):
+  folder, config = begun
   part, _, name = field.rpartition('.')
   target = config[part] if part else config
   target[name] = 'elsewhere' if field == 'data.dir' else not target[name] if name == 'ten_view' else 7
-  workdir.start(tmp_path, config, STATISTICS, NAMES)
-  assert workdir.flat(workdir.load_config(tmp_path))[field] == target[name]
+  workdir.check(folder, config)
+  workdir.start(folder, config, STATISTICS, NAMES)
+  assert fields.flat(workdir.load_config(folder))[field] == target[name]
 
 
-def test_anything_else_is_named_and_the_run_is_left_alone(tmp_path):
-  config = alexnet.get_config()
-  workdir.start(tmp_path, config, STATISTICS, NAMES)
-  before = (tmp_path / 'config.json').read_bytes()
+def test_anything_else_is_named_and_the_run_is_left_alone(begun):
+  folder, config = begun
+  before = (folder / 'config.json').read_bytes()
   config.optimizer.rate, config.seed = 0.5, 3
   with pytest.raises(UsageError, match=r'optimizer.rate: 0.001 there, 0.5 here; seed: 0 there, 3 here') as error:
-    workdir.start(tmp_path, config, STATISTICS, NAMES)
+    workdir.check(folder, config)
   assert 'num_steps' not in str(error.value)
-  assert (tmp_path / 'config.json').read_bytes() == before
+  assert (folder / 'config.json').read_bytes() == before
+
+
+def test_a_run_that_never_reached_a_checkpoint_is_in_nobodys_way(begun):
+  folder, config = begun
+  (folder / 'checkpoints' / '40').rmdir()
+  config.seed = 3
+  workdir.check(folder, config)
+  workdir.start(folder, config, STATISTICS, ('other', 'names'))
+  assert workdir.load_config(folder).seed == 3
+
+
+@pytest.mark.parametrize(
+  ('statistics', 'names'),
+  [(STATISTICS._replace(mean_image=np.ones((96, 96, 3))), NAMES), (STATISTICS, ('English springer', 'tench'))],
+)
+def test_other_images_or_classes_are_not_trained_on_unnoticed(begun, statistics, names):
+  folder, config = begun
+  with pytest.raises(UsageError, match='began with other training images or classes'):
+    workdir.start(folder, config, statistics, names)
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UsageError, match='cannot be written to'):
-    workdir.start(tmp_path / 'file' / 'run', alexnet.get_config(), STATISTICS, NAMES)
+    workdir.check(tmp_path / 'file' / 'run', alexnet.get_config())
 
 
 def test_no_run_and_a_damaged_config_say_so(tmp_path):
   with pytest.raises(UsageError, match='holds no run'):
     workdir.load_config(tmp_path)
-  (tmp_path / 'config.json').write_text('{"half": ')
-  with pytest.raises(UsageError, match='damaged'):
-    workdir.load_config(tmp_path)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UsageError, match='holds no run'):
+    workdir.load_config(tmp_path / 'file')
+  for content in ('{"half": ', '[]', '{}', ''):
+    (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(UsageError, match='damaged'):
+      workdir.load_config(tmp_path)
+
+
+def test_what_is_missing_beside_the_config_is_named(tmp_path):
+  with pytest.raises(UsageError, match=r'classes.txt is missing'):
+    workdir.load_classes(tmp_path)
+  with pytest.raises(UsageError, match=r'statistics.npz is missing'):
+    workdir.load_statistics(tmp_path)
 
 
 @pytest.mark.parametrize(

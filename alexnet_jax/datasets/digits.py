@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 _DESCRIPTION = """\
-1,797 grey images of handwritten digits, 8 x 8 pixels, as distributed with scikit-learn; the sixteen grey levels are
-stretched over 0-255 with black ink as high values. Every fifth image is in the test split. The same 13 people wrote
+1,797 grey images of handwritten digits, 8 x 8 pixels, as distributed with scikit-learn; the grey levels 0-16 are
+stretched over 0-255, ink bright on a dark ground. Every fifth image is in the test split. The same 13 people wrote
 both splits, so the test says how well digits are read, not how well new hands are.
 """
 

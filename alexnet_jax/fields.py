@@ -1,0 +1,62 @@
+"""The fields of a config: their full names, and the values that no run can have."""
+
+import json
+import math
+
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UsageError
+
+ONE_OR_MORE = (
+  'batch_size',
+  'log_every',
+  'data.num_threads',
+  'data.num_prefetched',
+  'eval.batch_size',
+  'optimizer.plateau_patience',
+)
+ZERO_OR_MORE = (
+  'seed',
+  'num_epochs',
+  'num_steps',
+  'eval_every',
+  'checkpoint_every',
+  'optimizer.rate',
+  'optimizer.momentum',
+  'optimizer.weight_decay',
+  'optimizer.plateau_drops',
+  'augment.colour_std',
+)
+
+
+def flat(config: ConfigDict) -> dict:
+  """Flattens a config to {'model.width': 1.0, ...}, in JSON's types."""
+
+  def flatten(prefix, value):
+    if not isinstance(value, dict):
+      return {prefix: value}
+    parts = (flatten(f'{prefix}.{name}' if prefix else name, part) for name, part in value.items())
+    return {name: part for flattened in parts for name, part in flattened.items()}
+
+  return flatten('', json.loads(json.dumps(config.to_dict())))
+
+
+def check(config: ConfigDict) -> None:
+  """Finds values that no run can have.
+
+  Raises:
+    UsageError: naming the field and what it may be.
+  """
+  values = flat(config)
+  for field in ONE_OR_MORE:
+    if not 1 <= values[field] < math.inf:
+      raise UsageError(f'{field}={values[field]} must be 1 or more.')
+  for field in (*ZERO_OR_MORE, *(name for name in values if name.startswith('model.init_std.'))):
+    if not 0 <= values[field] < math.inf:
+      raise UsageError(f'{field}={values[field]} must be 0 or more, and finite.')
+  if values['seed'] >= 2**32:
+    raise UsageError(f'seed={values["seed"]} must be below 2 ** 32.')
+  if not values['optimizer.rate_factor'] > 0:
+    raise UsageError(f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0; the paper has 10.')
+  if not values['num_epochs'] and not values['num_steps']:
+    raise UsageError('num_epochs and num_steps are both 0; set one of them.')

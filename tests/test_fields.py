@@ -1,0 +1,56 @@
+import pytest
+
+from alexnet_jax import fields
+from alexnet_jax.errors import UsageError
+from configs import alexnet
+
+
+def with_value(field, value):
+  config = alexnet.get_config()
+  part, _, name = field.rpartition('.')
+  section = config
+  for key in part.split('.') if part else ():
+    section = section[key]
+  section[name] = value
+  return config
+
+
+@pytest.mark.parametrize('variant', alexnet.DATASETS)
+def test_every_variant_is_within_bounds(variant):
+  fields.check(alexnet.get_config(variant))
+
+
+@pytest.mark.parametrize('field', ['batch_size', 'data.num_threads', 'eval.batch_size', 'optimizer.plateau_patience'])
+def test_counts_must_be_positive(field):
+  with pytest.raises(UsageError, match=rf'{field}=0 must be 1 or more'):
+    fields.check(with_value(field, 0))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('num_steps', -1),
+    ('optimizer.rate', float('nan')),
+    ('optimizer.momentum', float('inf')),
+    ('seed', -2),
+    ('model.init_std.conv1', -0.1),
+  ],
+)
+def test_amounts_must_not_be_negative(field, value):
+  with pytest.raises(UsageError, match=rf'{field}=.* must be 0 or more'):
+    fields.check(with_value(field, value))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'sentence'),
+  [('seed', 2**32, 'below 2'), ('optimizer.rate_factor', 0.0, 'above 0'), ('num_epochs', 0, 'both 0')],
+)
+def test_other_bounds(field, value, sentence):
+  with pytest.raises(UsageError, match=sentence):
+    fields.check(with_value(field, value))
+
+
+def test_flat_names_every_field():
+  names = fields.flat(alexnet.paper())
+  assert names['model.init_bias.conv2'] == 1.0
+  assert names['optimizer.step_epochs'] == [25, 51, 79]
