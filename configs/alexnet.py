@@ -73,12 +73,11 @@ def digits(config: ConfigDict) -> None:
   config.batch_size = 32
   config.num_epochs = 8
   config.augment.mirror = False  # a mirrored digit is another sign
-  # Paper: 0.01, at which the loss on these images of high contrast @@DIV@@.
-  config.optimizer.rate = 0.001
   config.optimizer.plateau_patience = 2
-  # Paper: with 0.01 everywhere the middle layers pass on so little that learning starts late; 0.03 is what the 2012
-  # code had there (facts, 1.7).
-  config.model.init_std.update(conv3=0.03, conv4=0.03, conv5=0.03)
+  # Paper: 0.01 and 0.01, which learn the digits, too, but first throw the loss to 4 and need an epoch to come back, so
+  # that some seeds are late: after two epochs 15 and 28 % validation error (seeds 0, 1), against 10 % with these.
+  config.optimizer.rate = 0.001
+  config.model.init_std.update(conv3=0.03, conv4=0.03, conv5=0.03)  # as in 2012 (facts, 1.7)
 
 
 def imagenet2012(config: ConfigDict) -> None:
