@@ -82,3 +82,6 @@ if __name__ == '__main__':
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2 if isinstance(error, UsageError) else 1)
+  except KeyboardInterrupt:
+    print('error: interrupted; start again to go on from the newest checkpoint.', file=sys.stderr)
+    sys.exit(1)
