@@ -42,7 +42,8 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
   """
   devices = jax.devices()
   if num_tower == 0:
-    num_tower = 2 if num_towers == 2 and len(devices) % 2 == 0 and len(devices) % max(2 * num_data, 1) == 0 else 1
+    splits_evenly = len(devices) % (2 * max(num_data, 1)) == 0
+    num_tower = 2 if num_towers == 2 and splits_evenly else 1
   if num_data == 0:
     num_data = max(len(devices) // num_tower, 1)
   if min(num_data, num_tower) < 0:
