@@ -123,13 +123,13 @@ def local_response_norm(
 
 def _normalise(x, k, size, alpha, beta):
   denominator = k + alpha * _window_sum(jnp.square(x), size)
-  scale = _negative_power(denominator, beta)
-  return x * scale, (x, denominator, scale)
+  return x * _negative_power(denominator, beta), (x, denominator)
 
 
 def _normalise_gradient(k, size, alpha, beta, residuals, dy):
   del k
-  x, denominator, scale = residuals
+  x, denominator = residuals
+  scale = _negative_power(denominator, beta)
   # y_i = x_i d_i^-beta and d_i holds x_j^2 for every neighbour j, so x_j also acts through all of its neighbours' d_i.
   return (dy * scale - 2 * alpha * beta * x * _window_sum(dy * x * scale / denominator, size),)
 
