@@ -17,6 +17,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from alexnet_jax import fields
 from alexnet_jax.errors import RunError, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
@@ -57,20 +58,12 @@ def parse(arguments):
     flags.FLAGS(sys.argv)
     name = re.search(r"'(\w+)\W", str(error))
     raise UsageError(
-      f"there is no config field '{name[1] if name else error}'; the fields are {', '.join(_fields(CONFIG.value))}."
+      f"there is no config field '{name[1] if name else error}'; the fields are {', '.join(fields.flat(CONFIG.value))}."
     ) from error
   except (flags.Error, ValueError, TypeError, KeyError, OSError) as error:
     # ml_collections puts the traceback of a config file into its message; the last line says what is wrong.
     last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     raise UsageError(re.sub(r'^\w+Error: ', '', last)) from error
-
-
-def _fields(config, prefix=''):
-  for name, value in config.items():
-    if hasattr(value, 'items'):
-      yield from _fields(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name
 
 
 if __name__ == '__main__':
