@@ -1,6 +1,7 @@
 """The layers of section 3, for activations with a leading tower axis."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,8 @@ def constant(shape, value) -> jax.Array:
 def max_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
   """Takes the maximum over windows that overlap where size > stride (section 3.4).
 
+  The last window of a row or column may hang over the edge; only what lies inside counts (facts, 1.3).
+
   Along one axis, then along the other: the gradient of maxima of slices is about four times as fast on a CPU as that
   of `lax.reduce_window`, and two passes of three slices move a third of the memory of one pass of nine. Where several
   pixels tie, they share the gradient.
@@ -85,20 +88,26 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
   Args:
     x: [tower, batch, height, width, channel].
     size: side of the window, z in the paper.
-    stride: pixels from one window to the next, s in the paper.
+    stride: pixels from one window to the next, s in the paper; no more than size.
 
   Returns:
-    [tower, batch, (height - size) // stride + 1, (width - size) // stride + 1, channel].
+    [tower, batch, pooled(height), pooled(width), channel], where pooled(n) = ceil((n - size) / stride) + 1.
   """
 
   def along(axis, x):
-    span = (x.shape[axis] - size) // stride * stride + 1
+    span = (pooled(x.shape[axis], size, stride) - 1) * stride + 1
+    if overhang := max(span - 1 + size - x.shape[axis], 0):
+      x = lax.pad(x, -jnp.inf, [(0, overhang if a == axis else 0, 0) for a in range(x.ndim)])
     return functools.reduce(jnp.maximum, [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)])
 
   return along(2, along(3, x))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def pooled(side: int, size: int, stride: int = 2) -> int:
+  """Counts the windows along a side; the last may hang over (facts, 1.3)."""
+  return math.ceil((side - size) / stride) + 1
+
+
 def local_response_norm(
   x: jax.Array, k: float = 2.0, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
@@ -118,30 +127,50 @@ def local_response_norm(
   Returns:
     An array like `x`.
   """
-  return _normalise(x, k, size, alpha, beta)[0]
+  return _divide_by_neighbours(x, (4,), k, size, alpha, beta)
 
 
-def _normalise(x, k, size, alpha, beta):
-  denominator = k + alpha * _window_sum(jnp.square(x), size)
+def within_map_norm(
+  x: jax.Array, k: float = 1.0, size: int = 5, alpha: float = 1e-3 / 25, beta: float = 0.75
+) -> jax.Array:
+  """Divides each activity by (k + alpha * sum of squares over size x size neighbours in its own map) ** beta.
+
+  Paper: it has no such normalisation. The code of 2012 did this to layer 2 after the normalisation across maps, with
+  the constants that are the defaults here: scale 0.001 over a window of 25 (facts, 1.2). The window is centred and
+  clipped at the borders of the map. Arguments and result are those of `local_response_norm`.
+  """
+  return _divide_by_neighbours(x, (2, 3), k, size, alpha, beta)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _divide_by_neighbours(x, axes, k, size, alpha, beta):
+  """Divides by (k + alpha * sum of squares of the neighbours along some axes) ** beta."""
+  return _forward(x, axes, k, size, alpha, beta)[0]
+
+
+def _forward(x, axes, k, size, alpha, beta):
+  denominator = k + alpha * _window_sum(jnp.square(x), axes, size)
   return x * _negative_power(denominator, beta), (x, denominator)
 
 
-def _normalise_gradient(k, size, alpha, beta, residuals, dy):
+def _backward(axes, k, size, alpha, beta, residuals, dy):
   del k
   x, denominator = residuals
   scale = _negative_power(denominator, beta)
   # y_i = x_i d_i^-beta and d_i holds x_j^2 for every neighbour j, so x_j also acts through all of its neighbours' d_i.
-  return (dy * scale - 2 * alpha * beta * x * _window_sum(dy * x * scale / denominator, size),)
+  return (dy * scale - 2 * alpha * beta * x * _window_sum(dy * x * scale / denominator, axes, size),)
 
 
-local_response_norm.defvjp(_normalise, _normalise_gradient)
+_divide_by_neighbours.defvjp(_forward, _backward)
 
 
-def _window_sum(x, size):
-  """Sums over neighbouring channels; as a product with a band matrix it runs at the speed of matrix products."""
-  channel = lax.iota(jnp.int32, x.shape[-1])
-  band = (jnp.abs(channel[:, None] - channel) <= size // 2).astype(x.dtype)
-  return jnp.einsum('tnhwc,cd->tnhwd', x, band, precision=lax.Precision.HIGHEST)
+def _window_sum(x, axes, size):
+  """Sums over neighbours along each axis; as a product with a band matrix it runs at the speed of matrix products."""
+  for axis in axes:
+    place = lax.iota(jnp.int32, x.shape[axis])
+    band = (jnp.abs(place[:, None] - place) <= size // 2).astype(x.dtype)
+    x = jnp.moveaxis(jnp.tensordot(x, band, (axis, 0), precision=lax.Precision.HIGHEST), -1, axis)
+  return x
 
 
 def _negative_power(x, exponent):

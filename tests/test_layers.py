@@ -43,20 +43,48 @@ def test_local_response_norm_and_its_gradient_are_those_of_torch():
   np.testing.assert_allclose(pull_back(dy)[0], like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 2), (3, 3)])
-def test_max_pool_and_its_gradient_are_those_of_torch(size, stride):
+def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch():
   torch = pytest.importorskip('torch')
-  x = np.random.default_rng(0).normal(size=(2, 3, 13, 15, 4)).astype(np.float32)
+  x = 100 * np.random.default_rng(0).normal(size=(2, 3, 7, 9, 4)).astype(np.float32)
+  dy = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+  y, pull_back = jax.vjp(layers.within_map_norm, x)
+
+  theirs = torch.tensor(x.reshape(6, 7, 9, 4).transpose(0, 3, 1, 2), requires_grad=True)
+  # Zeros beyond the border add nothing to a sum of squares.
+  sums = torch.nn.functional.avg_pool2d(theirs**2, 5, stride=1, padding=2, divisor_override=1)
+  result = theirs / (1 + 0.001 / 25 * sums) ** 0.75
+  result.backward(torch.tensor(dy.reshape(6, 7, 9, 4).transpose(0, 3, 1, 2)))
+
+  def like_ours(t):
+    return t.detach().numpy().transpose(0, 2, 3, 1).reshape(x.shape)
+
+  np.testing.assert_allclose(y, like_ours(result), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(pull_back(dy)[0], like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
+
+
+# 55, 27 and 13 with windows of 3 and 2 are those of the network; with 2 the last window hangs over the edge.
+@pytest.mark.parametrize('sides', [(13, 15), (26, 28), (11, 55)])
+@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 2), (3, 3)])
+def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides):
+  torch = pytest.importorskip('torch')
+  x = np.random.default_rng(0).normal(size=(2, 3, *sides, 4)).astype(np.float32)
   y, pull_back = jax.vjp(lambda x: layers.max_pool(x, size, stride), x)
   dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
 
-  theirs = torch.tensor(x.reshape(6, 13, 15, 4).transpose(0, 3, 1, 2), requires_grad=True)
-  result = torch.nn.functional.max_pool2d(theirs, size, stride)
+  theirs = torch.tensor(x.reshape(6, *sides, 4).transpose(0, 3, 1, 2), requires_grad=True)
+  result = torch.nn.functional.max_pool2d(theirs, size, stride, ceil_mode=True)
   result.backward(torch.tensor(dy.reshape(6, *dy.shape[2:]).transpose(0, 3, 1, 2)))
   np.testing.assert_array_equal(y, result.detach().numpy().transpose(0, 2, 3, 1).reshape(y.shape))
   np.testing.assert_allclose(
     pull_back(dy)[0], theirs.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), rtol=1e-5, atol=1e-6
   )
+
+
+@pytest.mark.parametrize(('side', 'size', 'expected'), [(55, 3, 27), (27, 3, 13), (13, 3, 6), (55, 2, 28), (26, 2, 13)])
+def test_the_number_of_windows_is_that_of_2012(side, size, expected):
+  """Facts, 1.3 and 4."""
+  assert layers.pooled(side, size) == expected
+  assert layers.pooled(11, 2) == 6  # the last one overhangs
 
 
 def test_pixels_that_tie_share_the_gradient():
