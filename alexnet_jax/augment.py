@@ -1,35 +1,58 @@
 """Data augmentation, one function for each sentence of section 4.1; numpy only."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 BORDER = 32  # pixels between the stored image and the crop, 256 - 224 in the paper
 
 
-def random_offset(rng: np.random.Generator, border: int = BORDER) -> np.ndarray:
-  """'Extracting random 224 x 224 patches': draws a patch's first row and column.
+class View(NamedTuple):
+  """A patch of an image: first row, first column, and whether it is mirrored left to right."""
 
-  Returns:
-    [2] int32, each 0 to border - 1: 32 x 32 x 2 reflections is the paper's factor of 2048.
+  top: int
+  left: int
+  mirrored: bool
+
+
+CENTRE = View(BORDER // 2, BORDER // 2, False)
+
+
+def random_view(rng: np.random.Generator, config: ConfigDict) -> View:
+  """'Extracting random 224 x 224 patches (and their horizontal reflections)', each as far as the config wants it.
+
+  Args:
+    rng: source of the three draws.
+    config: the `augment` part of a config. With 32 `offsets` on each axis, 0 to 31, and reflections there are
+      32 * 32 * 2 = 2048 views, the paper's factor; the code of 2012 had 33, 0 to 32 (facts, section 2).
   """
-  return rng.integers(0, border, size=2, dtype=np.int32)
+  view = CENTRE
+  if config.crop:
+    view = View(*rng.integers(0, config.offsets, size=2, dtype=np.int32), False)
+  if config.mirror:
+    view = view._replace(mirrored=bool(rng.integers(2)))
+  return view
 
 
-def centre_offset(border: int = BORDER) -> np.ndarray:
-  """The centre patch: [2] int32."""
-  return np.full(2, border // 2, np.int32)
+def cut(image: np.ndarray, view: View, size: int) -> np.ndarray:
+  """Cuts a view [size, size, rgb] out of an image [height, width, rgb]."""
+  patch = image[view.top : view.top + size, view.left : view.left + size]
+  return patch[:, ::-1] if view.mirrored else patch
 
 
-def crop(image: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
-  """Cuts a patch [size, size, rgb] out of an image [height, width, rgb]."""
-  top, left = offset
-  return image[top : top + size, left : left + size]
+def mean_view(view: View, centre_mean: bool) -> View:
+  """Says which part of the mean image is subtracted from a view.
 
-
-def random_reflection(rng: np.random.Generator) -> bool:
-  """'And their horizontal reflections': true for one image in two."""
-  return bool(rng.integers(2))
+  The paper subtracts the mean from the whole image before patches are cut out (section 2): so the part that lies under
+  the view, mirrored like it. The code of 2012 subtracted the centre of the mean image from every patch (facts,
+  section 2).
+  """
+  return CENTRE if centre_mean else view
 
 
 def colour_shift(rng: np.random.Generator, covariance: np.ndarray, std: float) -> np.ndarray:
@@ -52,20 +75,12 @@ def colour_shift(rng: np.random.Generator, covariance: np.ndarray, std: float) -
   return (eigenvectors @ (alpha * np.sqrt(np.maximum(eigenvalues, 0.0)))).astype(np.float32)
 
 
-class View(NamedTuple):
-  """Where a test patch lies: first row, first column, and whether it is mirrored."""
-
-  top: int
-  left: int
-  mirrored: bool
-
-
-def centre_view(border: int = BORDER) -> tuple[View, ...]:
+def centre_view() -> tuple[View, ...]:
   """The centre patch alone."""
-  return (View(*centre_offset(border), False),)
+  return (CENTRE,)
 
 
-def ten_views(border: int = BORDER) -> tuple[View, ...]:
+def ten_views() -> tuple[View, ...]:
   """'Five patches (the four corner patches and the center patch) as well as their horizontal reflections'."""
-  positions = [(0, 0), (0, border), (border, 0), (border, border), tuple(centre_offset(border))]
+  positions = [(0, 0), (0, BORDER), (BORDER, 0), (BORDER, BORDER), CENTRE[:2]]
   return tuple(View(top, left, mirrored) for mirrored in (False, True) for top, left in positions)

@@ -183,7 +183,13 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def training_batches(
-  source: Source, covariance: np.ndarray, config: ConfigDict, *, first_step: int, share: tuple[int, int]
+  source: Source,
+  covariance: np.ndarray,
+  config: ConfigDict,
+  *,
+  first_step: int,
+  colour_steps: int,
+  share: tuple[int, int],
 ) -> Iterator[Batch]:
   """Streams augmented batches without end.
 
@@ -192,6 +198,7 @@ def training_batches(
     covariance: [rgb, rgb] of the training pixels.
     config: the whole config.
     first_step: the step whose batch comes first.
+    colour_steps: steps of the run whose images have their colours shifted; later ones keep theirs.
     share: (index, count): which of `count` equal shares of each batch to yield.
 
   Yields:
@@ -200,20 +207,27 @@ def training_batches(
   index, count = share
   size = config.model.image_size
 
+  def generator(position):
+    return np.random.default_rng((config.seed, position))
+
   def augmented(position, example):
-    rng = np.random.default_rng((config.seed, position))
-    offset = augment.random_offset(rng) if config.augment.crop else augment.centre_offset()
-    mirrored = config.augment.mirror and augment.random_reflection(rng)
-    image = augment.crop(example['image'], offset, size)
+    rng = generator(position)
+    view = augment.random_view(rng, config.augment)
+    if leader := position % config.augment.shared_by:  # this image follows the one whose view its group shares
+      view = augment.random_view(generator(position - leader), config.augment)
+    std = config.augment.colour_std if position // config.batch_size < colour_steps else 0.0
+    mean_view = augment.mean_view(view, config.model.centre_mean)
     return {
-      'image': image[:, ::-1] if mirrored else image,
-      'offset': offset,
-      'mirrored': np.bool_(mirrored),
-      'colour': augment.colour_shift(rng, covariance, config.augment.colour_std),
+      'image': augment.cut(example['image'], view, size),
+      'mean_offset': np.array([mean_view.top, mean_view.left], np.int32),
+      'mean_mirrored': np.bool_(mean_view.mirrored),
+      'colour': augment.colour_shift(rng, covariance, std),
+      'scale': np.float32(1 / (1 + std) if config.augment.colour_rescale else 1),
       'label': example['label'],
     }
 
-  stream = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat().map_with_index(augmented)
+  stream = grain.MapDataset.source(source).seed(config.seed).shuffle()
+  stream = stream.repeat(reseed_each_epoch=config.data.reshuffle).map_with_index(augmented)
   # Batches of one share each; those of step s are numbers s * count to s * count + count - 1.
   shares = stream.batch(config.batch_size // count)
   return iter(_read(shares[first_step * count + index :: count], config))

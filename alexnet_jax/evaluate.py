@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment, data, fields, step, towers, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model import NUM_TOWERS, Network, build
+from alexnet_jax.model import Network, build
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def evaluate(
   progress = tqdm.tqdm(total=len(source), desc=title, unit=' images', leave=False, mininterval=1)
   for batch in data.evaluation_batches(source, config, share=towers.data_share(mesh)):
     batch = towers.put_batch(mesh, batch)
-    log_probs = mean_log_probs(network, params, batch['image'], mean_image, config.model.image_size, views)
+    log_probs = mean_log_probs(network, params, batch['image'], mean_image, config.model, views)
     for name, value in score(log_probs, batch['label'], batch['weight']).items():
       totals[name] += float(value)
     progress.update(min(config.eval.batch_size, len(source) - progress.n))
@@ -121,7 +121,7 @@ def evaluate_workdir(config: ConfigDict, folder: pathlib.Path) -> dict:
   mesh = towers.make_mesh(
     config.mesh.data,
     config.mesh.tower,
-    num_towers=NUM_TOWERS,
+    num_towers=config.model.num_towers,
     batches={'eval.batch_size': config.eval.batch_size},
   )
   print(towers.describe(mesh))
@@ -135,7 +135,7 @@ def evaluate_workdir(config: ConfigDict, folder: pathlib.Path) -> dict:
     network = build(config.model, num_classes)
     if checkpoints.newest_step() is None:
       raise UsageError(f'{folder} holds no checkpoint yet; train there first.')
-    hyper = step.Hyperparameters(trained.optimizer.momentum, trained.optimizer.weight_decay)
+    hyper = step.hyperparameters(trained.optimizer)
     state, _ = checkpoints.restore(step.abstract_state(network, hyper), mesh)
     mean_image = jnp.asarray(mean_image, jnp.float32)
     return report(network, state.params, int(state.step), source, mean_image, config, mesh, folder)
@@ -146,7 +146,7 @@ def mean_log_probs(
   params: dict,
   images: jax.Array,
   mean_image: jax.Array,
-  image_size: int,
+  config: ConfigDict,
   views: Sequence[augment.View],
 ) -> jax.Array:
   """Averages the probabilities predicted for several views of each image.
@@ -156,16 +156,19 @@ def mean_log_probs(
     params: its parameters.
     images: stored images [batch, height, width, rgb] uint8.
     mean_image: [height, width, rgb] float32.
-    image_size: side of a view.
+    config: the `model` part of the network's config.
     views: the views.
 
   Returns:
     Logarithm of the mean probabilities, [batch, class] float32, nats.
   """
-  look = functools.partial(step.log_probs, params, images, mean_image, network=network, image_size=image_size)
-  total = functools.reduce(
-    jnp.logaddexp, (look(np.int32(view.top), np.int32(view.left), np.bool_(view.mirrored)) for view in views)
-  )
+
+  def look(view):
+    mean_view = augment.mean_view(view, config.centre_mean)
+    traced = [augment.View(np.int32(v.top), np.int32(v.left), np.bool_(v.mirrored)) for v in (view, mean_view)]
+    return step.log_probs(params, images, mean_image, *traced, network=network, image_size=config.image_size)
+
+  total = functools.reduce(jnp.logaddexp, map(look, views))
   return total - np.float32(np.log(len(views)))
 
 

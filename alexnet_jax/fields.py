@@ -5,6 +5,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from alexnet_jax.augment import BORDER
 from alexnet_jax.errors import UsageError
 
 ONE_OR_MORE = (
@@ -14,6 +15,7 @@ ONE_OR_MORE = (
   'data.num_prefetched',
   'eval.batch_size',
   'optimizer.plateau_patience',
+  'augment.shared_by',
 )
 ZERO_OR_MORE = (
   'seed',
@@ -25,8 +27,10 @@ ZERO_OR_MORE = (
   'optimizer.momentum',
   'optimizer.weight_decay',
   'optimizer.plateau_drops',
+  'optimizer.bias_factor',
   'augment.colour_std',
 )
+ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.')
 
 
 def flat(config: ConfigDict) -> dict:
@@ -51,12 +55,28 @@ def check(config: ConfigDict) -> None:
   for field in ONE_OR_MORE:
     if not 1 <= values[field] < math.inf:
       raise UsageError(f'{field}={values[field]} must be 1 or more.')
-  for field in (*ZERO_OR_MORE, *(name for name in values if name.startswith('model.init_std.'))):
+  for field in (*ZERO_OR_MORE, *(name for name in values if name.startswith(ZERO_OR_MORE_OF_EACH))):
     if not 0 <= values[field] < math.inf:
       raise UsageError(f'{field}={values[field]} must be 0 or more, and finite.')
   if values['seed'] >= 2**32:
     raise UsageError(f'seed={values["seed"]} must be below 2 ** 32.')
   if not values['optimizer.rate_factor'] > 0:
     raise UsageError(f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0; the paper has 10.')
+  if values['optimizer.bias_drops'] < -1:
+    raise UsageError(f'optimizer.bias_drops={values["optimizer.bias_drops"]} must be -1, for all, or more.')
+  if not 1 <= values['augment.offsets'] <= BORDER + 1:
+    raise UsageError(
+      f'augment.offsets={values["augment.offsets"]} must be 1 to {BORDER + 1}, the places of a patch on each axis.'
+    )
+  fractions = {'augment.colour_until': [values['augment.colour_until']], 'optimizer.steps': values['optimizer.steps']}
+  for field in (name for name in values if name.startswith('optimizer.layer_changes.')):
+    if not all(isinstance(change, list) and len(change) == 3 and min(change) >= 0 for change in values[field]):
+      raise UsageError(
+        f"{field}={values[field]} must be of triples: fraction of the run, factor of the kernels' rate, of the biases'."
+      )
+    fractions[field] = [fraction for fraction, _, _ in values[field]]
+  for field, given in fractions.items():
+    if not all(0 <= fraction <= 1 for fraction in given):
+      raise UsageError(f'{field}={values[field]} must be in fractions of the run, 0 to 1.')
   if not values['num_epochs'] and not values['num_steps']:
     raise UsageError('num_epochs and num_steps are both 0; set one of them.')

@@ -1,4 +1,4 @@
-"""The network of Figure 2, line by line.
+"""The network of Figure 2, line by line, and what the variants of a config make of it.
 
 Sizes in the comments are those of the paper: 224 x 224 images, two towers, 1000 classes.
 """
@@ -11,18 +11,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from alexnet_jax import towers
 from alexnet_jax.errors import UsageError
-from alexnet_jax.layers import Conv, Linear, dropout, local_response_norm, max_pool
+from alexnet_jax.layers import Conv, Linear, dropout, local_response_norm, max_pool, pooled, within_map_norm
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-relu = jax.nn.relu
-SAME = ((1, 1), (1, 1))
-NUM_TOWERS = 2
+# Section 3.5: side, stride and padding of the kernels. A config says how many there are, which layers see both towers,
+# and the padding that is None here. The image is 224 pixels wide and conv1 has 55 outputs a row: its last window ends 3
+# pixels outside (facts, 1.3). conv6 is not in figure 2 but in the networks marked with a star (section 6).
+WINDOWS = {
+  'conv1': (11, 4, (0, 3)),
+  'conv2': (5, 1, None),
+  'conv3': (3, 1, (1, 1)),
+  'conv4': (3, 1, (1, 1)),
+  'conv5': (3, 1, None),
+  'conv6': (3, 1, (1, 1)),
+}
+POOLED = ('conv1', 'conv2', 'conv5')
+LAYERS = (*WINDOWS, 'fc6', 'fc7', 'fc8')
+NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 
 class AlexNet(nnx.Module):
@@ -37,36 +49,42 @@ class AlexNet(nnx.Module):
       rngs: source of the initial weights.
 
     Raises:
-      UsageError: if the image is too small for five layers and three poolings.
+      UsageError: if the image is too small for the layers.
     """
-    self.num_classes, self.num_towers = num_classes, NUM_TOWERS
-
-    def kernels(number):  # of one tower
-      return max(1, round(number * config.width))
-
-    def conv(name, num_in, num_out, size, **window):
-      return Conv(num_in, num_out, size, **window, **start(name))
-
-    def linear(name, num_in, num_out):
-      return Linear(num_in, num_out, **start(name))
+    self.num_classes, self.num_towers, self.meet = num_classes, config.num_towers, tuple(config.meet)
+    self.nonlinearity = NONLINEARITIES[config.nonlinearity]
+    self.pool = functools.partial(max_pool, size=config.pool_size)
+    self.dropout = dropout if config.dropout else lambda x, key: x
+    norm = config.norm
+    self.across_maps = functools.partial(
+      local_response_norm, k=norm.k, size=norm.size, alpha=norm.alpha, beta=norm.beta
+    )
+    self.norm_before, self.norm_after, self.norm_within = tuple(norm.before), tuple(norm.after), tuple(norm.within)
 
     def start(name):
       return dict(std=config.init_std[name], bias=config.init_bias[name], num_towers=self.num_towers, rngs=rngs)
 
-    c1, c2, c3, c4, c5 = map(kernels, (48, 128, 192, 192, 128))
-    f6, f7, f8 = kernels(2048), kernels(2048), math.ceil(num_classes / self.num_towers)
-    both = self.num_towers  # `both *` marks where the towers meet
-    side = pooled_side(config.image_size)
+    def num_seen(name, own):  # of what a layer reads, one tower's own or that of all
+      return own * self.num_towers if name in self.meet else own
 
-    # The image is 224 pixels wide and conv1 has 55 outputs a row: the last window ends 3 pixels outside (facts, 1.3).
-    self.conv1 = conv('conv1', 3, c1, 11, stride=4, padding=((0, 3), (0, 3)))
-    self.conv2 = conv('conv2', c1, c2, 5, padding=((2, 2), (2, 2)))
-    self.conv3 = conv('conv3', both * c2, c3, 3, padding=SAME)
-    self.conv4 = conv('conv4', c3, c4, 3, padding=SAME)
-    self.conv5 = conv('conv5', c4, c5, 3, padding=SAME)
-    self.fc6 = linear('fc6', side * side * both * c5, f6)
-    self.fc7 = linear('fc7', both * f6, f7)
-    self.fc8 = linear('fc8', both * f7, f8)
+    def num_kernels(name):  # of one tower
+      return max(1, round(config.kernels[name] * config.width))
+
+    side, channels = config.image_size, 3
+    for name, (size, stride, padding) in WINDOWS.items():
+      channels = num_seen(name, channels)
+      if config.kernels[name]:
+        padding = padding or (config.padding[name],) * 2
+        conv = Conv(channels, num_kernels(name), size, stride=stride, padding=(padding, padding), **start(name))
+        setattr(self, name, conv)
+        side, channels = (side + sum(padding) - size) // stride + 1, num_kernels(name)
+      if name in POOLED:
+        side = pooled(side, config.pool_size)
+      if side < 1:
+        raise UsageError(f'model.image_size={config.image_size} leaves no pixel after {name}; choose 64 or more.')
+    self.fc6 = Linear(side * side * num_seen('fc6', channels), num_kernels('fc6'), **start('fc6'))
+    self.fc7 = Linear(num_seen('fc7', num_kernels('fc6')), num_kernels('fc7'), **start('fc7'))
+    self.fc8 = Linear(num_seen('fc8', num_kernels('fc7')), math.ceil(num_classes / self.num_towers), **start('fc8'))
 
   def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
     """Computes logits.
@@ -80,31 +98,35 @@ class AlexNet(nnx.Module):
     """
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
-    x = max_pool(local_response_norm(relu(self.conv1(x))))  # [2, N, 27, 27, 48]
-    x = max_pool(local_response_norm(relu(self.conv2(x))))  # [2, N, 13, 13, 128]
-    x = relu(self.conv3(towers.gather(x)))  # [2, N, 13, 13, 192]
-    x = relu(self.conv4(x))  # [2, N, 13, 13, 192]
-    x = max_pool(relu(self.conv5(x)))  # [2, N, 6, 6, 128]
-    x = towers.gather(x)  # [N, 6, 6, 256]
-    x = x.reshape(len(x), -1)  # [N, 9216]
-    x = dropout(relu(self.fc6(x)), keys[0])  # [2, N, 2048]
-    x = dropout(relu(self.fc7(towers.gather(x))), keys[1])  # [2, N, 2048]
-    x = self.fc8(towers.gather(x))  # [2, N, 500]
+    x = self.pool(self.layer('conv1', x))  # [2, N, 27, 27, 48]
+    x = self.pool(self.layer('conv2', x))  # [2, N, 13, 13, 128]
+    x = self.layer('conv3', x)  # [2, N, 13, 13, 192]
+    x = self.layer('conv4', x)  # [2, N, 13, 13, 192]
+    x = self.pool(self.layer('conv5', x))  # [2, N, 6, 6, 128]
+    x = self.layer('conv6', x)  # left out: the same
+    x = self.dropout(self.layer('fc6', x), keys[0])  # [2, N, 2048]
+    x = self.dropout(self.layer('fc7', x), keys[1])  # [2, N, 2048]
+    x = self.layer('fc8', x)  # [2, N, 500]
     return towers.gather(x)[:, : self.num_classes]  # [N, 1000]
 
-
-def pooled_side(image_size: int) -> int:
-  """Follows the side of a map from the image to the last pooling: 224 -> 55 -> 27 -> 13 -> 6.
-
-  Raises:
-    UsageError: if nothing is left by then.
-  """
-  side = (image_size + 3 - 11) // 4 + 1  # conv1
-  for _ in range(3):  # pooling after conv1, conv2 and conv5
-    side = (side - 3) // 2 + 1
-  if side < 1:
-    raise UsageError(f'model.image_size={image_size} leaves no pixel after the last pooling; choose 64 or more.')
-  return side
+  def layer(self, name: str, x: jax.Array) -> jax.Array:
+    """Applies one layer, with its nonlinearity and normalisation; one that is left out hands on what it would see."""
+    if name in self.meet:
+      x = towers.gather(x)  # what follows sees the maps of both towers
+    if not hasattr(self, name):
+      return x
+    if name == 'fc6':
+      x = x.reshape(*x.shape[:-3], -1)  # rows, columns, channels
+    x = getattr(self, name)(x)
+    if name in self.norm_before:
+      x = self.across_maps(x)
+    if name != 'fc8':
+      x = self.nonlinearity(x)
+    if name in self.norm_after:
+      x = self.across_maps(x)
+    if name in self.norm_within:
+      x = within_map_norm(x)
+    return x
 
 
 class Network(NamedTuple):
@@ -129,8 +151,7 @@ def build(config: ConfigDict, num_classes: int) -> Network:
   Raises:
     UsageError: if the fields do not make a network.
   """
-  if not config.width > 0:
-    raise UsageError(f'model.width={config.width} must be above 0; 1.0 is the published network.')
+  check(config)
   new = functools.partial(AlexNet, config, num_classes)
   module = nnx.eval_shape(lambda: new(rngs=nnx.Rngs(0)))
   graph = nnx.graphdef(module)
@@ -142,3 +163,44 @@ def build(config: ConfigDict, num_classes: int) -> Network:
     return nnx.merge(graph, params)(images, dropout_key)
 
   return Network(init, apply, num_classes, module.num_towers)
+
+
+def check(config: ConfigDict) -> None:
+  """Finds values that make no network.
+
+  Raises:
+    UsageError: naming the field of the config's `model` part and what it may be.
+  """
+
+  def demand(holds, field, sentence):
+    if not holds:
+      raise UsageError(f'model.{field} {sentence}.')
+
+  demand(config.width > 0, f'width={config.width}', 'must be above 0; 1.0 is the published network')
+  demand(config.num_towers >= 1, f'num_towers={config.num_towers}', 'must be 1 or more; the paper has 2')
+  demand(config.pool_size >= 2, f'pool_size={config.pool_size}', 'must be 2, the stride, or more; the paper has 3')
+  demand(
+    config.nonlinearity in NONLINEARITIES,
+    f"nonlinearity='{config.nonlinearity}'",
+    f'is unknown; choose {" or ".join(map(repr, NONLINEARITIES))}',
+  )
+  for name, padding in config.padding.items():
+    demand(0 <= padding < WINDOWS[name][0], f'padding.{name}={padding}', f'must be 0 to {WINDOWS[name][0] - 1}')
+  demand(config.norm.size % 2 == 1, f'norm.size={config.norm.size}', 'must be odd; the paper has 5')
+  for field in ('before', 'after', 'within'):
+    names = tuple(config.norm[field])
+    demand(set(names) <= set(WINDOWS), f'norm.{field}={names}', f'may name {", ".join(WINDOWS)}')
+  demand(
+    set(config.meet) <= set(LAYERS) - {'conv1'},
+    f'meet={tuple(config.meet)}',
+    f'may name {", ".join(LAYERS[1:])}; conv1 reads the image',
+  )
+  for name, number in config.kernels.items():
+    demand(number >= 0, f'kernels.{name}={number}', 'must be 0 or more')
+    may_go = name in ('conv3', 'conv4', 'conv5', 'conv6')
+    demand(number or may_go, f'kernels.{name}=0', 'leaves out a layer that must stay; conv3 to conv6 may go')
+  demand(
+    any(config.kernels[name] for name in ('conv3', 'conv4', 'conv5')),
+    'kernels',
+    'leaves out conv3, conv4 and conv5; one must stay',
+  )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from alexnet_jax.errors import UsageError
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 
-def momentum_sgd(rate: jax.Array | float, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def momentum_sgd(
+  rates: dict, momentum: float, weight_decay: float, *, bias_decay: bool = True
+) -> optax.GradientTransformation:
   """The two equations of section 5.
 
       v <- momentum * v - weight_decay * rate * w - rate * gradient
@@ -24,30 +28,120 @@ def momentum_sgd(rate: jax.Array | float, momentum: float, weight_decay: float) 
   The rate is inside the velocity, so when it drops, what was gathered at the old rate goes on; `optax.sgd` scales the
   whole velocity by the new rate instead. A rate of 0 means no update at all: neither v nor w changes by a bit.
 
-  Paper: 'weight decay' is said of w, all that is learned; so biases decay, too. The 2012 code spared them (facts, 1.5).
-
   Args:
-    rate: learning rate, epsilon in the paper; may be traced.
+    rates: learning rates, epsilon in the paper, one for each array: {layer: {'kernel': rate, 'bias': rate}, ...}; may
+      be traced.
     momentum: 0.9 in the paper.
     weight_decay: 0.0005 in the paper.
+    bias_decay: whether biases decay, too. Paper: 'weight decay' is said of w, all that is learned, so they do; the
+      2012 code spared them (facts, 1.5).
 
   Returns:
     A transformation whose state is the velocity v. Add its updates to the weights with `optax.apply_updates`.
   """
+
+  def decays(params):
+    return jax.tree.map_with_path(lambda path, _: bias_decay or path[-1].key != 'bias', params)
+
   rule = optax.chain(
-    optax.add_decayed_weights(weight_decay),
-    optax.scale_by_learning_rate(rate),
+    optax.add_decayed_weights(weight_decay, mask=decays),
+    optax.stateless(lambda updates, _: jax.tree.map(lambda update, rate: -rate * update, updates, rates)),
     optax.trace(momentum),
   )
 
   def update(gradients, state, params):
     updates, new_state = rule.update(gradients, state, params)
-    moves = jnp.asarray(rate) != 0
-    updates = jax.tree.map(lambda u: jnp.where(moves, u, 0), updates)
-    new_state = jax.tree.map(lambda new, old: jnp.where(moves, new, old), new_state, state)
-    return updates, new_state
+    updates = jax.tree.map(lambda update, rate: jnp.where(rate != 0, update, 0), updates, rates)
+    *stateless, trace = new_state
+    velocity = jax.tree.map(lambda new, old, rate: jnp.where(rate != 0, new, old), trace.trace, state[-1].trace, rates)
+    return updates, (*stateless, optax.TraceState(velocity))
 
   return optax.GradientTransformation(rule.init, update)
+
+
+@dataclasses.dataclass
+class Rates:
+  """The learning rate of every kernel and bias (section 5: one for all).
+
+  Attributes:
+    base: initial rate of the kernels.
+    factor: what a drop divides rates by.
+    bias_factor: initial rate of the biases over that of the kernels.
+    bias_drops: how many of the schedule's drops reach the biases; -1 for all.
+    layers: for each layer the factors of its kernels' and its biases' rate, and from which step each pair holds:
+      {'conv1': ((0, 1.0, 1.0), (670, 0.1, 1.0), ...), ...}.
+  """
+
+  base: float
+  factor: float
+  bias_factor: float
+  bias_drops: int
+  layers: dict[str, tuple[tuple[int, float, float], ...]]
+
+  def at(self, step: int, num_drops: int) -> dict[str, dict[str, np.float32]]:
+    """Returns the rates for the step to come, for `momentum_sgd`.
+
+    Args:
+      step: steps taken so far.
+      num_drops: how often the schedule has divided the rate.
+    """
+    kernel, bias = self.of_kernels(num_drops), self.of_biases(num_drops)
+    rates = {}
+    for name, changes in self.layers.items():
+      _, of_kernel, of_bias = [change for change in changes if change[0] <= step][-1]
+      rates[name] = {'kernel': np.float32(kernel * of_kernel), 'bias': np.float32(bias * of_bias)}
+    return rates
+
+  def of_kernels(self, num_drops: int) -> float:
+    """Returns the rate of the kernels of a layer whose factor is 1."""
+    return self.base / self.factor**num_drops
+
+  def of_biases(self, num_drops: int) -> float:
+    """Returns the rate of the biases of a layer whose factor is 1."""
+    reached = num_drops if self.bias_drops < 0 else min(num_drops, self.bias_drops)
+    return self.base * self.bias_factor / self.factor**reached
+
+  def describe(self, step: int, num_drops: int) -> str:
+    """Says the rates in words: the common ones, then the layers that have others."""
+    kernel, bias = self.of_kernels(num_drops), self.of_biases(num_drops)
+
+    def say(kernel, bias):
+      return f'{kernel:.4g}' if kernel == bias else f'{kernel:.4g} (biases {bias:.4g})'
+
+    common = np.float32(kernel), np.float32(bias)
+    others = [
+      f'{name} {say(rate["kernel"], rate["bias"])}'
+      for name, rate in self.at(step, num_drops).items()
+      if (rate['kernel'], rate['bias']) != common
+    ]
+    return ', '.join((f'rate {say(kernel, bias)}', *others))
+
+
+def make_rates(config: ConfigDict, layers: Sequence[str], last_step: int) -> Rates:
+  """Makes the rates of a config's `optimizer` part.
+
+  Args:
+    config: the `optimizer` part of a config.
+    layers: names of the network's layers.
+    last_step: steps of the whole run, of which `layer_changes` gives fractions.
+  """
+
+  def changes(name):
+    own = config.layer_factor[name]
+    later = sorted(config.layer_changes[name])
+    return (
+      (0, own, own),
+      *((step_at(fraction, last_step), own * kernel, own * bias) for fraction, kernel, bias in later),
+    )
+
+  return Rates(
+    config.rate, config.rate_factor, config.bias_factor, config.bias_drops, {name: changes(name) for name in layers}
+  )
+
+
+def step_at(fraction: float, last_step: int) -> int:
+  """Returns the step at a fraction of the run."""
+  return round(fraction * last_step)
 
 
 @dataclasses.dataclass
@@ -55,8 +149,6 @@ class Plateau:
   """Divides the rate when the validation error stops improving; after the last division, stops (section 5).
 
   Attributes:
-    base_rate: initial rate.
-    factor: what the rate is divided by, 10 in the paper.
     max_drops: divisions before the run ends, 3 in the paper.
     patience: evaluations without a new best error before a division.
     drops: divisions so far.
@@ -64,18 +156,16 @@ class Plateau:
     evaluations_since_best: evaluations since then, or since the last division.
   """
 
-  base_rate: float
-  factor: float
   max_drops: int
   patience: int
   drops: int = 0
   best_error: float = float('inf')
   evaluations_since_best: int = 0
 
-  def rate(self, step: int) -> float:
-    """Returns the rate for the step to come."""
+  def num_drops(self, step: int) -> int:
+    """Returns how often the rate for the step to come has been divided."""
     del step
-    return self.base_rate / self.factor**self.drops
+    return self.drops
 
   def observe(self, error: float) -> None:
     """Takes in the validation error (percent) of one evaluation."""
@@ -106,19 +196,15 @@ class Steps:
   """Divides the rate at given steps.
 
   Attributes:
-    base_rate: initial rate.
-    factor: what the rate is divided by.
     boundaries: steps from which one more division holds.
   """
 
-  base_rate: float
-  factor: float
   boundaries: tuple[int, ...]
   finished = False
 
-  def rate(self, step: int) -> float:
-    """Returns the rate for the step to come."""
-    return self.base_rate / self.factor ** sum(step >= boundary for boundary in self.boundaries)
+  def num_drops(self, step: int) -> int:
+    """Returns how often the rate for the step to come has been divided."""
+    return sum(step >= boundary for boundary in self.boundaries)
 
   def observe(self, error: float) -> None:
     """Does nothing: this schedule was fixed beforehand."""
@@ -131,15 +217,18 @@ class Steps:
     """Does nothing."""
 
 
-def make_schedule(config: ConfigDict, steps_per_epoch: float) -> Plateau | Steps:
+def make_schedule(config: ConfigDict, last_step: int) -> Plateau | Steps:
   """Makes the schedule of a config's `optimizer` part.
+
+  Args:
+    config: the `optimizer` part of a config.
+    last_step: steps of the whole run, of which `steps` gives fractions.
 
   Raises:
     UsageError: for an unknown `schedule`.
   """
   if config.schedule == 'plateau':
-    return Plateau(config.rate, config.rate_factor, config.plateau_drops, config.plateau_patience)
+    return Plateau(config.plateau_drops, config.plateau_patience)
   if config.schedule == 'steps':
-    boundaries = tuple(round(epoch * steps_per_epoch) for epoch in config.step_epochs)
-    return Steps(config.rate, config.rate_factor, boundaries)
+    return Steps(tuple(step_at(fraction, last_step) for fraction in config.steps))
   raise UsageError(f"optimizer.schedule='{config.schedule}' is unknown; choose 'plateau' or 'steps'.")

@@ -37,6 +37,7 @@ class Progress:
     self._chance = math.log(num_classes)
     self._losses = collections.deque(maxlen=CHANCE_WINDOW)
     self._warned = False
+    self._conditions = None
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
     self._unread = None  # (step, rate, metrics) of the step dispatched last
@@ -62,6 +63,17 @@ class Progress:
     start = time.perf_counter()
     yield
     self._window_began += time.perf_counter() - start
+
+  def conditions(self, step: int, description: str) -> None:
+    """Says under which conditions training goes on, whenever they change.
+
+    Args:
+      step: steps taken so far.
+      description: of the rates and the augmentation for the steps to come.
+    """
+    if description != self._conditions:
+      self._conditions = description
+      print(f'from step {step:,}: {description}', flush=True)
 
   def step_dispatched(self, step: int, rate: float, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that may still be running, and reads those of the step before.

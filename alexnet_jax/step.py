@@ -1,7 +1,9 @@
 """One step of training and one of evaluation. Needs jax, flax and optax only."""
 
+from __future__ import annotations
+
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,11 @@ import optax
 from jax import lax
 
 from alexnet_jax import optimizer, towers
+from alexnet_jax.augment import View
 from alexnet_jax.model import Network
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 
 class TrainState(NamedTuple):
@@ -27,17 +33,23 @@ class TrainState(NamedTuple):
 
 
 class Hyperparameters(NamedTuple):
-  """The constants of the update rule (section 5): `momentum` 0.9 and `weight_decay` 0.0005 in the paper."""
+  """The constants of the update rule (section 5), as `optimizer.momentum_sgd` takes them."""
 
   momentum: float
   weight_decay: float
+  bias_decay: bool
+
+
+def hyperparameters(config: ConfigDict) -> Hyperparameters:
+  """Takes them out of the `optimizer` part of a config."""
+  return Hyperparameters(config.momentum, config.weight_decay, config.bias_decay)
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'hyper'))
 def init_state(key: jax.Array, *, network: Network, hyper: Hyperparameters) -> TrainState:
   """Draws the initial parameters; velocities and step are zero. The same for any mesh."""
   params = network.init(key)
-  opt_state = optimizer.momentum_sgd(0.0, *hyper).init(params)
+  opt_state = optimizer.momentum_sgd({}, **hyper._asdict()).init(params)
   return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -51,7 +63,7 @@ def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
   mean_image: jax.Array,
-  rate: jax.Array,
+  rates: dict,
   key: jax.Array,
   *,
   network: Network,
@@ -61,11 +73,11 @@ def train_step(
 
   Args:
     state: where training stands; its buffers are reused.
-    batch: 'image' [batch, height, width, rgb] uint8, crops as the augmentation left them; 'offset' [batch, 2] int32,
-      where each crop began (row, column); 'mirrored' [batch] bool; 'colour' [batch, rgb] float32, the colour shift;
-      'label' [batch] int32.
+    batch: 'image' [batch, height, width, rgb] uint8, crops as the augmentation left them; 'mean_offset' [batch, 2]
+      int32 and 'mean_mirrored' [batch] bool, which part of the mean image to subtract from each; 'colour' [batch, rgb]
+      float32, the colour shift; 'scale' [batch] float32, what to multiply the shifted image by; 'label' [batch] int32.
     mean_image: [stored height, stored width, rgb] float32, 0-255.
-    rate: learning rate, float32 scalar.
+    rates: learning rates, float32 scalars in the structure of the parameters.
     key: of the run; each step folds its number into it.
     network: what to train.
     hyper: constants of the update rule.
@@ -75,13 +87,13 @@ def train_step(
   """
 
   def loss(params):
-    images = subtract_mean(batch['image'], mean_image, batch['offset'], batch['mirrored'])
-    images = images + batch['colour'][:, None, None, :]
+    images = subtract_mean(batch['image'], mean_image, batch['mean_offset'], batch['mean_mirrored'])
+    images = (images + batch['colour'][:, None, None, :]) * batch['scale'][:, None, None, None]
     logits = network.apply(params, images, jax.random.fold_in(key, state.step))
     return -jnp.mean(label_log_prob(jax.nn.log_softmax(logits), batch['label'])), logits
 
   (nats, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-  rule = optimizer.momentum_sgd(rate, *hyper)
+  rule = optimizer.momentum_sgd(rates, **hyper._asdict())
   updates, opt_state = rule.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   error = 100 * jnp.mean(1 - top_k_credit(logits, batch['label'], 1))
@@ -93,9 +105,8 @@ def log_probs(
   params: dict,
   images: jax.Array,
   mean_image: jax.Array,
-  top: jax.Array,
-  left: jax.Array,
-  mirrored: jax.Array,
+  view: View,
+  mean_view: View,
   *,
   network: Network,
   image_size: int,
@@ -106,33 +117,33 @@ def log_probs(
     params: of the network.
     images: stored images [batch, height, width, rgb] uint8.
     mean_image: [height, width, rgb] float32.
-    top: first row of the view, int32.
-    left: first column of the view, int32.
-    mirrored: whether to mirror it left to right, bool.
+    view: which patch of the images to look at.
+    mean_view: which patch of the mean image to subtract from it.
     network: whose parameters these are.
     image_size: side of the view in pixels.
 
   Returns:
     Log-probabilities [batch, class] float32, nats.
   """
-  x = images.astype(jnp.float32) - mean_image
-  x = lax.dynamic_slice_in_dim(x, top, image_size, axis=1)
-  x = lax.dynamic_slice_in_dim(x, left, image_size, axis=2)
-  x = jnp.where(mirrored, x[:, :, ::-1], x)
+  x = look(images.astype(jnp.float32), view, image_size) - look(mean_image, mean_view, image_size)
   return jax.nn.log_softmax(network.apply(params, x))
 
 
-def subtract_mean(crops: jax.Array, mean_image: jax.Array, offset: jax.Array, mirrored: jax.Array) -> jax.Array:
-  """Subtracts from every crop the part of the mean image that lies under it.
+def look(image: jax.Array, view: View, size: int) -> jax.Array:
+  """Cuts a view out of images: [..., height, width, rgb] -> [..., size, size, rgb]."""
+  x = lax.dynamic_slice_in_dim(image, view.top, size, axis=-3)
+  x = lax.dynamic_slice_in_dim(x, view.left, size, axis=-2)
+  return jnp.where(view.mirrored, x[..., ::-1, :], x)
 
-  The paper subtracts the mean from the whole image and crops afterwards (section 2); so the mean is cropped and
-  mirrored like the image.
+
+def subtract_mean(crops: jax.Array, mean_image: jax.Array, offset: jax.Array, mirrored: jax.Array) -> jax.Array:
+  """Subtracts from every crop its part of the mean image.
 
   Args:
     crops: [batch, height, width, rgb] uint8.
     mean_image: [stored height, stored width, rgb] float32.
-    offset: [batch, 2] int32, first row and column of each crop.
-    mirrored: [batch] bool.
+    offset: [batch, 2] int32, first row and column of that part.
+    mirrored: [batch] bool, whether to mirror it left to right.
 
   Returns:
     [batch, height, width, rgb] float32.

@@ -51,8 +51,9 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
       f'mesh.data={num_data} and mesh.tower={num_tower} must not be negative; 0 lets the mesh fit itself.'
     )
   if num_towers % num_tower:
+    choice = f'1 or {num_towers}' if num_towers > 1 else '1'
     raise UsageError(
-      f'mesh.tower={num_tower} does not divide the {num_towers} tower(s) of the network; choose 1 or {num_towers}.'
+      f'mesh.tower={num_tower} does not divide the {num_towers} tower(s) of the network; choose {choice}.'
     )
   needed = num_data * num_tower
   if needed > len(devices):

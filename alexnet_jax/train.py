@@ -6,7 +6,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import augment, data, evaluate, fields, model, optimizer, statistics, step, towers, workdir
@@ -34,7 +33,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   mesh = towers.make_mesh(
     config.mesh.data,
     config.mesh.tower,
-    num_towers=model.NUM_TOWERS,
+    num_towers=config.model.num_towers,
     batches={'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size},
   )
   print(towers.describe(mesh))
@@ -48,8 +47,9 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   last_step = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
   eval_every = config.eval_every or math.ceil(steps_per_epoch)
   checkpoint_every = config.checkpoint_every or math.ceil(steps_per_epoch)
-  schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch)
-  hyper = step.Hyperparameters(config.optimizer.momentum, config.optimizer.weight_decay)
+  schedule = optimizer.make_schedule(config.optimizer, last_step)
+  colour_steps = optimizer.step_at(config.augment.colour_until, last_step)
+  hyper = step.hyperparameters(config.optimizer)
 
   with jax.set_mesh(mesh):
     network = model.build(config.model, train.num_classes)
@@ -71,25 +71,35 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         print(f'going on from step {int(state.step):,} in {folder}')
       print(parameter_table(state.params, train.num_classes), flush=True)
 
+      rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step)
       first_step = int(state.step)
       batches = data.training_batches(
-        train, stats.covariance, config, first_step=first_step, share=towers.data_share(mesh)
+        train,
+        stats.covariance,
+        config,
+        first_step=first_step,
+        colour_steps=colour_steps,
+        share=towers.data_share(mesh),
       )
       for number in range(first_step, last_step):
         if schedule.finished:
           break
         with progress.waiting_for_data():
           batch = towers.put_batch(mesh, next(batches))
-        rate = schedule.rate(number)
+        num_drops = schedule.num_drops(number)
+        shifts_colour = config.augment.colour_std > 0 and number < colour_steps
+        progress.conditions(
+          number, f'{rates.describe(number, num_drops)}; colour shift {"on" if shifts_colour else "off"}'
+        )
         state, metrics = step.train_step(
-          state, batch, mean_image, np.float32(rate), step_key, network=network, hyper=hyper
+          state, batch, mean_image, rates.at(number, num_drops), step_key, network=network, hyper=hyper
         )
         done = number + 1
-        progress.step_dispatched(done, rate, metrics)
+        progress.step_dispatched(done, rates.of_kernels(num_drops), metrics)
         if done % eval_every == 0:
           with progress.paused():
-            view = augment.centre_view()
-            results = evaluate.evaluate(network, state.params, validation, mean_image, config, mesh, view)
+            views = augment.centre_view()
+            results = evaluate.evaluate(network, state.params, validation, mean_image, config, mesh, views)
           schedule.observe(results['top1_error'])
           progress.evaluated(done, results)
         if done % checkpoint_every == 0 or done == last_step or schedule.finished:

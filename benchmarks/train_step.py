@@ -110,33 +110,37 @@ def ours(batch_size):
   import jax.numpy as jnp
   import numpy as np
 
-  from alexnet_jax import model, step, towers
+  from alexnet_jax import model, optimizer, step, towers
   from configs import alexnet
 
   mesh = towers.make_mesh(1, 1, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
-  network = model.build(alexnet.paper().model, CLASSES)
-  hyper = step.Hyperparameters(0.9, 0.0005)
+  config = alexnet.paper()
+  network = model.build(config.model, CLASSES)
+  hyper = step.hyperparameters(config.optimizer)
   rng = np.random.default_rng(0)
   batch = {
     'image': rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8),
-    'offset': rng.integers(0, 32, (batch_size, 2), np.int32),
-    'mirrored': rng.integers(0, 2, batch_size).astype(bool),
+    'mean_offset': rng.integers(0, 32, (batch_size, 2), np.int32),
+    'mean_mirrored': rng.integers(0, 2, batch_size).astype(bool),
     'colour': np.zeros((batch_size, 3), np.float32),
+    'scale': np.ones(batch_size, np.float32),
     'label': rng.integers(0, CLASSES, batch_size, np.int32),
   }
   state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
-  mean_image, rate, key = jnp.full((256, 256, 3), 120.0), np.float32(1e-4), jax.random.key(1)
+  mean_image, key = jnp.full((256, 256, 3), 120.0), jax.random.key(1)
+  config.optimizer.rate = 1e-4
+  rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step=1).at(0, 0)
   constants = dict(network=network, hyper=hyper)
 
-  lowered = step.train_step.lower(state, towers.put_batch(mesh, batch), mean_image, rate, key, **constants)
+  lowered = step.train_step.lower(state, towers.put_batch(mesh, batch), mean_image, rates, key, **constants)
   start = time.perf_counter()
   compiled = lowered.compile()
   compile_seconds = time.perf_counter() - start
 
   def run():
     nonlocal state
-    state, metrics = compiled(state, towers.put_batch(mesh, batch), mean_image, rate, key)
+    state, metrics = compiled(state, towers.put_batch(mesh, batch), mean_image, rates, key)
     float(metrics['loss'])
 
   return run, {'compile': compile_seconds, 'version': f'jax {jax.__version__}'}

@@ -1,26 +1,41 @@
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import augment
 
 IMAGENET_COVARIANCE = np.cov(np.random.default_rng(7).normal(size=(3, 50)) * 60)
 
 
-def test_offsets_are_uniform_over_32_x_32():
+def draw(count, **settings):
+  config = ConfigDict(dict(crop=True, mirror=True, offsets=32) | settings)
   rng = np.random.default_rng(0)
-  offsets = np.stack([augment.random_offset(rng) for _ in range(32 * 2000)])
-  assert offsets.dtype == np.int32
+  return [augment.random_view(rng, config) for _ in range(count)]
+
+
+@pytest.mark.parametrize('num_offsets', [32, 33])
+def test_offsets_are_uniform(num_offsets):
+  offsets = np.array([view[:2] for view in draw(num_offsets * 2000, offsets=num_offsets)])
   for axis in range(2):
     counts = np.bincount(offsets[:, axis])
-    assert len(counts) == 32  # 0 to 31: with reflections the paper's 32 * 32 * 2 = 2048
+    assert len(counts) == num_offsets  # from 0: with reflections the paper's 32 * 32 * 2 = 2048, or 2178 as in 2012
     assert np.all(np.abs(counts - 2000) < 5 * np.sqrt(2000))  # five standard deviations
   assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.02
 
 
 def test_half_of_the_images_are_reflected():
-  rng = np.random.default_rng(0)
-  flips = [augment.random_reflection(rng) for _ in range(10_000)]
-  assert abs(np.mean(flips) - 0.5) < 0.02
+  assert abs(np.mean([view.mirrored for view in draw(10_000)]) - 0.5) < 0.02
+
+
+def test_what_is_switched_off_is_not_drawn():
+  assert {view[:2] for view in draw(100, crop=False)} == {(16, 16)}
+  assert not any(view.mirrored for view in draw(100, mirror=False))
+
+
+def test_the_mean_image_is_cut_like_the_image_or_at_its_centre():
+  view = augment.View(3, 30, True)
+  assert augment.mean_view(view, centre_mean=False) == view
+  assert augment.mean_view(view, centre_mean=True) == (16, 16, False)
 
 
 @pytest.mark.parametrize('std', [0.1, 0.3])
@@ -48,12 +63,13 @@ def test_grey_data_shifts_all_channels_alike():
   assert np.all(augment.colour_shift(np.random.default_rng(0), np.full((3, 3), 900.0), 0.0) == 0)
 
 
-def test_crop_is_the_patch_at_its_offset():
+def test_a_cut_is_the_patch_at_its_offset():
   image = np.arange(256 * 256 * 3).reshape(256, 256, 3)
-  patch = augment.crop(image, np.array([31, 5]), 224)
+  patch = augment.cut(image, augment.View(31, 5, False), 224)
   assert patch.shape == (224, 224, 3)
   np.testing.assert_array_equal(patch[0, 0], image[31, 5])
   np.testing.assert_array_equal(patch[-1, -1], image[254, 228])
+  np.testing.assert_array_equal(augment.cut(image, augment.View(31, 5, True), 224), patch[:, ::-1])
 
 
 def test_the_ten_views_are_four_corners_and_the_centre_and_their_reflections():
@@ -62,4 +78,3 @@ def test_the_ten_views_are_four_corners_and_the_centre_and_their_reflections():
   assert {(v.top, v.left) for v in views} == {(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)}
   assert sum(v.mirrored for v in views) == 5
   assert augment.centre_view() == (augment.View(16, 16, False),)
-  np.testing.assert_array_equal(augment.centre_offset(), [16, 16])

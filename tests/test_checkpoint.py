@@ -8,7 +8,7 @@ from alexnet_jax.checkpoint import Checkpoints
 from configs import alexnet
 from tests.conftest import mesh
 
-HYPER = step.Hyperparameters(0.9, 0.0005)
+HYPER = step.Hyperparameters(0.9, 0.0005, bias_decay=True)
 RUN = {'schedule': {'drops': 2, 'best_error': 12.345678901234567, 'evaluations_since_best': 1}}
 
 

@@ -14,12 +14,30 @@ def test_the_paper_recipe_has_the_numbers_of_the_paper():
   assert (optimizer.schedule, optimizer.rate_factor, optimizer.plateau_drops) == ('plateau', 10, 3)
   assert set(config.model.init_std.values()) == {0.01}
   ones = {name for name, bias in config.model.init_bias.items() if bias == 1}
-  assert ones == {'conv2', 'conv4', 'conv5', 'fc6', 'fc7'}
+  assert ones - {'conv6'} == {'conv2', 'conv4', 'conv5', 'fc6', 'fc7'}  # the paper is silent on conv6
   assert (config.augment.crop, config.augment.mirror, config.augment.colour_std) == (True, True, 0.1)
 
 
-@pytest.mark.parametrize('name', alexnet.DATASETS)
-def test_every_dataset_variant_adds_no_field(name):
+def test_as_run_has_the_numbers_of_run_145():
+  """Facts, section 7, row by row; the rates are in test_optimizer.py."""
+  config = alexnet.get_config('imagenet2012,as_run')
+  norm = config.model.norm
+  assert (norm.k, norm.size, norm.alpha, norm.beta) == (2.0, 5, 2e-5, 0.75)
+  assert (norm.before, norm.after, norm.within) == (('conv1',), ('conv2',), ('conv2',))
+  std = {name: 0.03 if name in ('conv3', 'conv4', 'conv5', 'conv6') else 0.01 for name in alexnet.LAYERS}
+  assert config.model.init_std.to_dict() == std
+  assert config.model.init_bias == alexnet.paper().model.init_bias
+  assert config.model.centre_mean
+  augment = config.augment
+  assert (augment.offsets, augment.shared_by, augment.colour_std) == (33, 32, 0.1)
+  assert (augment.colour_rescale, augment.colour_until) == (True, 67 / 91)
+  assert not config.data.reshuffle
+  assert not config.optimizer.bias_decay
+  assert (config.batch_size, config.num_epochs) == (128, 91)
+
+
+@pytest.mark.parametrize('name', [*alexnet.DATASETS, *alexnet.VARIANTS])
+def test_no_variant_adds_a_field(name):
   assert fields.flat(alexnet.get_config(name)).keys() == fields.flat(alexnet.paper()).keys()
 
 
@@ -37,7 +55,13 @@ def test_digits_are_the_default_and_are_not_mirrored():
 
 
 @pytest.mark.parametrize(
-  ('variants', 'sentence'), [('nonsense', 'there are digits, '), ('digits,cifar10', 'two datasets')]
+  ('variants', 'sentence'),
+  [
+    ('nonsense', 'there are as_run, .*, and the datasets digits, '),
+    ('digits,cifar10', 'are 2 datasets; name one'),
+    ('one_tower,run150', 'one_tower and run150 exclude each other: a single tower'),
+    ('without_conv5,without_conv3,without_conv4', 'one must stay'),
+  ],
 )
 def test_wrong_variants_say_why(variants, sentence):
   with pytest.raises(ValueError, match=sentence):
@@ -60,6 +84,7 @@ def test_every_field_is_read_by_something(config, tmp_path, monkeypatch):
     read.add(names.get(id(self), '?') + str(key))
     return original(self, key)
 
+  config.model.kernels.conv6 = 128  # so that its fields are read, too
   names_of_all = set(fields.flat(config))
   for schedule in ('plateau', 'steps'):
     config.optimizer.schedule = schedule

@@ -15,8 +15,10 @@ def take(iterator, count):
   return [next(iterator) for _ in range(count)]
 
 
-def batches(source, config, first_step=0, share=(0, 1)):
-  return data.training_batches(source, COVARIANCE, config, first_step=first_step, share=share)
+def batches(source, config, first_step=0, colour_steps=10**6, share=(0, 1)):
+  return data.training_batches(
+    source, COVARIANCE, config, first_step=first_step, colour_steps=colour_steps, share=share
+  )
 
 
 def assert_same(one, other):
@@ -75,17 +77,76 @@ def test_what_augmentation_says_is_what_it_did(train_source, config):
   batch = next(batches(train_source, config))
   assert {name: (x.dtype, x.shape) for name, x in batch.items()} == {
     'image': (np.uint8, (8, 64, 64, 3)),
-    'offset': (np.int32, (8, 2)),
-    'mirrored': (np.bool_, (8,)),
+    'mean_offset': (np.int32, (8, 2)),
+    'mean_mirrored': (np.bool_, (8,)),
     'colour': (np.float32, (8, 3)),
+    'scale': (np.float32, (8,)),
     'label': (np.int32, (8,)),
   }
   stored = [train_source[i]['image'] for i in range(len(train_source))]
   for i in range(8):
-    crop = batch['image'][i][:, ::-1] if batch['mirrored'][i] else batch['image'][i]
-    assert any(np.array_equal(augment.crop(image, batch['offset'][i], 64), crop) for image in stored)
-  assert batch['mirrored'].any()
-  assert not batch['mirrored'].all()
+    view = augment.View(*batch['mean_offset'][i], batch['mean_mirrored'][i])
+    assert any(np.array_equal(augment.cut(image, view, 64), batch['image'][i]) for image in stored)
+  assert batch['mean_mirrored'].any()
+  assert not batch['mean_mirrored'].all()
+  assert np.all(batch['scale'] == 1)
+
+
+def view_of(patch, image, config):
+  """Finds where a patch was cut out, by looking everywhere; None if nowhere."""
+  for mirrored in (False, True):
+    for top, left in np.ndindex(33, 33):
+      view = augment.View(top, left, mirrored)
+      if np.array_equal(augment.cut(image, view, config.model.image_size), patch):
+        return view
+  return None
+
+
+def test_as_in_2012_consecutive_images_share_patch_and_reflection(train_source, config):
+  """Facts, section 2: 32 images a group in 2012, four here; and the mean image's centre for all."""
+  config.augment.update(mirror=True, shared_by=4, offsets=33)
+  config.model.centre_mean = True
+  rng = np.random.default_rng(0)
+  # Noise, so that a patch shows where it was cut out; all alike, so that the image need not be found.
+  noise = rng.integers(0, 256, (96, 96, 3), np.uint8)
+
+  class Noise:
+    def __len__(self):
+      return 50
+
+    def __getitem__(self, index):
+      return {'image': noise, 'label': np.int32(0)}
+
+  found = take(batches(Noise(), config), 6)
+  views = [view_of(patch, noise, config) for batch in found for patch in batch['image']]
+  groups = [set(views[i : i + 4]) for i in range(0, 48, 4)]
+  assert all(len(group) == 1 for group in groups)
+  assert len(set.union(*groups)) > 8
+  for batch in found:
+    assert np.all(batch['mean_offset'] == 16)
+    assert not batch['mean_mirrored'].any()
+    assert len(np.unique(batch['colour'], axis=0)) == 8  # colours are every image's own
+  assert_same(found[3], next(batches(Noise(), config, first_step=3)))
+
+
+def test_as_in_2012_the_order_can_be_fixed_while_views_differ(train_source, config):
+  config.data.reshuffle = False
+  config.batch_size = 479  # a third of an epoch
+  shown = take(batches(train_source, config), 6)
+  for first, second in zip(shown[:3], shown[3:], strict=True):
+    np.testing.assert_array_equal(first['label'], second['label'])
+    assert np.any(first['mean_offset'] != second['mean_offset'])
+
+
+def test_as_in_2012_colours_end_and_their_scale_with_them(train_source, config):
+  config.augment.colour_rescale = True
+  shown = take(batches(train_source, config, colour_steps=2), 3)
+  for batch in shown[:2]:
+    assert np.all(np.abs(batch['colour']).max(1) > 0)
+    np.testing.assert_array_equal(batch['scale'], np.float32(1 / 1.1))
+  assert np.all(shown[2]['colour'] == 0)
+  assert np.all(shown[2]['scale'] == 1)
+  assert_same(shown[2], next(batches(train_source, config, first_step=2, colour_steps=2)))
 
 
 @pytest.mark.parametrize(('batch_size', 'count'), [(32, 1), (7, 1), (360, 1), (500, 1), (32, 2)])

@@ -15,7 +15,7 @@ def with_value(field, value):
   return config
 
 
-@pytest.mark.parametrize('variant', alexnet.DATASETS)
+@pytest.mark.parametrize('variant', [*alexnet.DATASETS, *alexnet.VARIANTS])
 def test_every_variant_is_within_bounds(variant):
   fields.check(alexnet.get_config(variant))
 
@@ -43,7 +43,20 @@ def test_amounts_must_not_be_negative(field, value):
 
 @pytest.mark.parametrize(
   ('field', 'value', 'sentence'),
-  [('seed', 2**32, 'below 2'), ('optimizer.rate_factor', 0.0, 'above 0'), ('num_epochs', 0, 'both 0')],
+  [
+    ('seed', 2**32, 'below 2'),
+    ('optimizer.rate_factor', 0.0, 'above 0'),
+    ('num_epochs', 0, 'both 0'),
+    ('augment.offsets', 34, 'must be 1 to 33'),
+    ('augment.offsets', 0, 'must be 1 to 33'),
+    ('augment.colour_until', 1.5, 'augment.colour_until=1.5 must be in fractions'),
+    ('optimizer.steps', (25, 51, 79), r'optimizer.steps=\[25, 51, 79\] must be in fractions of the run'),
+    ('optimizer.layer_changes.conv1', ((72, 0.0, 0.0),), 'optimizer.layer_changes.conv1=.* must be in fractions'),
+    ('optimizer.layer_changes.conv1', ((0.5, 0.0),), 'must be of triples'),
+    ('optimizer.layer_changes.conv1', (0.5, 0.0), 'must be of triples'),
+    ('optimizer.layer_factor.fc8', -1.0, 'optimizer.layer_factor.fc8=-1.0 must be 0 or more'),
+    ('optimizer.bias_drops', -2, 'must be -1, for all, or more'),
+  ],
 )
 def test_other_bounds(field, value, sentence):
   with pytest.raises(UsageError, match=sentence):
@@ -53,4 +66,4 @@ def test_other_bounds(field, value, sentence):
 def test_flat_names_every_field():
   names = fields.flat(alexnet.paper())
   assert names['model.init_bias.conv2'] == 1.0
-  assert names['optimizer.step_epochs'] == [25, 51, 79]
+  assert names['optimizer.steps'] == [25 / 91, 51 / 91, 79 / 91]

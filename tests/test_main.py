@@ -37,7 +37,10 @@ TINY = (
   ('arguments', 'sentence'),
   [
     ((), 'name a config, such as --config=configs/alexnet.py'),
-    (('--config=configs/alexnet.py:nonsense',), "no variant 'nonsense'; there are digits, "),
+    (
+      ('--config=configs/alexnet.py:nonsense',),
+      "no variant 'nonsense'; there are as_run, .*, and the datasets digits, ",
+    ),
     (
       ('--config=configs/alexnet.py', '--config.model.widht=1'),
       "no config field 'widht'; the fields are .*model.width",
@@ -54,6 +57,9 @@ TINY = (
     (('--config=configs/alexnet.py', '--mode=eval', '--workdir=README.md'), 'README.md holds no run'),
     (('--config=configs/alexnet.py', '--workdir=README.md/run'), 'cannot be written to'),
     (('--config=configs/alexnet.py', '--config.optimizer.schedule=cosine'), "choose 'plateau' or 'steps'"),
+    (('--config=configs/alexnet.py:one_tower,run150',), 'one_tower and run150 exclude each other'),
+    (('--config=configs/alexnet.py:one_tower', '--config.mesh.tower=2'), 'does not divide the 1 tower.* choose 1.'),
+    (('--config=configs/alexnet.py', '--config.model.pool_size=0'), 'model.pool_size=0 must be 2'),
   ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(arguments, sentence):

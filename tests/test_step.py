@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import model, step, towers
+from alexnet_jax import augment, model, step, towers
 from configs import alexnet
 from tests.conftest import mesh
 
-HYPER = step.Hyperparameters(0.9, 0.0005)
+HYPER = step.hyperparameters(alexnet.paper().optimizer)
+RATES = {name: {'kernel': np.float32(1e-4), 'bias': np.float32(1e-4)} for name in alexnet.LAYERS if name != 'conv6'}
 MEAN = np.random.default_rng(1).uniform(80, 150, (96, 96, 3)).astype(np.float32)
 
 
@@ -22,9 +23,10 @@ def batch_of(seed, size=8):
   rng = np.random.default_rng(seed)
   return {
     'image': rng.integers(0, 256, (size, 64, 64, 3), np.uint8),
-    'offset': rng.integers(0, 32, (size, 2), np.int32),
-    'mirrored': rng.integers(0, 2, size).astype(bool),
+    'mean_offset': rng.integers(0, 32, (size, 2), np.int32),
+    'mean_mirrored': rng.integers(0, 2, size).astype(bool),
     'colour': rng.normal(0, 10, (size, 3)).astype(np.float32),
+    'scale': rng.uniform(0.9, 1, size).astype(np.float32),
     'label': rng.integers(0, 10, size, np.int32),
   }
 
@@ -39,7 +41,7 @@ def train(shape, num_steps=4):
     for number in range(num_steps):
       batch = towers.put_batch(current, batch_of(number))
       state, metrics = step.train_step(
-        state, batch, jnp.asarray(MEAN), np.float32(1e-4), jax.random.key(7), network=network, hyper=HYPER
+        state, batch, jnp.asarray(MEAN), RATES, jax.random.key(7), network=network, hyper=HYPER
       )
       losses.append(float(metrics['loss']))
     return jax.tree.map(np.asarray, state.params), losses
@@ -67,7 +69,7 @@ def test_training_moves_every_layer_and_lowers_the_loss_of_one_batch(one_device)
   losses = []
   for _ in range(20):
     state, metrics = step.train_step(
-      state, batch, jnp.asarray(MEAN), np.float32(1e-4), jax.random.key(7), network=network, hyper=HYPER
+      state, batch, jnp.asarray(MEAN), RATES, jax.random.key(7), network=network, hyper=HYPER
     )
     losses.append(float(metrics['loss']))
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -79,14 +81,14 @@ def test_training_moves_every_layer_and_lowers_the_loss_of_one_batch(one_device)
 def test_the_mean_is_cropped_and_mirrored_like_the_image(one_device):
   batch = batch_of(3)
   device = towers.put_batch(one_device, batch)
-  ours = step.subtract_mean(device['image'], jnp.asarray(MEAN), device['offset'], device['mirrored'])
+  ours = step.subtract_mean(device['image'], jnp.asarray(MEAN), device['mean_offset'], device['mean_mirrored'])
   for i in range(8):
-    top, left = batch['offset'][i]
+    top, left = batch['mean_offset'][i]
     whole = np.zeros((96, 96, 3), np.float32)  # the stored image this crop came from
-    crop = batch['image'][i][:, ::-1] if batch['mirrored'][i] else batch['image'][i]
+    crop = batch['image'][i][:, ::-1] if batch['mean_mirrored'][i] else batch['image'][i]
     whole[top : top + 64, left : left + 64] = crop
     expected = (whole - MEAN)[top : top + 64, left : left + 64]  # the paper's order: subtract, then crop
-    expected = expected[:, ::-1] if batch['mirrored'][i] else expected
+    expected = expected[:, ::-1] if batch['mean_mirrored'][i] else expected
     np.testing.assert_array_equal(ours[i], expected)
 
 
@@ -94,13 +96,40 @@ def test_a_view_is_cropped_and_mirrored_after_the_mean_is_subtracted(one_device)
   network = small()
   params = jax.jit(network.init)(jax.random.key(0))
   images = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
-  view = (np.int32(32), np.int32(5), np.bool_(True))
-  ours = step.log_probs(
-    params, towers.put_batch(one_device, images), jnp.asarray(MEAN), *view, network=network, image_size=64
+  view = augment.View(np.int32(32), np.int32(5), np.bool_(True))
+  constants = dict(network=network, image_size=64)
+
+  def expected(x):
+    return jax.nn.log_softmax(jax.jit(network.apply)(params, towers.put_batch(one_device, x)))
+
+  ours = step.log_probs(params, towers.put_batch(one_device, images), jnp.asarray(MEAN), view, view, **constants)
+  np.testing.assert_allclose(ours, expected((images - MEAN)[:, 32:96, 5:69][:, :, ::-1]), rtol=1e-5, atol=1e-5)
+
+  as_run = step.log_probs(
+    params, towers.put_batch(one_device, images), jnp.asarray(MEAN), view, augment.CENTRE, **constants
   )
-  x = (images - MEAN)[:, 32:96, 5:69][:, :, ::-1]
-  expected = jax.nn.log_softmax(jax.jit(network.apply)(params, towers.put_batch(one_device, x)))
-  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+  x = images[:, 32:96, 5:69][:, :, ::-1] - MEAN[16:80, 16:80]
+  np.testing.assert_allclose(as_run, expected(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_shifted_image_is_scaled(one_device):
+  """The loss of a batch is that of (image - mean + colour) * scale, computed by hand."""
+  network = small()
+  state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
+  batch = batch_of(2) | {'mean_offset': np.full((8, 2), 16, np.int32), 'mean_mirrored': np.zeros(8, bool)}
+  x = (batch['image'] - MEAN[16:80, 16:80] + batch['colour'][:, None, None]) * batch['scale'][:, None, None, None]
+  logits = network.apply(state.params, towers.put_batch(one_device, x), jax.random.fold_in(jax.random.key(7), 0))
+  expected = -np.mean(np.asarray(jax.nn.log_softmax(logits))[np.arange(8), batch['label']])
+  _, metrics = step.train_step(
+    state,
+    towers.put_batch(one_device, batch),
+    jnp.asarray(MEAN),
+    RATES,
+    jax.random.key(7),
+    network=network,
+    hyper=HYPER,
+  )
+  np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
 
 def test_loss_is_the_mean_log_probability_in_nats(one_device):

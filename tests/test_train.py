@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 from alexnet_jax import evaluate, model, step, train
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError, UsageError
+from configs import alexnet
 from tests.conftest import mesh
 
 
@@ -15,7 +17,7 @@ def final_state(config, folder):
   current = mesh(1, 1)
   with jax.set_mesh(current):
     network = model.build(config.model, 10)
-    hyper = step.Hyperparameters(config.optimizer.momentum, config.optimizer.weight_decay)
+    hyper = step.hyperparameters(config.optimizer)
     state, run = Checkpoints(folder).restore(step.abstract_state(network, hyper), current)
   return jax.tree.map(np.asarray, state), run
 
@@ -41,6 +43,66 @@ def test_train_stop_continue_is_train_through_bit_for_bit(config, tmp_path):
     config.num_steps = num_steps
     train.train_and_evaluate(config, tmp_path / 'stopped')
   assert_bit_equal(final_state(config, tmp_path / 'stopped'), through)
+
+
+def as_run(config):
+  """The recipe of 2012 on the small network, 91 steps standing for its 91 epochs."""
+  variant = alexnet.get_config('digits,as_run')
+  variant.data.dir = config.data.dir
+  variant.model.image_size, variant.model.width = 64, 1 / 16
+  variant.batch_size, variant.num_steps, variant.eval_every, variant.eval.ten_view = 8, 91, 1000, False
+  variant.mesh.update(config.mesh)
+  return variant
+
+
+def test_as_run_changes_at_the_fractions_of_run_145_and_freezes_conv1(config, tmp_path, capsys):
+  """Facts, 1.6, read from the run's own log; and a run that was stopped crosses every change bit for bit."""
+  config = as_run(config)
+  config.checkpoint_every = 4
+  kept = {}
+  original = Checkpoints.save
+
+  def keeping(self, number, state, run):
+    kept[number] = jax.tree.map(np.asarray, (state.params['conv1'], state.opt_state[-1].trace['conv1']))
+    original(self, number, state, run)
+
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(Checkpoints, 'save', keeping)
+    train.train_and_evaluate(config, tmp_path / 'straight')
+  log = [line for line in capsys.readouterr().out.splitlines() if line.startswith('from step')]
+  assert log == [
+    'from step 0: rate 0.001 (biases 0.002); colour shift on',
+    'from step 25: rate 0.0001 (biases 0.002); colour shift on',
+    'from step 51: rate 1e-05 (biases 0.002); colour shift on',
+    'from step 67: rate 1e-05 (biases 0.002), conv1 1e-06 (biases 0.002); colour shift off',
+    'from step 72: rate 1e-05 (biases 0.002), conv1 0; colour shift off',
+    'from step 79: rate 1e-06 (biases 0.002), conv1 0; colour shift off',
+  ]
+  for x, y in zip(jax.tree.leaves(kept[72]), jax.tree.leaves(kept[91]), strict=True):
+    np.testing.assert_array_equal(x, y)  # a rate of 0 moves neither the kernels nor their velocity
+  assert all(np.any(x != y) for x, y in zip(jax.tree.leaves(kept[68]), jax.tree.leaves(kept[72]), strict=True))
+
+  for last in (24, 66, 73, 91):  # stopped just before, and just after, what changes
+    stop_after(last, config, tmp_path / 'stopped')
+  assert_bit_equal(final_state(config, tmp_path / 'stopped'), final_state(config, tmp_path / 'straight'))
+
+
+def stop_after(number, config, folder):
+  """Trains until a checkpoint at or after a step is there, as if interrupted then."""
+
+  class Stop(Exception):
+    pass
+
+  original = Checkpoints.save
+
+  def stopping(self, done, state, run):
+    original(self, done, state, run)
+    if done >= number and done < config.num_steps:
+      raise Stop
+
+  with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Stop):
+    patched.setattr(Checkpoints, 'save', stopping)
+    train.train_and_evaluate(config, folder)
 
 
 def test_the_run_leaves_what_the_contract_says(config, tmp_path, capsys):
@@ -105,10 +167,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(config
   good = final_state(config, tmp_path)
 
   config.num_steps = 12
-  network_rate, step_fn = 1e30, step.train_step
+  step_fn = step.train_step
 
-  def exploding(state, batch, mean_image, rate, key, **kwargs):
-    return step_fn(state, batch, mean_image, np.float32(network_rate), key, **kwargs)
+  def exploding(state, batch, mean_image, rates, key, **kwargs):
+    return step_fn(state, batch, mean_image, jax.tree.map(lambda rate: rate * np.float32(1e33), rates), key, **kwargs)
 
   step.train_step = exploding
   try:

@@ -1,0 +1,259 @@
+"""Every variant of configs/alexnet.py: what it is made of, and what it computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import fields, model, optimizer, step, towers
+from configs import alexnet
+from tests.conftest import mesh
+from tests.test_model import image_shape, images
+
+UNCHANGED = 60_965_224  # facts, 1.8
+# Parameters at 1000 classes, and all-gathers of a forward pass on two devices; by hand, from facts, 0, 1.8 and 4.
+EXPECTED = {
+  'paper': (UNCHANGED, 5),
+  'as_run': (UNCHANGED, 5),
+  'one_tower': (59_798_312, None),
+  'conv6': (61_555_304, 6),
+  # 5*5*48*256 + 256, 3*3*128*384 + 384, (6*6*128)*4096 + 4096 and 2048*4096 + 4096 in place of conv3, fc6 and fc7
+  'no_communication': (33_259_880, 2),
+  # conv2 5*5*48*320 + 320, conv3 3*3*160*384 + 384, fc6 (6*6*128)*8192 + 8192, fc7 4096*4096 + 4096
+  'run150': (60_714_408, 2),
+  'without_conv3': (UNCHANGED - 663_936, 5),  # conv4 is as large as conv3 was, since it reads both towers
+  'without_conv4': (UNCHANGED - 663_936, 5),
+  'without_conv5': (UNCHANGED - 442_624 + 6 * 6 * (384 - 256) * 4096, 5),
+  'no_lrn': (UNCHANGED, 5),
+  'no_overlap': (UNCHANGED, 5),
+  'tanh': (UNCHANGED, 5),
+  'no_dropout': (UNCHANGED, 5),
+  'no_colour': (UNCHANGED, 5),
+  'no_augmentation': (UNCHANGED, 5),
+  'no_decay': (UNCHANGED, 5),
+  'zero_bias': (UNCHANGED, 5),
+}
+# The shapes that differ from those of the paper: kernels, and what comes out for a batch of 4.
+PAPER_SHAPES = {
+  'conv1': ((2, 11, 11, 3, 48), (2, 4, 55, 55, 48)),
+  'conv2': ((2, 5, 5, 48, 128), (2, 4, 27, 27, 128)),
+  'conv3': ((2, 3, 3, 256, 192), (2, 4, 13, 13, 192)),
+  'conv4': ((2, 3, 3, 192, 192), (2, 4, 13, 13, 192)),
+  'conv5': ((2, 3, 3, 192, 128), (2, 4, 13, 13, 128)),
+  'fc6': ((2, 9216, 2048), (2, 4, 2048)),
+  'fc7': ((2, 4096, 2048), (2, 4, 2048)),
+  'fc8': ((2, 4096, 500), (2, 4, 500)),
+}
+OTHER_SHAPES = {
+  'one_tower': {
+    'conv1': ((1, 11, 11, 3, 48), (1, 4, 55, 55, 48)),
+    'conv2': ((1, 5, 5, 48, 128), (1, 4, 27, 27, 128)),
+    'conv3': ((1, 3, 3, 128, 192), (1, 4, 13, 13, 192)),
+    'conv4': ((1, 3, 3, 192, 192), (1, 4, 13, 13, 192)),
+    'conv5': ((1, 3, 3, 192, 256), (1, 4, 13, 13, 256)),
+    'fc6': ((1, 9216, 4096), (1, 4, 4096)),
+    'fc7': ((1, 4096, 4096), (1, 4, 4096)),
+    'fc8': ((1, 4096, 1000), (1, 4, 1000)),
+  },
+  'conv6': {'conv6': ((2, 3, 3, 256, 128), (2, 4, 6, 6, 128))},
+  'no_communication': {
+    'conv3': ((2, 3, 3, 128, 192), (2, 4, 13, 13, 192)),
+    'fc6': ((2, 4608, 2048), (2, 4, 2048)),
+    'fc7': ((2, 2048, 2048), (2, 4, 2048)),
+  },
+  'run150': {
+    'conv2': ((2, 5, 5, 48, 160), (2, 4, 27, 27, 160)),
+    'conv3': ((2, 3, 3, 160, 192), (2, 4, 13, 13, 192)),
+    'fc6': ((2, 4608, 4096), (2, 4, 4096)),
+    'fc7': ((2, 4096, 2048), (2, 4, 2048)),
+  },
+  'without_conv3': {'conv3': None, 'conv4': ((2, 3, 3, 256, 192), (2, 4, 13, 13, 192))},
+  'without_conv4': {'conv4': None},
+  'without_conv5': {'conv5': None, 'fc6': ((2, 13_824, 2048), (2, 4, 2048))},
+  'no_overlap': {
+    'conv2': ((2, 5, 5, 48, 128), (2, 4, 26, 26, 128)),
+    'conv5': ((2, 3, 3, 192, 128), (2, 4, 11, 11, 128)),
+  },
+}
+
+
+def of(variant):
+  config = alexnet.get_config('' if variant == 'paper' else variant)
+  config.model.image_size, config.model.width = 96, 1 / 16
+  return config
+
+
+def test_all_variants_are_here():
+  assert set(EXPECTED) == {'paper', *alexnet.VARIANTS}
+
+
+@pytest.mark.parametrize('variant', EXPECTED)
+def test_parameters_and_shapes_at_full_width(variant, one_device, monkeypatch):
+  found = {}
+  original = model.AlexNet.layer
+
+  def spy(self, name, x):
+    y = original(self, name, x)
+    if hasattr(self, name):
+      found[name] = (getattr(self, name).kernel.shape, y.shape)
+    return y
+
+  monkeypatch.setattr(model.AlexNet, 'layer', spy)
+  network = model.build(alexnet.get_config('' if variant == 'paper' else variant).model, 1000)
+  params = jax.eval_shape(network.init, jax.random.key(0))
+  logits = jax.eval_shape(network.apply, params, image_shape(one_device, 4, 224))
+  assert logits.shape == (4, 1000)
+  assert sum(x.size for x in jax.tree.leaves(params)) == EXPECTED[variant][0]
+  expected = PAPER_SHAPES | OTHER_SHAPES.get(variant, {})
+  assert found == {name: shapes for name, shapes in expected.items() if shapes}
+
+
+@pytest.mark.parametrize('variant', [name for name, (_, gathers) in EXPECTED.items() if gathers is not None])
+def test_towers_meet_as_often_as_the_variant_says(variant):
+  with jax.set_mesh(mesh(1, 2)):
+    network = model.build(of(variant).model, 10)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    program = jax.jit(network.apply).lower(params, images(size=96)).compile().as_text()
+  assert program.count(' all-gather(') + program.count(' all-gather-start(') == EXPECTED[variant][1]
+
+
+@pytest.mark.parametrize('variant', EXPECTED)
+def test_one_step_sets_every_layer_in_motion(variant, one_device):
+  config = of(variant)
+  network, hyper = model.build(config.model, 10), step.hyperparameters(config.optimizer)
+  state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
+  rng = np.random.default_rng(0)
+  batch = {
+    'image': rng.integers(0, 256, (8, 96, 96, 3), np.uint8),
+    'mean_offset': np.zeros((8, 2), np.int32),
+    'mean_mirrored': np.zeros(8, bool),
+    'colour': np.zeros((8, 3), np.float32),
+    'scale': np.ones(8, np.float32),
+    'label': rng.integers(0, 10, 8, np.int32),
+  }
+  rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step=100).at(0, 0)
+  state, metrics = step.train_step(
+    state,
+    towers.put_batch(one_device, batch),
+    jnp.full((128, 128, 3), 120.0),
+    rates,
+    jax.random.key(1),
+    network=network,
+    hyper=hyper,
+  )
+  assert 0 < float(metrics['loss']) < 10
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  for path, velocity in jax.tree.leaves_with_path(state.opt_state[-1].trace):
+    assert np.any(velocity != 0), jax.tree_util.keystr(path)
+
+
+def logits_and_gradients(network, params, x, label, key):
+  def loss(params):
+    logits = network.apply(params, x, key)
+    return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(label, logits.shape[-1]), -1)), logits
+
+  (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  return logits, gradients
+
+
+def dropout_masks(params, batch, key):
+  """Draws the masks of fc6 and fc7, [batch, unit] each, as the network does."""
+  shapes = [(num_towers, batch, units) for num_towers, units in (params[name]['bias'].shape for name in ('fc6', 'fc7'))]
+  masks = [jax.random.bernoulli(k, 0.5, shape) for k, shape in zip(jax.random.split(key), shapes, strict=True)]
+  return [np.concatenate(list(mask), axis=-1).astype(np.float32) for mask in masks]
+
+
+AT_FULL_WIDTH = ('paper', 'as_run', 'one_tower', 'no_overlap', 'no_communication', 'run150', 'conv6')
+SAME_NETWORK = ('no_colour', 'no_augmentation', 'no_decay', 'zero_bias')  # they change training, not the network
+
+
+@pytest.mark.parametrize(
+  ('variant', 'image_size', 'width', 'num_classes'),
+  [
+    *((name, 96, 1 / 8, 7) for name in EXPECTED if name not in SAME_NETWORK),
+    *(pytest.param(name, 224, 1.0, 1000, marks=pytest.mark.slow) for name in AT_FULL_WIDTH),
+  ],
+)
+def test_logits_and_gradients_are_those_of_a_grouped_network_in_torch(
+  one_device, variant, image_size, width, num_classes
+):
+  torch = pytest.importorskip('torch')
+  from tests import reference
+
+  options = reference.VARIANTS[variant]
+  fc6_joined = 'fc6' in options.get('joined', ('fc6',))
+  config = of(variant)
+  config.model.image_size, config.model.width = image_size, width
+  network = model.build(config.model, num_classes)
+  params = jax.jit(network.init)(jax.random.key(0))
+  # Weights larger than published, so that all layers matter to the logits.
+  params = {
+    name: {
+      'kernel': layer['kernel'] * np.sqrt(2 / layer['kernel'][0, ..., 0].size) / layer['kernel'].std(),
+      'bias': layer['bias'] * np.float32(0.1),
+    }
+    for name, layer in params.items()
+  }
+  if variant == 'tanh':
+    params['conv1']['kernel'] /= 60  # pixels deviate by 60; saturated, 1 - tanh ** 2 is all rounding
+  x, label = images(4, image_size), jax.device_put(jnp.arange(4, dtype=jnp.int32), towers.BATCH)
+  x_torch = torch.tensor(np.asarray(x))
+
+  def weights():
+    tensors = {
+      name: torch.tensor(value, requires_grad=True)
+      for name, value in reference.to_interchange(params, fc6_joined=fc6_joined).items()
+    }
+    for part in ('weight', 'bias'):  # an odd number of classes leaves one unit unused
+      tensors[f'fc8.{part}'] = tensors[f'fc8.{part}'].detach()[:num_classes].requires_grad_()
+    return tensors
+
+  def assert_close(ours, theirs):
+    theirs = theirs.detach().numpy()
+    np.testing.assert_allclose(ours[: len(theirs)], theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+  assert_close(jax.jit(network.apply)(params, x), reference.forward(weights(), x_torch, **options))
+
+  key = jax.random.key(5)
+  logits, gradients = logits_and_gradients(network, params, x, label, key)
+  keep = [torch.tensor(mask) for mask in dropout_masks(params, len(x), key)]
+  tensors = weights()
+  result = reference.forward(tensors, x_torch, keep=keep, **options)
+  assert_close(logits, result)
+  torch.nn.functional.cross_entropy(result, torch.tensor(np.asarray(label), dtype=torch.long)).backward()
+  for name, gradient in reference.to_interchange(gradients, fc6_joined=fc6_joined).items():
+    assert_close(gradient, tensors[name].grad)
+
+
+@pytest.mark.parametrize('variant', ['one_tower', 'as_run', 'run150', 'without_conv3,conv6'])
+def test_variants_compute_the_same_on_every_mesh(variant):
+  config = of(variant)
+  x = 60 * np.random.default_rng(0).normal(size=(8, 96, 96, 3)).astype(np.float32)
+  found = {}
+  for shape in [(1, 1), (4, 1)] if variant == 'one_tower' else [(1, 1), (1, 2), (2, 2), (4, 1)]:
+    with jax.set_mesh(mesh(*shape)):
+      network = model.build(config.model, 10)
+      params = jax.jit(network.init)(jax.random.key(0))
+      found[shape] = np.asarray(jax.jit(network.apply)(params, jax.device_put(x, towers.BATCH), jax.random.key(1)))
+  for logits in found.values():
+    np.testing.assert_allclose(logits, found[1, 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('first', alexnet.VARIANTS)
+def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_device):
+  for second in alexnet.VARIANTS:
+    try:
+      config = alexnet.get_config(f'ilsvrc2010,{first},{second}')
+    except ValueError as error:
+      assert 'exclude each other: ' in str(error)  # noqa: PT017
+      continue
+    fields.check(config)
+    network = model.build(config.model, 1000)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    assert jax.eval_shape(network.apply, params, image_shape(one_device, 4, 224)).shape == (4, 1000)
+
+
+def test_the_order_of_names_does_not_matter():
+  one, other = (alexnet.get_config(names) for names in ('digits,as_run,no_lrn,conv6', 'conv6,no_lrn,digits,as_run'))
+  assert one == other
+  assert one.variants == ('as_run', 'conv6', 'no_lrn')
