@@ -1,4 +1,7 @@
-"""Data augmentation, one function for each sentence of section 4.1; numpy only."""
+"""Data augmentation, one function for each sentence of section 4.1; numpy only.
+
+Mirroring itself is done on the device, which does it for nothing; on a host it costs more than decoding a JPEG.
+"""
 
 from __future__ import annotations
 
@@ -13,49 +16,56 @@ BORDER = 32  # pixels between the stored image and the crop, 256 - 224 in the pa
 
 
 class View(NamedTuple):
-  """A patch of an image: first row, first column, and whether it is mirrored left to right."""
+  """A patch of an image, or, with arrays [image] for fields, one of each of several images.
 
-  top: int
-  left: int
-  mirrored: bool
+  Attributes:
+    top: first row.
+    left: first column.
+    mirrored: whether it is mirrored left to right.
+  """
+
+  top: int | np.ndarray
+  left: int | np.ndarray
+  mirrored: bool | np.ndarray
 
 
 CENTRE = View(BORDER // 2, BORDER // 2, False)
 
 
-def random_view(rng: np.random.Generator, config: ConfigDict) -> View:
+def random_views(rng: np.random.Generator, count: int, config: ConfigDict) -> View:
   """'Extracting random 224 x 224 patches (and their horizontal reflections)', each as far as the config wants it.
 
   Args:
-    rng: source of the three draws.
+    rng: source of the draws, which are the same whatever is switched off.
+    count: images.
     config: the `augment` part of a config. With 32 `offsets` on each axis, 0 to 31, and reflections there are
-      32 * 32 * 2 = 2048 views, the paper's factor; the code of 2012 had 33, 0 to 32 (facts, section 2).
+      32 * 32 * 2 = 2048 views, the paper's factor; the code of 2012 had 33, 0 to 32, and one view for every 32
+      consecutive images, `shared_by` (facts, section 2).
+
+  Returns:
+    A view [count] with int32, int32 and bool.
   """
-  view = CENTRE
-  if config.crop:
-    view = View(*rng.integers(0, config.offsets, size=2, dtype=np.int32), False)
-  if config.mirror:
-    view = view._replace(mirrored=bool(rng.integers(2)))
-  return view
-
-
-def cut(image: np.ndarray, view: View, size: int) -> np.ndarray:
-  """Cuts a view [size, size, rgb] out of an image [height, width, rgb]."""
-  patch = image[view.top : view.top + size, view.left : view.left + size]
-  return patch[:, ::-1] if view.mirrored else patch
+  num_groups = -(-count // config.shared_by)
+  top, left = rng.integers(0, config.offsets, (2, num_groups), np.int32)
+  mirrored = rng.integers(0, 2, num_groups).astype(bool)
+  if not config.crop:
+    top, left = np.full_like(top, CENTRE.top), np.full_like(left, CENTRE.left)
+  if not config.mirror:
+    mirrored = np.zeros_like(mirrored)
+  return View(*(np.repeat(draw, config.shared_by)[:count] for draw in (top, left, mirrored)))
 
 
 def mean_view(view: View, centre_mean: bool) -> View:
   """Says which part of the mean image is subtracted from a view.
 
   The paper subtracts the mean from the whole image before patches are cut out (section 2): so the part that lies under
-  the view, mirrored like it. The code of 2012 subtracted the centre of the mean image from every patch (facts,
-  section 2).
+  the view, mirrored like it. The code of 2012 subtracted the centre of the mean image from every patch, mirrored or not
+  (facts, section 2).
   """
-  return CENTRE if centre_mean else view
+  return View(*(np.full_like(own, centre) for own, centre in zip(view, CENTRE, strict=True))) if centre_mean else view
 
 
-def colour_shift(rng: np.random.Generator, covariance: np.ndarray, std: float) -> np.ndarray:
+def colour_shifts(rng: np.random.Generator, count: int, covariance: np.ndarray, std: float) -> np.ndarray:
   """'Altering the intensities of the RGB channels': one shift for all pixels of an image.
 
   Paper: it multiplies each principal component by its eigenvalue times a random variable of standard deviation 0.1.
@@ -63,16 +73,17 @@ def colour_shift(rng: np.random.Generator, covariance: np.ndarray, std: float) -
   component, the root of the eigenvalue (facts, section 2). So the shifts have std ** 2 times the pixels' covariance.
 
   Args:
-    rng: source of the three random variables.
+    rng: source of the three random variables of each image.
+    count: images.
     covariance: [rgb, rgb] float64 of all pixels of the training set, 0-255.
     std: standard deviation of the random variables, 0.1 in the paper.
 
   Returns:
-    [rgb] float32, to be added to every pixel.
+    [count, rgb] float32, to be added to every pixel.
   """
   eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-  alpha = rng.normal(0.0, std, size=3)
-  return (eigenvectors @ (alpha * np.sqrt(np.maximum(eigenvalues, 0.0)))).astype(np.float32)
+  alpha = rng.normal(0.0, std, (count, 3))
+  return ((alpha * np.sqrt(np.maximum(eigenvalues, 0.0))) @ eigenvectors.T).astype(np.float32)
 
 
 def centre_view() -> tuple[View, ...]:

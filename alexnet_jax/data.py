@@ -1,25 +1,28 @@
-"""From a TFDS dataset to batches of crops: sources, decoding, Grain pipelines. Imports no jax.
+"""From a TFDS dataset to batches of crops: sources and Grain pipelines. Imports no jax.
 
 A training batch depends on (seed, step) alone, whatever the number of processes: every random draw is made from the
-seed and the position of the image in the endless shuffled stream.
+seed and the step, for the whole batch, and each process takes its share. Whole batches are what Grain's threads make:
+decoding lets go of Python's lock, so that threads keep all cores busy, and what is done once a batch costs an image
+next to nothing.
 """
 
 import difflib
-import io
 import os
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
-import PIL.Image
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
+from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax import augment
+from alexnet_jax import augment, images
 from alexnet_jax.datasets import digits
 from alexnet_jax.errors import RunError, UsageError
 
 Batch = dict[str, np.ndarray]
+
+MOST_THREADS = 16  # a batch of 128 takes 19 MB, and each thread has up to two in the making
 
 SUGGESTIONS = 'digits, cifar10, imagenette/full-size-v2, imagenet2012'
 
@@ -48,8 +51,10 @@ class Source:
       UsageError: if there is no such split, or the examples are not images with one label.
     """
     self._image_key, self._label_key = _image_and_label(builder)
+    image = builder.info.features[self._image_key]
+    self._raw_shape = None if isinstance(image, tfds.features.Image) else image.shape
     try:
-      self._records = builder.as_data_source(split, decoders={self._image_key: tfds.decode.SkipDecoding()})
+      self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     except (ValueError, KeyError, AssertionError) as error:
       raise UsageError(
         f"{builder.info.full_name} has no split '{split}', or it is empty; it has "
@@ -68,21 +73,48 @@ class Source:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    """Returns {'image': [size, size, rgb] uint8, 'label': int32 scalar}.
+    """Returns {'image': [size, size, rgb] uint8, 'label': int32 scalar}; errors are those of `read`."""
+    ((image, label),) = self.read([index])
+    return {'image': image, 'label': label}
+
+  def read(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.int32]]:
+    """Yields images and labels, reading their records together.
+
+    Args:
+      indices: of the examples.
+
+    Yields:
+      [size, size, rgb] uint8, good until the next one is asked for, and its label.
 
     Raises:
-      RunError: if the record cannot be read, the image cannot be decoded, or there is no label.
+      RunError: if a record cannot be read, an image cannot be decoded, or there is no label.
     """
-    name = f"image {index} of split '{self.split}' of {self.dataset}"
+    buffer = np.empty((self.size, self.size, 3), np.uint8)
+    for index, record in zip(indices, self._read_records(indices), strict=True):
+      try:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        image = self._decode(features[self._image_key].bytes_list.value[0], buffer)
+        label = features[self._label_key].int64_list.value[0]
+      except Exception as error:  # broken bytes lead the readers to raise whatever they come upon
+        raise RunError(f'{self._name(index)} cannot be decoded ({error}); prepare the dataset again.') from error
+      if not 0 <= label < self.num_classes:
+        raise RunError(f'{self._name(index)} has the label {label}, which is none; choose a split with labels.')
+      yield images.square(image, self.size), np.int32(label)
+
+  def _read_records(self, indices):
     try:
-      record = self._records[index]
-      image = decode(record[self._image_key])
-    except Exception as error:  # the readers raise whatever the broken file leads them to
-      raise RunError(f'{name} cannot be read or decoded ({error}); prepare the dataset again.') from error
-    label = record[self._label_key]
-    if not 0 <= label < self.num_classes:
-      raise RunError(f'{name} has the label {label}, which is none; choose a split with labels.')
-    return {'image': square(image, self.size), 'label': np.int32(label)}
+      return self._records.__getitems__([int(index) for index in indices])
+    except Exception as error:
+      names = self._name(indices[0]) + (' or one of those read with it' if len(indices) > 1 else '')
+      raise RunError(f'{names} cannot be read ({error}); prepare the dataset again.') from error
+
+  def _decode(self, encoded, buffer):
+    if self._raw_shape:
+      return np.frombuffer(encoded, np.uint8).reshape(self._raw_shape)
+    return images.decode(encoded, buffer)
+
+  def _name(self, index):
+    return f"image {index} of split '{self.split}' of {self.dataset}"
 
 
 def open_splits(config: ConfigDict, size: int, splits: Sequence[str]) -> tuple[Source, ...]:
@@ -136,50 +168,28 @@ def _prepare(builder, config):
 def _image_and_label(builder):
   """Finds the keys of an example's image and label."""
   features = builder.info.features
-  images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+  pictures = [key for key, feature in features.items() if _is_image(feature)]
   labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
   if (
     isinstance(keys := builder.info.supervised_keys, tuple)
     and len(keys) == 2
-    and keys[0] in images
+    and keys[0] in pictures
     and keys[1] in labels
   ):
     return keys
-  if len(images) == 1 and len(labels) == 1:
-    return images[0], labels[0]
+  if len(pictures) == 1 and len(labels) == 1:
+    return pictures[0], labels[0]
   raise UsageError(
     f'{builder.info.full_name} is not a dataset of images with one label (its features: {", ".join(features)}); '
     f'choose another, such as {SUGGESTIONS}.'
   )
 
 
-def decode(encoded: bytes) -> np.ndarray:
-  """Decodes an image file to [height, width, rgb] uint8.
-
-  Grey becomes RGB by repetition, as in the 2012 code (facts, section 2).
-
-  Raises:
-    Exception: whatever Pillow makes of a file it cannot read.
-  """
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    return np.asarray(image.convert('RGB'))
-
-
-def square(image: np.ndarray, size: int) -> np.ndarray:
-  """Brings the short side to `size` and cuts out the centre [size, size, rgb] (section 2).
-
-  Shrinks by averaging over areas and enlarges by cubic interpolation (facts, section 2). The square is cut out first,
-  so that what is cut off is not resized.
-  """
-  height, width = image.shape[:2]
-  short = min(height, width)
-  if short == size:
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[top : top + size, left : left + size]
-  top, left = (height - short) / 2, (width - short) / 2
-  resample = PIL.Image.Resampling.BOX if short > size else PIL.Image.Resampling.BICUBIC
-  box = (left, top, left + short, top + short)
-  return np.asarray(PIL.Image.fromarray(image).resize((size, size), resample, box))
+def _is_image(feature):
+  """An encoded image, or plain pixels [height, width, rgb]."""
+  if isinstance(feature, tfds.features.Image):
+    return True
+  return type(feature) is tfds.features.Tensor and len(feature.shape) == 3 and feature.np_dtype == np.uint8
 
 
 def training_batches(
@@ -205,32 +215,37 @@ def training_batches(
     What `step.train_step` takes, [batch / count, ...].
   """
   index, count = share
-  size = config.model.image_size
+  size, batch_size = config.model.image_size, config.batch_size
+  mine = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
-  def generator(position):
-    return np.random.default_rng((config.seed, position))
-
-  def augmented(position, example):
-    rng = generator(position)
-    view = augment.random_view(rng, config.augment)
-    if leader := position % config.augment.shared_by:  # this image follows the one whose view its group shares
-      view = augment.random_view(generator(position - leader), config.augment)
-    std = config.augment.colour_std if position // config.batch_size < colour_steps else 0.0
-    mean_view = augment.mean_view(view, config.model.centre_mean)
-    return {
-      'image': augment.cut(example['image'], view, size),
-      'mean_offset': np.array([mean_view.top, mean_view.left], np.int32),
-      'mean_mirrored': np.bool_(mean_view.mirrored),
-      'colour': augment.colour_shift(rng, covariance, std),
-      'scale': np.float32(1 / (1 + std) if config.augment.colour_rescale else 1),
-      'label': example['label'],
+  def load(number, indices):
+    step = first_step + number
+    rng = np.random.default_rng((config.seed, step))
+    std = config.augment.colour_std if step < colour_steps else 0.0
+    views = augment.random_views(rng, batch_size, config.augment)
+    colours = augment.colour_shifts(rng, batch_size, covariance, std)
+    views = augment.View(*(field[mine] for field in views))
+    mean_views = augment.mean_view(views, config.model.centre_mean)
+    batch = {
+      'image': np.empty((len(indices), size, size, 3), np.uint8),
+      'mirrored': views.mirrored,
+      'mean_offset': np.stack(mean_views[:2], axis=1),
+      'mean_mirrored': mean_views.mirrored,
+      'colour': colours[mine],
+      'scale': np.full(len(indices), 1 / (1 + std) if config.augment.colour_rescale else 1, np.float32),
+      'label': np.empty(len(indices), np.int32),
     }
+    corners = zip(views.top.tolist(), views.left.tolist(), strict=True)
+    for row, ((top, left), (image, label)) in enumerate(zip(corners, source.read(indices), strict=True)):
+      batch['image'][row] = image[top : top + size, left : left + size]
+      batch['label'][row] = label
+    return batch
 
-  stream = grain.MapDataset.source(source).seed(config.seed).shuffle()
-  stream = stream.repeat(reseed_each_epoch=config.data.reshuffle).map_with_index(augmented)
+  order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle()
+  order = order.repeat(reseed_each_epoch=config.data.reshuffle)
   # Batches of one share each; those of step s are numbers s * count to s * count + count - 1.
-  shares = stream.batch(config.batch_size // count)
-  return iter(_read(shares[first_step * count + index :: count], config))
+  shares = order.batch(batch_size // count)[first_step * count + index :: count]
+  return iter(_read(shares.map_with_index(load), config))
 
 
 def evaluation_batches(source: Source, config: ConfigDict, *, share: tuple[int, int]) -> Iterator[Batch]:
@@ -245,21 +260,28 @@ def evaluation_batches(source: Source, config: ConfigDict, *, share: tuple[int, 
     'image' [batch / count, size, size, rgb] uint8, 'label' [batch / count] int32, 'weight' [batch / count] float32.
   """
   index, count = share
-  batch_size = config.eval.batch_size
-  num_batches = -(-len(source) // batch_size)
+  share_size = config.eval.batch_size // count
 
-  def example(position):
-    if position < len(source):
-      return source[int(position)] | {'weight': np.float32(1)}
-    return {'image': np.zeros((source.size, source.size, 3), np.uint8), 'label': np.int32(0), 'weight': np.float32(0)}
+  def load(number):
+    first = (number * count + index) * share_size
+    indices = range(first, min(first + share_size, len(source)))
+    batch = {
+      'image': np.zeros((share_size, source.size, source.size, 3), np.uint8),
+      'label': np.zeros(share_size, np.int32),
+      'weight': np.zeros(share_size, np.float32),
+    }
+    for row, (image, label) in enumerate(source.read(indices)):
+      batch['image'][row], batch['label'][row], batch['weight'][row] = image, label, 1
+    return batch
 
-  stream = grain.MapDataset.range(num_batches * batch_size).map(example)
-  return iter(_read(stream.batch(batch_size // count)[index::count], config))
+  num_batches = -(-len(source) // config.eval.batch_size)
+  return iter(_read(grain.MapDataset.range(num_batches).map(load), config))
 
 
 def _read(batches, config):
-  options = grain.ReadOptions(num_threads=config.data.num_threads, prefetch_buffer_size=config.data.num_prefetched)
-  return batches.to_iter_dataset(options)
+  num_threads = config.data.num_threads or min(os.cpu_count(), MOST_THREADS)
+  buffered = config.data.num_prefetched or 2 * num_threads
+  return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffered))
 
 
 def _first_line(error: BaseException) -> str:

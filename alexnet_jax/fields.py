@@ -11,13 +11,13 @@ from alexnet_jax.errors import UsageError
 ONE_OR_MORE = (
   'batch_size',
   'log_every',
-  'data.num_threads',
-  'data.num_prefetched',
   'eval.batch_size',
   'optimizer.plateau_patience',
   'augment.shared_by',
 )
 ZERO_OR_MORE = (
+  'data.num_threads',
+  'data.num_prefetched',
   'seed',
   'num_epochs',
   'num_steps',

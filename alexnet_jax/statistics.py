@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
     partial.replace(place)
 
 
-def of(source: Source, num_threads: int) -> Statistics:
+def of(source: Source, num_threads: int = 0) -> Statistics:
   """Returns the statistics of a training set, from where they are kept or, the first time, from its images."""
   places = [folder / _file_name(source) for folder in (pathlib.Path(source.directory), _cache_folder(source))]
   for place in places:
@@ -67,7 +67,7 @@ def compute(source: Source, num_threads: int) -> Statistics:
   total = np.zeros((source.size, source.size, 3), np.int64)
   products = np.zeros((3, 3), np.int64)
   title = f'Mean image of {source.dataset}, {source.split}'
-  with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+  with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
     for image in tqdm.tqdm(_read_ahead(pool, source), title, len(source), unit=' images'):
       total += image
       pixels = image.reshape(-1, 3).astype(np.float64)

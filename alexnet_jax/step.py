@@ -73,9 +73,10 @@ def train_step(
 
   Args:
     state: where training stands; its buffers are reused.
-    batch: 'image' [batch, height, width, rgb] uint8, crops as the augmentation left them; 'mean_offset' [batch, 2]
-      int32 and 'mean_mirrored' [batch] bool, which part of the mean image to subtract from each; 'colour' [batch, rgb]
-      float32, the colour shift; 'scale' [batch] float32, what to multiply the shifted image by; 'label' [batch] int32.
+    batch: 'image' [batch, height, width, rgb] uint8, crops; 'mirrored' [batch] bool, which of them to mirror;
+      'mean_offset' [batch, 2] int32 and 'mean_mirrored' [batch] bool, which part of the mean image to subtract from
+      each; 'colour' [batch, rgb] float32, the colour shift; 'scale' [batch] float32, what to multiply the shifted image
+      by; 'label' [batch] int32.
     mean_image: [stored height, stored width, rgb] float32, 0-255.
     rates: learning rates, float32 scalars in the structure of the parameters.
     key: of the run; each step folds its number into it.
@@ -87,7 +88,7 @@ def train_step(
   """
 
   def loss(params):
-    images = subtract_mean(batch['image'], mean_image, batch['mean_offset'], batch['mean_mirrored'])
+    images = subtract_mean(batch['image'], batch['mirrored'], mean_image, batch['mean_offset'], batch['mean_mirrored'])
     images = (images + batch['colour'][:, None, None, :]) * batch['scale'][:, None, None, None]
     logits = network.apply(params, images, jax.random.fold_in(key, state.step))
     return -jnp.mean(label_log_prob(jax.nn.log_softmax(logits), batch['label'])), logits
@@ -136,28 +137,33 @@ def look(image: jax.Array, view: View, size: int) -> jax.Array:
   return jnp.where(view.mirrored, x[..., ::-1, :], x)
 
 
-def subtract_mean(crops: jax.Array, mean_image: jax.Array, offset: jax.Array, mirrored: jax.Array) -> jax.Array:
-  """Subtracts from every crop its part of the mean image.
+def subtract_mean(
+  crops: jax.Array, mirrored: jax.Array, mean_image: jax.Array, mean_offset: jax.Array, mean_mirrored: jax.Array
+) -> jax.Array:
+  """Mirrors crops and subtracts from each its part of the mean image.
 
   Args:
     crops: [batch, height, width, rgb] uint8.
+    mirrored: [batch] bool, whether to mirror a crop left to right.
     mean_image: [stored height, stored width, rgb] float32.
-    offset: [batch, 2] int32, first row and column of that part.
-    mirrored: [batch] bool, whether to mirror it left to right.
+    mean_offset: [batch, 2] int32, first row and column of a crop's part of the mean image.
+    mean_mirrored: [batch] bool, whether to mirror that part.
 
   Returns:
     [batch, height, width, rgb] float32.
   """
+  batch = towers.BATCH
 
-  @jax.shard_map(in_specs=(towers.BATCH, jax.P(), towers.BATCH, towers.BATCH), out_specs=towers.BATCH)
-  def on_device(crops, mean_image, offset, mirrored):
-    def one(crop, offset, mirrored):
-      mean = lax.dynamic_slice(mean_image, (offset[0], offset[1], 0), crop.shape)
-      return crop.astype(jnp.float32) - jnp.where(mirrored, mean[:, ::-1], mean)
+  @jax.shard_map(in_specs=(batch, batch, jax.P(), batch, batch), out_specs=batch)
+  def on_device(crops, mirrored, mean_image, mean_offset, mean_mirrored):
+    def one(crop, mirrored, mean_offset, mean_mirrored):
+      mean = lax.dynamic_slice(mean_image, (mean_offset[0], mean_offset[1], 0), crop.shape)
+      crop, mean = jnp.where(mirrored, crop[:, ::-1], crop), jnp.where(mean_mirrored, mean[:, ::-1], mean)
+      return crop.astype(jnp.float32) - mean
 
-    return jax.vmap(one)(crops, offset, mirrored)
+    return jax.vmap(one)(crops, mirrored, mean_offset, mean_mirrored)
 
-  return on_device(crops, mean_image, offset, mirrored)
+  return on_device(crops, mirrored, mean_image, mean_offset, mean_mirrored)
 
 
 def label_log_prob(log_probs: jax.Array, label: jax.Array) -> jax.Array:

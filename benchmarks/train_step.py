@@ -121,6 +121,7 @@ def ours(batch_size):
   rng = np.random.default_rng(0)
   batch = {
     'image': rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8),
+    'mirrored': rng.integers(0, 2, batch_size).astype(bool),
     'mean_offset': rng.integers(0, 32, (batch_size, 2), np.int32),
     'mean_mirrored': rng.integers(0, 2, batch_size).astype(bool),
     'colour': np.zeros((batch_size, 3), np.float32),

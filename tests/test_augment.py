@@ -8,40 +8,57 @@ IMAGENET_COVARIANCE = np.cov(np.random.default_rng(7).normal(size=(3, 50)) * 60)
 
 
 def draw(count, **settings):
-  config = ConfigDict(dict(crop=True, mirror=True, offsets=32) | settings)
-  rng = np.random.default_rng(0)
-  return [augment.random_view(rng, config) for _ in range(count)]
+  config = ConfigDict(dict(crop=True, mirror=True, offsets=32, shared_by=1) | settings)
+  return augment.random_views(np.random.default_rng(0), count, config)
 
 
 @pytest.mark.parametrize('num_offsets', [32, 33])
 def test_offsets_are_uniform(num_offsets):
-  offsets = np.array([view[:2] for view in draw(num_offsets * 2000, offsets=num_offsets)])
-  for axis in range(2):
-    counts = np.bincount(offsets[:, axis])
+  views = draw(num_offsets * 2000, offsets=num_offsets)
+  for offsets in views[:2]:
+    assert offsets.dtype == np.int32
+    counts = np.bincount(offsets)
     assert len(counts) == num_offsets  # from 0: with reflections the paper's 32 * 32 * 2 = 2048, or 2178 as in 2012
     assert np.all(np.abs(counts - 2000) < 5 * np.sqrt(2000))  # five standard deviations
-  assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.02
+  assert abs(np.corrcoef(views.top, views.left)[0, 1]) < 0.02
 
 
 def test_half_of_the_images_are_reflected():
-  assert abs(np.mean([view.mirrored for view in draw(10_000)]) - 0.5) < 0.02
+  assert abs(np.mean(draw(10_000).mirrored) - 0.5) < 0.02
 
 
-def test_what_is_switched_off_is_not_drawn():
-  assert {view[:2] for view in draw(100, crop=False)} == {(16, 16)}
-  assert not any(view.mirrored for view in draw(100, mirror=False))
+def test_what_is_switched_off_stays_put_and_leaves_the_other_draws_alone():
+  views = draw(100)
+  centred, plain = draw(100, crop=False), draw(100, mirror=False)
+  assert np.all(centred.top == 16)
+  assert np.all(centred.left == 16)
+  np.testing.assert_array_equal(centred.mirrored, views.mirrored)
+  assert not plain.mirrored.any()
+  np.testing.assert_array_equal(plain.top, views.top)
+
+
+@pytest.mark.parametrize('shared_by', [1, 4, 32])
+def test_consecutive_images_share_a_view(shared_by):
+  views = np.stack(draw(100, shared_by=shared_by))
+  assert views.shape == (3, 100)
+  groups = [views[:, i : i + shared_by] for i in range(0, 100, shared_by)]
+  assert all(np.all(group == group[:, :1]) for group in groups)
+  assert len({tuple(group[:, 0]) for group in groups}) > 0.9 * len(groups)
 
 
 def test_the_mean_image_is_cut_like_the_image_or_at_its_centre():
   view = augment.View(3, 30, True)
   assert augment.mean_view(view, centre_mean=False) == view
   assert augment.mean_view(view, centre_mean=True) == (16, 16, False)
+  centres = augment.mean_view(draw(5), centre_mean=True)
+  assert [field.dtype for field in centres] == [np.int32, np.int32, bool]
+  assert np.stack(centres, 1).tolist() == [[16, 16, 0]] * 5
 
 
 @pytest.mark.parametrize('std', [0.1, 0.3])
 def test_colour_shift_has_std_squared_times_the_covariance_of_the_pixels(std):
   rng = np.random.default_rng(0)
-  shifts = np.stack([augment.colour_shift(rng, IMAGENET_COVARIANCE, std) for _ in range(40_000)])
+  shifts = augment.colour_shifts(rng, 40_000, IMAGENET_COVARIANCE, std)
   assert shifts.dtype == np.float32
   expected = std**2 * IMAGENET_COVARIANCE
   np.testing.assert_allclose(shifts.mean(0), 0, atol=4 * np.sqrt(expected.diagonal().max() / len(shifts)))
@@ -53,23 +70,14 @@ def test_colour_shift_of_the_2012_statistics_is_about_twelve_grey_levels():
   vectors = np.array([[0.41796, -0.81698, 0.39731], [-0.71258, -0.02354, 0.70120], [-0.56351, -0.57618, -0.59200]])
   covariance = vectors.T @ np.diag(np.square([19.7208, 37.0939, 121.7801])) @ vectors
   rng = np.random.default_rng(0)
-  shifts = np.stack([augment.colour_shift(rng, covariance, 0.1) for _ in range(20_000)])
+  shifts = augment.colour_shifts(rng, 20_000, covariance, 0.1)
   np.testing.assert_allclose((shifts @ vectors.T).std(0), [1.97208, 3.70939, 12.17801], rtol=0.03)
 
 
 def test_grey_data_shifts_all_channels_alike():
-  shift = augment.colour_shift(np.random.default_rng(0), np.full((3, 3), 900.0), 0.1)
-  np.testing.assert_allclose(shift, shift[0], rtol=1e-5)
-  assert np.all(augment.colour_shift(np.random.default_rng(0), np.full((3, 3), 900.0), 0.0) == 0)
-
-
-def test_a_cut_is_the_patch_at_its_offset():
-  image = np.arange(256 * 256 * 3).reshape(256, 256, 3)
-  patch = augment.cut(image, augment.View(31, 5, False), 224)
-  assert patch.shape == (224, 224, 3)
-  np.testing.assert_array_equal(patch[0, 0], image[31, 5])
-  np.testing.assert_array_equal(patch[-1, -1], image[254, 228])
-  np.testing.assert_array_equal(augment.cut(image, augment.View(31, 5, True), 224), patch[:, ::-1])
+  shifts = augment.colour_shifts(np.random.default_rng(0), 5, np.full((3, 3), 900.0), 0.1)
+  np.testing.assert_allclose(shifts, shifts[:, :1].repeat(3, 1), rtol=1e-5)
+  assert np.all(augment.colour_shifts(np.random.default_rng(0), 5, np.full((3, 3), 900.0), 0.0) == 0)
 
 
 def test_the_ten_views_are_four_corners_and_the_centre_and_their_reflections():

@@ -16,6 +16,7 @@ SETUP.read(ROOT / 'setup.cfg')
 # Each may import those before it. What comes up to `step` runs where TensorFlow, TFDS, grain and clu are not installed.
 ORDER = ['errors', 'convolution', 'towers', 'layers', 'model', 'optimizer', 'augment', 'step']
 ORDER += [
+  'images',
   'datasets',
   'data',
   'statistics',
@@ -59,7 +60,7 @@ def test_up_to_the_step_only_jax_flax_and_optax_are_needed(name):
   assert found - sys.stdlib_module_names <= {'alexnet_jax', 'flax', 'jax', 'numpy', 'optax'}
 
 
-@pytest.mark.parametrize('name', ['data', 'augment', 'statistics', 'workdir', 'fields'])
+@pytest.mark.parametrize('name', ['images', 'data', 'augment', 'statistics', 'workdir', 'fields'])
 def test_the_pipeline_imports_no_jax(name):
   assert not any(imported.split('.')[0] in ('jax', 'flax') for imported in imports(PACKAGE / f'{name}.py'))
 

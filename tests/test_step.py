@@ -23,6 +23,7 @@ def batch_of(seed, size=8):
   rng = np.random.default_rng(seed)
   return {
     'image': rng.integers(0, 256, (size, 64, 64, 3), np.uint8),
+    'mirrored': rng.integers(0, 2, size).astype(bool),
     'mean_offset': rng.integers(0, 32, (size, 2), np.int32),
     'mean_mirrored': rng.integers(0, 2, size).astype(bool),
     'colour': rng.normal(0, 10, (size, 3)).astype(np.float32),
@@ -80,16 +81,28 @@ def test_training_moves_every_layer_and_lowers_the_loss_of_one_batch(one_device)
 
 def test_the_mean_is_cropped_and_mirrored_like_the_image(one_device):
   batch = batch_of(3)
+  batch['mean_mirrored'] = batch['mirrored']
   device = towers.put_batch(one_device, batch)
-  ours = step.subtract_mean(device['image'], jnp.asarray(MEAN), device['mean_offset'], device['mean_mirrored'])
+  ours = step.subtract_mean(
+    device['image'], device['mirrored'], jnp.asarray(MEAN), device['mean_offset'], device['mean_mirrored']
+  )
   for i in range(8):
     top, left = batch['mean_offset'][i]
     whole = np.zeros((96, 96, 3), np.float32)  # the stored image this crop came from
-    crop = batch['image'][i][:, ::-1] if batch['mean_mirrored'][i] else batch['image'][i]
-    whole[top : top + 64, left : left + 64] = crop
+    whole[top : top + 64, left : left + 64] = batch['image'][i]
     expected = (whole - MEAN)[top : top + 64, left : left + 64]  # the paper's order: subtract, then crop
-    expected = expected[:, ::-1] if batch['mean_mirrored'][i] else expected
+    expected = expected[:, ::-1] if batch['mirrored'][i] else expected
     np.testing.assert_array_equal(ours[i], expected)
+
+
+def test_as_in_2012_the_mean_need_not_be_mirrored_with_the_image(one_device):
+  batch = batch_of(3)
+  offset, mirrored = np.full((8, 2), 16, np.int32), np.zeros(8, bool)
+  arrays = towers.put_batch(one_device, (batch['image'], batch['mirrored'], offset, mirrored))
+  ours = step.subtract_mean(*arrays[:2], jnp.asarray(MEAN), *arrays[2:])
+  for i in range(8):
+    crop = batch['image'][i][:, ::-1] if batch['mirrored'][i] else batch['image'][i]
+    np.testing.assert_array_equal(ours[i], crop - MEAN[16:80, 16:80])
 
 
 def test_a_view_is_cropped_and_mirrored_after_the_mean_is_subtracted(one_device):
@@ -117,7 +130,8 @@ def test_the_shifted_image_is_scaled(one_device):
   network = small()
   state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
   batch = batch_of(2) | {'mean_offset': np.full((8, 2), 16, np.int32), 'mean_mirrored': np.zeros(8, bool)}
-  x = (batch['image'] - MEAN[16:80, 16:80] + batch['colour'][:, None, None]) * batch['scale'][:, None, None, None]
+  crops = np.where(batch['mirrored'][:, None, None, None], batch['image'][:, :, ::-1], batch['image'])
+  x = (crops - MEAN[16:80, 16:80] + batch['colour'][:, None, None]) * batch['scale'][:, None, None, None]
   logits = network.apply(state.params, towers.put_batch(one_device, x), jax.random.fold_in(jax.random.key(7), 0))
   expected = -np.mean(np.asarray(jax.nn.log_softmax(logits))[np.arange(8), batch['label']])
   _, metrics = step.train_step(

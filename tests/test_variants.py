@@ -125,6 +125,7 @@ def test_one_step_sets_every_layer_in_motion(variant, one_device):
   rng = np.random.default_rng(0)
   batch = {
     'image': rng.integers(0, 256, (8, 96, 96, 3), np.uint8),
+    'mirrored': np.zeros(8, bool),
     'mean_offset': np.zeros((8, 2), np.int32),
     'mean_mirrored': np.zeros(8, bool),
     'colour': np.zeros((8, 3), np.float32),
