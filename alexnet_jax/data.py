@@ -8,6 +8,7 @@ next to nothing.
 
 import difflib
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -17,14 +18,14 @@ from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import augment, images
-from alexnet_jax.datasets import digits
+from alexnet_jax.datasets import archives, digits, ilsvrc
 from alexnet_jax.errors import RunError, UsageError
 
 Batch = dict[str, np.ndarray]
 
 MOST_THREADS = 16  # a batch of 128 takes 19 MB, and each thread has up to two in the making
 
-SUGGESTIONS = 'digits, cifar10, imagenette/full-size-v2, imagenet2012'
+SUGGESTIONS = 'digits, cifar10, imagenette/full-size-v2, ilsvrc/2012'
 
 
 class Source:
@@ -144,6 +145,10 @@ def open_splits(config: ConfigDict, size: int, splits: Sequence[str]) -> tuple[S
       + f'start with one of {SUGGESTIONS}, or any TFDS dataset of labelled images.'
     ) from error
   except (ValueError, AssertionError) as error:  # a config or a version that the dataset does not have
+    if config.name.startswith(f'{ilsvrc.Ilsvrc.name}/'):
+      raise UsageError(
+        f"there is no '{config.name}' in {directory or tfds.core.constants.DATA_DIR}; {_how_to_prepare(config.name)}."
+      ) from error
     raise UsageError(f"data.name='{config.name}' cannot be opened: {_first_line(error)}") from error
   if not builder.is_prepared():
     _prepare(builder, config)
@@ -151,6 +156,11 @@ def open_splits(config: ConfigDict, size: int, splits: Sequence[str]) -> tuple[S
 
 
 def _prepare(builder, config):
+  if isinstance(builder, ilsvrc.Ilsvrc):
+    place = pathlib.Path(builder.data_path)
+    others = [path.name for path in place.parent.glob('*') if path.is_dir()]
+    there = f'; what is there is {", ".join(sorted(others))}' if others else ''
+    raise UsageError(f"'{config.name}' is not prepared in {place}{there}; {_how_to_prepare(config.name)}.")
   is_embedded = isinstance(builder, digits.Digits)
   if config.dir and not is_embedded:
     raise UsageError(
@@ -163,6 +173,16 @@ def _prepare(builder, config):
     raise RunError(
       f"the dataset '{config.name}' could not be prepared in {builder.data_path}: {_first_line(error)}"
     ) from error
+
+
+def _how_to_prepare(name):
+  layout = name.split('/')[1].removesuffix('_raw')
+  command = f'python -m alexnet_jax.prepare {layout if layout in archives.LAYOUTS else "folder"} SOURCE'
+  if layout not in archives.LAYOUTS:
+    command += f' --name={layout}'
+  if name.endswith('_raw'):
+    command += ' --encoding=raw'
+  return f'make it, or finish it, with {command}, or name the folder that holds it with --config.data.dir'
 
 
 def _image_and_label(builder):

@@ -21,10 +21,12 @@ class Statistics(NamedTuple):
   Attributes:
     mean_image: [size, size, rgb] float64, 0-255.
     covariance: [rgb, rgb] float64, of the RGB values of all pixels of all images.
+    num_images: of the training set.
   """
 
   mean_image: np.ndarray
   covariance: np.ndarray
+  num_images: int
 
   def save(self, place: pathlib.Path) -> None:
     """Writes an .npz file."""
@@ -34,12 +36,67 @@ class Statistics(NamedTuple):
     partial.replace(place)
 
 
+class Sums(NamedTuple):
+  """Sums over images, in whole numbers: they depend neither on the order nor on how the images were divided up.
+
+  Attributes:
+    total: [size, size, rgb] int64, of the pixels at each place.
+    products: [rgb, rgb] int64, of the outer products of all pixels.
+    num_images: how many.
+  """
+
+  total: np.ndarray
+  products: np.ndarray
+  num_images: int
+
+  @classmethod
+  def zero(cls, size: int) -> 'Sums':
+    """Returns the sums over no image."""
+    return cls(np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64), 0)
+
+  def add(self, image: np.ndarray) -> 'Sums':
+    """Takes in an image [size, size, rgb] uint8; the arrays are changed in place."""
+    np.add(self.total, image, out=self.total)
+    red, green, blue = np.moveaxis(image, -1, 0).reshape(3, -1).astype(np.float64)
+    for (row, column), product in {
+      (0, 0): red @ red,
+      (0, 1): red @ green,
+      (0, 2): red @ blue,
+      (1, 1): green @ green,
+      (1, 2): green @ blue,
+      (2, 2): blue @ blue,
+    }.items():
+      self.products[row, column] += int(product)  # a whole number below 2 ** 53: exact
+      if row != column:
+        self.products[column, row] += int(product)
+    return self._replace(num_images=self.num_images + 1)
+
+  def merge(self, other: 'Sums') -> 'Sums':
+    """Returns the sums over the images of both."""
+    return Sums(*(one + another for one, another in zip(self, other, strict=True)))
+
+  def statistics(self) -> Statistics:
+    """Returns what the sums say."""
+    num_pixels = self.num_images * self.total[..., 0].size
+    mean = self.total.sum((0, 1)) / num_pixels
+    return Statistics(self.total / self.num_images, self.products / num_pixels - np.outer(mean, mean), self.num_images)
+
+
 def of(source: Source, num_threads: int = 0) -> Statistics:
-  """Returns the statistics of a training set, from where they are kept or, the first time, from its images."""
-  places = [folder / _file_name(source) for folder in (pathlib.Path(source.directory), _cache_folder(source))]
+  """Returns the statistics of a training set, from where they are kept or, the first time, from its images.
+
+  Args:
+    source: the training set.
+    num_threads: that decode; 0 for one a core.
+  """
+  name = file_name(source.split, source.size)
+  places = [folder / name for folder in (pathlib.Path(source.directory), _cache_folder(source))]
   for place in places:
-    if (kept := load(place)) is not None:
+    kept = load(place)
+    if kept is not None and kept.num_images == len(source) and kept.mean_image.shape == (source.size, source.size, 3):
       return kept
+    if kept is not None:
+      print(f'{place} is of another training set ({kept.num_images:,} images); the statistics are computed anew')
   statistics = compute(source, num_threads)
   place = places[0] if _is_writable(places[0].parent) else places[1]
   try:
@@ -54,27 +111,19 @@ def load(place: pathlib.Path) -> Statistics | None:
   """Reads what `Statistics.save` wrote; None if the file is missing or damaged."""
   try:
     with np.load(place, allow_pickle=False) as arrays:
-      return Statistics(**arrays)
+      return Statistics(**{name: array if array.ndim else int(array) for name, array in arrays.items()})
   except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
     return None
 
 
-def compute(source: Source, num_threads: int) -> Statistics:
-  """Goes once over all images, with a progress bar.
-
-  All sums are of whole numbers in exact arithmetic, so the result depends neither on the order nor on the threads.
-  """
-  total = np.zeros((source.size, source.size, 3), np.int64)
-  products = np.zeros((3, 3), np.int64)
+def compute(source: Source, num_threads: int = 0) -> Statistics:
+  """Goes once over all images, with a progress bar; the result does not depend on the threads."""
+  sums = Sums.zero(source.size)
   title = f'Mean image of {source.dataset}, {source.split}'
   with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
     for image in tqdm.tqdm(_read_ahead(pool, source), title, len(source), unit=' images'):
-      total += image
-      pixels = image.reshape(-1, 3).astype(np.float64)
-      products += (pixels.T @ pixels).astype(np.int64)  # whole numbers below 2 ** 53: exact
-  num_pixels = len(source) * source.size**2
-  mean = total.sum((0, 1)) / num_pixels
-  return Statistics(total / len(source), products / num_pixels - np.outer(mean, mean))
+      sums = sums.add(image)
+  return sums.statistics()
 
 
 def _read_ahead(pool, source, distance=64):
@@ -88,9 +137,9 @@ def _read_ahead(pool, source, distance=64):
     yield waiting.popleft().result()
 
 
-def _file_name(source):
-  """Named by split and size; the folder says which dataset and version."""
-  return f'alexnet_jax-statistics-{urllib.parse.quote(source.split, safe="")}-{source.size}.npz'
+def file_name(split: str, size: int) -> str:
+  """Names the file of a split's statistics; the folder it lies in says which dataset and version."""
+  return f'alexnet_jax-statistics-{urllib.parse.quote(split, safe="")}-{size}.npz'
 
 
 def _cache_folder(source):

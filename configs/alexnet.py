@@ -81,7 +81,7 @@ def paper() -> ConfigDict:
   config.augment.colour_rescale = False  # True: divide the shifted image by 1 + colour_std
 
   config.data = ConfigDict()
-  config.data.name = 'imagenet2012'  # any TFDS dataset of labelled images
+  config.data.name = 'ilsvrc/2012'  # any TFDS dataset of labelled images
   config.data.dir = ''  # folder that holds it; empty: TFDS's own, where it fetches what is missing
   config.data.train_split = 'train'
   config.data.validation_split = 'validation'  # what the plateau reads
@@ -119,7 +119,7 @@ def imagenet2012(config: ConfigDict) -> None:
 
 
 def ilsvrc2010(config: ConfigDict) -> None:
-  """ILSVRC-2010, the data of the paper's first table. TFDS has none of its own: prepare it under this name."""
+  """ILSVRC-2010, the data of the paper's first table, made by `python -m alexnet_jax.prepare 2010 FOLDER`."""
   config.data.name = 'ilsvrc/2010'
   config.data.test_split = 'test'
   config.log_every = 100
@@ -176,7 +176,7 @@ RUN_145_2010 = Run(93, (23 / 93, 51 / 93, 78 / 93), 1, 68 / 93, 72 / 93)
 def as_run(config: ConfigDict) -> None:
   """The code as it ran in 2012, run 145, where it differs from the paper's text (facts, 7)."""
   run = RUN_145_2010 if config.data.name == 'ilsvrc/2010' else RUN_145
-  if config.data.name in ('imagenet2012', 'ilsvrc/2010'):
+  if config.data.name in ('ilsvrc/2012', 'ilsvrc/2010'):
     config.num_epochs = run.num_epochs
   config.model.norm.alpha = 1e-4 / 5  # divided by the window
   config.model.norm.before, config.model.norm.after = ('conv1',), ('conv2',)

@@ -26,6 +26,8 @@ ORDER += [
   'evaluate',
   'progress',
   'train',
+  'shards',
+  'prepare',
 ]
 
 

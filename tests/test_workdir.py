@@ -9,7 +9,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.statistics import Statistics
 from configs import alexnet
 
-STATISTICS = Statistics(np.zeros((96, 96, 3)), np.eye(3))
+STATISTICS = Statistics(np.zeros((96, 96, 3)), np.eye(3), num_images=1437)
 NAMES = ('tench', 'English springer')
 
 

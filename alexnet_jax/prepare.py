@@ -1,0 +1,302 @@
+"""Makes a dataset of 256 x 256 images, and its statistics, from archives or folders of pictures.
+
+    python -m alexnet_jax.prepare 2012 FOLDER       # ILSVRC2012_img_train.tar, _img_val.tar, _devkit_t12.tar.gz
+    python -m alexnet_jax.prepare 2010 FOLDER       # ILSVRC2010_images_*.tar, devkit, test ground truth
+    python -m alexnet_jax.prepare synsets TAR --name=fall2009
+    python -m alexnet_jax.prepare folder FOLDER --name=flowers      # FOLDER/train/CLASS/PICTURE, and val or test
+
+Train on it with --config=configs/alexnet.py:imagenet2012, or --config.data.name=ilsvrc/NAME. Stopped and started again,
+it goes on where it was. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for pictures that cannot be decoded
+(they are named), 75 stopped.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from alexnet_jax.errors import RunError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Does what the command line asks for and returns the exit status."""
+  options = parser().parse_args(arguments)
+  handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be told to stop is to be interrupted
+  try:
+    num_skipped = prepare(options)
+  except (UsageError, RunError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1
+  except KeyboardInterrupt:
+    print('stopped; what is done is kept: start again to go on.', file=sys.stderr)
+    return 75
+  finally:
+    signal.signal(signal.SIGTERM, handler)
+  return 3 if num_skipped else 0
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.prepare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add('layout', choices=['2012', '2010', 'synsets', 'folder'], help='what SOURCE is')
+  add('source', metavar='SOURCE', type=pathlib.Path, help='folder of the archives, tar, or tree')
+  add('--name', help='of the dataset ilsvrc/NAME; by default the layout')
+  add('--data_dir', type=pathlib.Path, default='~/tensorflow_datasets', help='where it goes (%(default)s)')
+  add('--encoding', choices=['jpeg', 'raw'], default='jpeg', help='raw: plain pixels, ten times as large, no decoding')
+  add('--quality', type=int, default=85, help='of the JPEGs, 1 to 100 (%(default)s)')
+  add('--workers', type=int, default=os.cpu_count(), help='processes (%(default)s, one a core)')
+  add('--max_skipped', type=float, default=0.001, help='share that may be undecodable (%(default)s)')
+  add('--seed', type=int, default=0, help='of the halves of synsets (%(default)s)')
+  add('--any_count', action='store_true', help='a part of the official archives is enough')
+  add('--beam', metavar='RUNNER', help="run as an Apache Beam pipeline on this runner, such as 'DirectRunner'")
+  add('--beam_options', default='', help="options for the runner, 'name=value,name=value'")
+  return parser
+
+
+def prepare(options: argparse.Namespace) -> int:
+  """Prepares a dataset.
+
+  Args:
+    options: what `parser` makes of a command line.
+
+  Returns:
+    How many pictures could not be decoded.
+
+  Raises:
+    UsageError: if something is missing or does not fit together.
+    RunError: if an archive is damaged, the disk is full, or too many pictures cannot be decoded.
+  """
+  _check(options)
+  # Here, since they take seconds: --help and a wrong option are answered at once.
+  from absl import logging
+
+  from alexnet_jax import shards
+  from alexnet_jax.datasets import archives
+
+  logging.set_verbosity(logging.ERROR)
+  builder = _make_builder(options)
+  recipe = builder.recipe()
+  place = pathlib.Path(builder.data_path)
+  if builder.is_prepared():
+    if (made := builder.info.metadata.get('recipe')) != recipe:
+      raise UsageError(f'{place} was made otherwise ({made}, now {recipe}); choose another --name or --data_dir.')
+    print(f'{place} is there and whole; nothing to do.')
+    return 0
+
+  print(f'looking through {options.source}', flush=True)
+  contents = archives.LAYOUTS[options.layout](options.source, options.seed)
+  for split, pictures in contents.splits.items():
+    print(f'{split}: {len(pictures):,} pictures', flush=True)
+  if not options.any_count:
+    _check_counts(contents)
+  builder.describe(contents)
+  if options.beam:
+    return _run_on_beam(builder, options)
+
+  working = place.with_name(f'{place.name}.preparing')
+  sizes = {split: [len(pictures), sum(p.size for p in pictures)] for split, pictures in contents.splits.items()}
+  with _owned(working, recipe | {'pictures': sizes}):
+    planned = [
+      shards.plan(split, pictures, working, options.encoding, options.quality)
+      for split, pictures in contents.splits.items()
+    ]
+    _make([shard for split in planned for shard in split], options.workers)
+    skipped = _finish(builder, planned, working, options.max_skipped)
+    os.replace(working, place)
+  shutil.rmtree(place / 'parts')
+  _summarise(builder, skipped)
+  return len(skipped)
+
+
+def _check(options):
+  if not 1 <= options.quality <= 100:
+    raise UsageError(f'--quality={options.quality} must be 1 to 100.')
+  if options.workers < 1:
+    raise UsageError(f'--workers={options.workers} must be 1 or more.')
+  if not 0 <= options.max_skipped <= 1:
+    raise UsageError(f'--max_skipped={options.max_skipped} is a share and must be 0 to 1.')
+  if options.name is not None and not options.name.replace('_', '').replace('-', '').isalnum():
+    raise UsageError(f"--name='{options.name}' may have letters, digits, _ and - only.")
+  if not options.source.exists():
+    raise UsageError(f'{options.source} does not exist; name what holds the pictures.')
+
+
+def _check_counts(contents):
+  for split, pictures in contents.splits.items():
+    expected = contents.expected.get(split, len(pictures))
+    if len(pictures) != expected:
+      raise UsageError(
+        f'{split} has {len(pictures):,} pictures and should have {expected:,}; is the archive whole? '
+        'With --any_count a part is enough.'
+      )
+
+
+def _make_builder(options):
+  from alexnet_jax.datasets import ilsvrc
+
+  name = options.name or options.layout
+  name = f'{name}_raw' if options.encoding == 'raw' else name
+  known = ilsvrc.Ilsvrc.builder_configs.get(name)
+  if known and (known.layout, known.encoding) != (options.layout, options.encoding):
+    raise UsageError(f"--name='{options.name}' is the name of another dataset; choose one of your own.")
+  return ilsvrc.Ilsvrc(
+    config=name if known else ilsvrc.IlsvrcConfig(name=name, layout=options.layout, encoding=options.encoding),
+    job=ilsvrc.Job(options.source, options.quality, options.seed, options.max_skipped, bool(options.beam)),
+    data_dir=os.path.expanduser(options.data_dir),
+    file_format='array_record',
+  )
+
+
+@contextlib.contextmanager
+def _owned(working, job):
+  """Makes the folder in which a dataset grows, or finds the one that was begun; it is this process's alone."""
+  note = working / 'parts' / 'job.json'
+  try:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    lock = note.with_name('lock').open('w')
+  except OSError as error:
+    raise UsageError(f'{working} cannot be written to ({error.strerror}); choose another --data_dir.') from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UsageError(f'{working} is being prepared by another process; wait for its end.') from error
+    if note.exists() and (begun := json.loads(note.read_text())) != json.loads(json.dumps(job)):
+      raise UsageError(f'{working} was begun otherwise ({begun}, now {job}); go on as it was begun, or remove it.')
+    unfinished = note.with_suffix('.unfinished')
+    unfinished.write_text(json.dumps(job))
+    os.replace(unfinished, note)
+    yield
+
+
+def _make(planned, num_workers):
+  """Makes the shards that are not there yet, each in one of several processes, with a bar."""
+  import tqdm
+
+  missing = [shard for shard in planned if not shard.is_made()]
+  total, left = (sum(len(shard.pictures) for shard in some) for some in (planned, missing))
+  if left < total:
+    print(f'going on: {total - left:,} of {total:,} pictures are done', flush=True)
+  if not missing:
+    return
+  spawn = multiprocessing.get_context('spawn')
+  count = spawn.Value('q', 0)
+  pool = concurrent.futures.ProcessPoolExecutor(
+    min(num_workers, len(missing)), spawn, initializer=_start_worker, initargs=(count,)
+  )
+  with tqdm.tqdm(total=total, initial=total - left, unit=' pictures', desc='Preparing', mininterval=1) as bar:
+    try:
+      waiting = {pool.submit(_work, shard) for shard in missing}
+      while waiting:
+        done, waiting = concurrent.futures.wait(waiting, timeout=1, return_when='FIRST_COMPLETED')
+        bar.update(total - left + count.value - bar.n)
+        for future in done:
+          future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise RunError(
+        'a process ended before its time, perhaps for want of memory; what is done is kept: start again, '
+        'with fewer --workers if it happens again.'
+      ) from error
+    finally:
+      for process in list((pool._processes or {}).values()):  # what they are at will be done again
+        process.terminate()
+      pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(count):
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says when to stop
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  _work.count = count
+
+  def end_with_parent():  # which may be killed without a word
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _work(shard):
+  def tick():
+    with _work.count.get_lock():
+      _work.count.value += 1
+
+  shard.make(tick)
+
+
+def _finish(builder, planned, working, max_skipped):
+  """Writes all that goes with the records; returns what was skipped."""
+  import tensorflow_datasets as tfds
+
+  from alexnet_jax import shards, statistics
+  from alexnet_jax.datasets import ilsvrc
+
+  infos, all_skipped, sums = [], [], statistics.Sums.zero(ilsvrc.SIZE)
+  for of_split in planned:
+    split, reports = of_split[0].split, [shard.report() for shard in of_split]
+    skipped = [one for report in reports for one in report['skipped']]
+    num_pictures = sum(len(shard.pictures) for shard in of_split)
+    ilsvrc.write_report(working, split, skipped, num_pictures=num_pictures, max_skipped=max_skipped)
+    for shard, report in zip(of_split, reports, strict=True):
+      if not report['num_examples']:
+        raise RunError(f'none of the {len(shard.pictures):,} pictures for {shard.path} can be decoded.')
+      sums = sums.merge(shard.sums())
+    infos.append(
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[report['num_examples'] for report in reports],
+        num_bytes=sum(report['num_bytes'] for report in reports),
+        filename_template=shards.template(split, builder.data_path),
+      )
+    )
+    all_skipped += skipped
+  builder.info.set_splits(tfds.core.SplitDict(infos))
+  builder.info.write_to_directory(working)
+  if sums.num_images:
+    sums.statistics().save(working / statistics.file_name('train', ilsvrc.SIZE))
+  return all_skipped
+
+
+def _run_on_beam(builder, options):
+  """Runs the builder as a Beam pipeline; the statistics are left to the first training."""
+  try:
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise UsageError('--beam needs Apache Beam; install requirements-beam.txt in an environment of its own.') from error
+  import tensorflow_datasets as tfds
+
+  runner_options = PipelineOptions([f'--{option}' for option in options.beam_options.split(',') if option])
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(beam_runner=options.beam, beam_options=runner_options)
+  )
+  reports = sorted(pathlib.Path(builder.data_path).glob('skipped-*.txt'))
+  skipped = [line for report in reports for line in report.read_text().splitlines()]
+  _summarise(builder, skipped)
+  return len(skipped)
+
+
+def _summarise(builder, skipped):
+  for split in builder.info.splits.values():
+    size = split.num_bytes / 1e9
+    print(f'{split.name}: {split.num_examples:,} images of 256 x 256, {size:.3f} GB in {split.num_shards} file(s)')
+  if skipped:
+    print(f'{len(skipped):,} picture(s) cannot be decoded; {builder.data_path}/skipped-*.txt name them, such as')
+    for one in sorted(skipped)[:5]:
+      print(f'  {one}')
+  print(f'{builder.data_path}: {builder.info.features["label"].num_classes:,} classes')
+  print(f'train on it with --config.data.name={builder.name}/{builder.builder_config.name}')
+
+
+if __name__ == '__main__':
+  sys.exit(main())
