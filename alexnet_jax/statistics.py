@@ -14,6 +14,8 @@ import tqdm
 
 from alexnet_jax.data import Source
 
+MOST_ADDED = 2**24  # images whose pixels fit into 32 bits
+
 
 class Statistics(NamedTuple):
   """What the preprocessing must know of a training set.
@@ -40,7 +42,7 @@ class Sums(NamedTuple):
   """Sums over images, in whole numbers: they depend neither on the order nor on how the images were divided up.
 
   Attributes:
-    total: [size, size, rgb] int64, of the pixels at each place.
+    total: [size, size, rgb] unsigned, of the pixels at each place.
     products: [rgb, rgb] int64, of the outer products of all pixels.
     num_images: how many.
   """
@@ -51,29 +53,24 @@ class Sums(NamedTuple):
 
   @classmethod
   def zero(cls, size: int) -> 'Sums':
-    """Returns the sums over no image."""
-    return cls(np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64), 0)
+    """Returns the sums over no image, to which up to `MOST_ADDED` can be added; more can be merged."""
+    return cls(np.zeros((size, size, 3), np.uint32), np.zeros((3, 3), np.int64), 0)
 
   def add(self, image: np.ndarray) -> 'Sums':
     """Takes in an image [size, size, rgb] uint8; the arrays are changed in place."""
     np.add(self.total, image, out=self.total)
-    red, green, blue = np.moveaxis(image, -1, 0).reshape(3, -1).astype(np.float64)
-    for (row, column), product in {
-      (0, 0): red @ red,
-      (0, 1): red @ green,
-      (0, 2): red @ blue,
-      (1, 1): green @ green,
-      (1, 2): green @ blue,
-      (2, 2): blue @ blue,
-    }.items():
-      self.products[row, column] += int(product)  # a whole number below 2 ** 53: exact
-      if row != column:
-        self.products[column, row] += int(product)
+    channels = image.reshape(-1, 3).T.astype(np.float64, order='C')  # one dot product after the other is fastest
+    for row in range(3):
+      for column in range(row, 3):
+        product = int(channels[row] @ channels[column])  # a whole number below 2 ** 53: exact
+        self.products[row, column] += product
+        self.products[column, row] = self.products[row, column]
     return self._replace(num_images=self.num_images + 1)
 
   def merge(self, other: 'Sums') -> 'Sums':
     """Returns the sums over the images of both."""
-    return Sums(*(one + another for one, another in zip(self, other, strict=True)))
+    total = self.total.astype(np.uint64) + other.total
+    return Sums(total, self.products + other.products, self.num_images + other.num_images)
 
   def statistics(self) -> Statistics:
     """Returns what the sums say."""
@@ -118,12 +115,14 @@ def load(place: pathlib.Path) -> Statistics | None:
 
 def compute(source: Source, num_threads: int = 0) -> Statistics:
   """Goes once over all images, with a progress bar; the result does not depend on the threads."""
-  sums = Sums.zero(source.size)
+  whole, sums = Sums.zero(source.size), Sums.zero(source.size)
   title = f'Mean image of {source.dataset}, {source.split}'
   with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
     for image in tqdm.tqdm(_read_ahead(pool, source), title, len(source), unit=' images'):
+      if sums.num_images == MOST_ADDED:
+        whole, sums = whole.merge(sums), Sums.zero(source.size)
       sums = sums.add(image)
-  return sums.statistics()
+  return whole.merge(sums).statistics()
 
 
 def _read_ahead(pool, source, distance=64):

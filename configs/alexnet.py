@@ -1,7 +1,7 @@
 """AlexNet as its paper describes it; with no variant, on the embedded handwritten digits.
 
     python main.py --config=configs/alexnet.py                        # the digits, on a laptop, in minutes
-    python main.py --config=configs/alexnet.py:imagenet2012           # the paper's task, through TFDS
+    python main.py --config=configs/alexnet.py:imagenet2012           # the paper's task
     python main.py --config=configs/alexnet.py:imagenet2012,as_run    # the same as the code of 2012 ran it
     python main.py --config=configs/alexnet.py:cifar10,no_lrn         # enlarged to 256 x 256, one thing taken away
 
