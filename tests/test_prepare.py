@@ -349,6 +349,20 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_that_looks_whole(tmp_path)
   assert shard.is_made()
 
 
+def test_hostile_files_in_an_archive_do_not_stop_the_job(shared_data, tmp_path):
+  from tests.test_images import UNDECODABLE
+
+  hostile = {path.name: path.read_bytes() for path in (shared_data / 'hostile_images').iterdir()}
+  photographs = {f'{i}.JPEG': miniature.picture(i) for i in range(10)}
+  archive = tmp_path / 'fall.tar'
+  archive.write_bytes(miniature.tar({'n1.tar': miniature.tar(hostile), 'n2.tar': miniature.tar(photographs)}))
+  assert run('synsets', archive, '--data_dir', tmp_path, '--max_skipped=1') == 3
+  place = tmp_path / 'ilsvrc' / 'synsets' / '1.0.0'
+  report = ''.join((place / f'skipped-{split}.txt').read_text() for split in ('train', 'test'))
+  assert sorted(line.split(' in ')[0] for line in report.splitlines()) == sorted(UNDECODABLE)
+  assert sum(map(len, records(place).values())) == 28 - len(UNDECODABLE) + 10
+
+
 def test_an_archive_that_vanishes_is_named(tmp_path):
   pictures = archives.folder_of_classes(miniature.tree(tmp_path / 'in')).splits['train']
   (shard,) = shards.plan('train', pictures, tmp_path, 'jpeg', 85)

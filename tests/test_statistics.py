@@ -51,6 +51,25 @@ def test_a_folder_without_write_bits_stays_as_it_is(config, monkeypatch, tmp_pat
   assert list(tmp_path.glob('alexnet_jax/digits/1.0.0/*train-82.npz'))
 
 
+def test_statistics_of_another_training_set_are_not_taken(config, capsys):
+  whole, half = data.open_splits(config.data, 84, ['train', 'train[:50%]'])
+  stranger = statistics.of(half)
+  place = pathlib.Path(whole.directory) / statistics.file_name('train', 84)
+  stranger.save(place)
+  found = statistics.of(whole)
+  assert found.num_images == 1437
+  assert f'{place} is of another training set (718 images)' in capsys.readouterr().out
+  np.testing.assert_array_equal(found.mean_image, statistics.compute(whole).mean_image)
+  assert statistics.load(place).num_images == 1437
+
+
+def test_more_images_than_32_bits_hold(monkeypatch, train_source):
+  expected = statistics.compute(train_source)
+  monkeypatch.setattr(statistics, 'MOST_ADDED', 100)
+  for one, other in zip(statistics.compute(train_source), expected, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 half a file'])
 def test_damaged_statistics_are_computed_again(config, content):
   (source,) = data.open_splits(config.data, 83, ['train'])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.io
+import tqdm
 
 from alexnet_jax.errors import RunError, UsageError
 
@@ -250,12 +251,16 @@ def _inside(folder):
 def _tar_of_tars(path, labels):
   """Lists the pictures of a tar that holds one tar for each class, named by it."""
   pictures = []
-  for name, offset, size in _tar(path):
-    synset = pathlib.PurePath(name).stem
-    if not name.endswith('.tar') or synset not in labels:
-      raise UsageError(f'{path} holds {name}, which is no tar of a class; is it of another year, or not this archive?')
-    for inner, place, length in _tar(path, offset, size):
-      pictures.append(Picture(pathlib.PurePath(inner).name, labels[synset], str(path), place, length))
+  with tqdm.tqdm(total=os.path.getsize(path), desc=path.name, unit='B', unit_scale=True, leave=False) as bar:
+    for name, offset, size in _tar(path):
+      synset = pathlib.PurePath(name).stem
+      if not name.endswith('.tar') or synset not in labels:
+        raise UsageError(
+          f'{path} holds {name}, which is no tar of a class; is it of another year, or not this archive?'
+        )
+      for inner, place, length in _tar(path, offset, size):
+        pictures.append(Picture(pathlib.PurePath(inner).name, labels[synset], str(path), place, length))
+      bar.update(offset + size - bar.n)
   return pictures
 
 
