@@ -16,7 +16,8 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
   Everything becomes RGB: grey by repetition, as in the 2012 code (facts, section 2), inks and palettes by Pillow's
   rules, 16 bits by their upper eight; transparency is dropped, an animation shows its first picture, and a rotation
   noted in EXIF is not applied. A JPEG in good order is decoded by libjpeg-turbo itself, in 0.4 of the time that Pillow
-  takes, to the same pixels.
+  takes, to the same pixels. (To decode the crop only would save a sixth; no library that offers it is as fast as this
+  one is with the whole.)
 
   Args:
     encoded: the file.

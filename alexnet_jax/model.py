@@ -195,6 +195,13 @@ def check(config: ConfigDict) -> None:
     f'meet={tuple(config.meet)}',
     f'may name {", ".join(LAYERS[1:])}; conv1 reads the image',
   )
+  left_out = [name for name in WINDOWS if name in config.meet and not config.kernels[name]]
+  demand(
+    not left_out or (left_out == ['conv3'] and not {'conv4', 'conv5'} & set(config.meet)),
+    f'meet={tuple(config.meet)}',
+    f'has {", ".join(left_out)} without kernels; only conv3 can hand on the maps of both towers, to a layer that has '
+    'not met itself',
+  )
   for name, number in config.kernels.items():
     demand(number >= 0, f'kernels.{name}={number}', 'must be 0 or more')
     may_go = name in ('conv3', 'conv4', 'conv5', 'conv6')

@@ -125,6 +125,7 @@ def test_any_size_of_image_from_64(one_device, size):
     ('nonlinearity', 'sigmoid', "nonlinearity='sigmoid' is unknown; choose 'relu' or 'tanh'"),
     ('meet', ('conv1',), 'may name conv2, .*; conv1 reads the image'),
     ('meet', ('fc9',), 'may name conv2, .*fc8'),
+    ('meet', ('conv3', 'conv6', 'fc6', 'fc7', 'fc8'), 'has conv6 without kernels; only conv3'),
     ('padding.conv5', 3, 'padding.conv5=3 must be 0 to 2'),
     ('norm.size', 4, 'norm.size=4 must be odd'),
     ('norm.after', ('fc6',), 'norm.after=.* may name conv1'),

@@ -1,9 +1,10 @@
 """The pictures of ImageNet as the network takes them, 256 x 256, as a TFDS dataset (section 2).
 
     python -m alexnet_jax.prepare 2012 FOLDER       # with all cores, and goes on after it was stopped
-    tfds build alexnet_jax/datasets/ilsvrc.py --config=2012 --manual_dir=FOLDER --file_format=array_record
+    PYTHONPATH=. tfds build alexnet_jax/datasets/ilsvrc.py --config=2012 --manual_dir=FOLDER --file_format=array_record
 
-Both make the same records in the same order; the first also makes the statistics of the training set.
+Both make the same records in the same order; the first also makes the statistics of the training set. (The second is
+TFDS's own command, which wants apache-beam, mlcroissant and tensorflow to be installed.)
 """
 
 import dataclasses
