@@ -70,13 +70,18 @@ def check(config: ConfigDict) -> None:
     )
   fractions = {'augment.colour_until': [values['augment.colour_until']], 'optimizer.steps': values['optimizer.steps']}
   for field in (name for name in values if name.startswith('optimizer.layer_changes.')):
-    if not all(isinstance(change, list) and len(change) == 3 and min(change) >= 0 for change in values[field]):
+    if not all(isinstance(change, list) and len(change) == 3 and _from_zero(change) for change in values[field]):
       raise UsageError(
         f"{field}={values[field]} must be of triples: fraction of the run, factor of the kernels' rate, of the biases'."
       )
     fractions[field] = [fraction for fraction, _, _ in values[field]]
   for field, given in fractions.items():
-    if not all(0 <= fraction <= 1 for fraction in given):
+    if not (_from_zero(given) and all(fraction <= 1 for fraction in given)):
       raise UsageError(f'{field}={values[field]} must be in fractions of the run, 0 to 1.')
   if not values['num_epochs'] and not values['num_steps']:
     raise UsageError('num_epochs and num_steps are both 0; set one of them.')
+
+
+def _from_zero(given):
+  """Says whether all are numbers from 0 on, and finite."""
+  return all(isinstance(number, int | float) and 0 <= number < math.inf for number in given)
