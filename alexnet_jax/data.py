@@ -58,6 +58,8 @@ class Source:
     image = builder.info.features[self._image_key]
     self._raw_shape = None if isinstance(image, tfds.features.Image) else image.shape
     try:
+      if builder.info.splits[split].num_examples < 1:
+        raise ValueError('no examples')
       self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     except (ValueError, KeyError, AssertionError) as error:
       raise UsageError(
@@ -177,7 +179,8 @@ def _prepare(builder, config):
 
 
 def _how_to_prepare(name):
-  layout = name.split('/')[1].removesuffix('_raw')
+  name = name.partition('/')[2].partition(':')[0] or '2012'
+  layout = name.removesuffix('_raw')
   command = f'python -m alexnet_jax.prepare {layout if layout in archives.LAYOUTS else "folder"} SOURCE'
   if layout not in archives.LAYOUTS:
     command += f' --name={layout}'

@@ -91,7 +91,7 @@ class AlexNet(nnx.Module):
 
     Args:
       x: images [batch, height, width, rgb] float32, 0-255 less the mean image.
-      dropout_key: given in training; without it every unit is there and outputs are halved.
+      dropout_key: given in training; without it every unit is there and, with dropout, outputs are halved.
 
     Returns:
       Logits [batch, class] float32.
@@ -176,7 +176,7 @@ def check(config: ConfigDict) -> None:
     if not holds:
       raise UsageError(f'model.{field} {sentence}.')
 
-  demand(config.width > 0, f'width={config.width}', 'must be above 0; 1.0 is the published network')
+  demand(0 < config.width < math.inf, f'width={config.width}', 'must be above 0; 1.0 is the published network')
   demand(config.num_towers >= 1, f'num_towers={config.num_towers}', 'must be 1 or more; the paper has 2')
   demand(config.pool_size >= 2, f'pool_size={config.pool_size}', 'must be 2, the stride, or more; the paper has 3')
   demand(
@@ -186,9 +186,15 @@ def check(config: ConfigDict) -> None:
   )
   for name, padding in config.padding.items():
     demand(0 <= padding < WINDOWS[name][0], f'padding.{name}={padding}', f'must be 0 to {WINDOWS[name][0] - 1}')
-  demand(config.norm.size % 2 == 1, f'norm.size={config.norm.size}', 'must be odd; the paper has 5')
+  norm = config.norm
+  demand(norm.size > 0 and norm.size % 2, f'norm.size={norm.size}', 'must be odd and 1 or more; the paper has 5')
+  demand(0 < norm.k < math.inf, f'norm.k={norm.k}', 'must be above 0; the paper has 2')
+  for field in ('alpha', 'beta'):
+    demand(0 <= norm[field] < math.inf, f'norm.{field}={norm[field]}', 'must be 0 or more, and finite')
+  for name, bias in config.init_bias.items():
+    demand(math.isfinite(bias), f'init_bias.{name}={bias}', 'must be a finite number')
   for field in ('before', 'after', 'within'):
-    names = tuple(config.norm[field])
+    names = tuple(norm[field])
     demand(set(names) <= set(WINDOWS), f'norm.{field}={names}', f'may name {", ".join(WINDOWS)}')
   demand(
     set(config.meet) <= set(LAYERS) - {'conv1'},

@@ -26,6 +26,8 @@ from collections.abc import Sequence
 
 from alexnet_jax.errors import RunError, UsageError
 
+DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # where TFDS looks, too
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Does what the command line asks for and returns the exit status."""
@@ -53,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
   add('layout', choices=['2012', '2010', 'synsets', 'folder'], help='what SOURCE is')
   add('source', metavar='SOURCE', type=pathlib.Path, help='folder of the archives, tar, or tree')
   add('--name', help='of the dataset ilsvrc/NAME; by default the layout')
-  add('--data_dir', type=pathlib.Path, default='~/tensorflow_datasets', help='where it goes (%(default)s)')
+  add('--data_dir', type=pathlib.Path, default=DATA_DIR, help='where it goes (%(default)s)')
   add('--encoding', choices=['jpeg', 'raw'], default='jpeg', help='raw: plain pixels, ten times as large, no decoding')
   add('--quality', type=int, default=85, help='of the JPEGs, 1 to 100 (%(default)s)')
   add('--workers', type=int, default=os.cpu_count(), help='processes (%(default)s, one a core)')
@@ -86,37 +88,52 @@ def prepare(options: argparse.Namespace) -> int:
 
   logging.set_verbosity(logging.ERROR)
   builder = _make_builder(options)
-  recipe = builder.recipe()
   place = pathlib.Path(builder.data_path)
   if builder.is_prepared():
-    if (made := builder.info.metadata.get('recipe')) != recipe:
-      raise UsageError(f'{place} was made otherwise ({made}, now {recipe}); choose another --name or --data_dir.')
+    if (made := builder.info.metadata.get('recipe')) != builder.recipe():
+      raise UsageError(
+        f'{place} was made otherwise ({made}, now {builder.recipe()}); choose another --name or --data_dir.'
+      )
+    shutil.rmtree(place / 'parts', ignore_errors=True)  # left where the last moment was one too many
     print(f'{place} is there and whole; nothing to do.')
-    return 0
+    return len(_read_reports(place))
+  _check_free(place)
 
   print(f'looking through {options.source}', flush=True)
   contents = archives.LAYOUTS[options.layout](options.source, options.seed)
   for split, pictures in contents.splits.items():
     print(f'{split}: {len(pictures):,} pictures', flush=True)
-  if not options.any_count:
-    _check_counts(contents)
+  _check_counts(contents, options.any_count)
   builder.describe(contents)
   if options.beam:
+    builder.job = builder.job._replace(contents=contents)
     return _run_on_beam(builder, options)
+  return _run_here(builder, contents, options)
+
+
+def _run_here(builder, contents, options):
+  """Makes the dataset in a folder beside its place, and moves it there when it is whole."""
   from alexnet_jax import shards
 
+  place = pathlib.Path(builder.data_path)
   working = place.with_name(f'{place.name}.preparing')
   sizes = {split: [len(pictures), sum(p.size for p in pictures)] for split, pictures in contents.splits.items()}
-  with _owned(working, recipe | {'pictures': sizes}):
+  with _owned(working, builder.recipe() | {'pictures': sizes}):
+    _check_free(place)  # another process may have been here meanwhile
     planned = [
       shards.plan(split, pictures, working, options.encoding, options.quality)
       for split, pictures in contents.splits.items()
     ]
     _make([shard for split in planned for shard in split], options.workers)
-    skipped = _finish(builder, planned, working, options.max_skipped)
-    os.replace(working, place)
-  shutil.rmtree(place / 'parts')
-  _summarise(builder, skipped)
+    try:
+      skipped = _finish(builder, planned, working, options.max_skipped)
+      os.replace(working, place)
+      shutil.rmtree(place / 'parts')
+    except OSError as error:
+      raise RunError(
+        f'{working} cannot be finished ({error.strerror}); what is done is kept: make room and start again.'
+      ) from error
+  _summarise(builder, skipped, options)
   return len(skipped)
 
 
@@ -127,16 +144,25 @@ def _check(options):
     raise UsageError(f'--workers={options.workers} must be 1 or more.')
   if not 0 <= options.max_skipped <= 1:
     raise UsageError(f'--max_skipped={options.max_skipped} is a share and must be 0 to 1.')
+  if options.seed < 0:
+    raise UsageError(f'--seed={options.seed} must be 0 or more.')
   if options.name is not None and not options.name.replace('_', '').replace('-', '').isalnum():
     raise UsageError(f"--name='{options.name}' may have letters, digits, _ and - only.")
   if not options.source.exists():
     raise UsageError(f'{options.source} does not exist; name what holds the pictures.')
 
 
-def _check_counts(contents):
+def _check_free(place):
+  if place.exists() and any(place.iterdir()):
+    raise UsageError(f'{place} holds something else; remove it, or choose another --name or --data_dir.')
+
+
+def _check_counts(contents, any_count):
   for split, pictures in contents.splits.items():
+    if not pictures:
+      raise UsageError(f'{split} has no picture at all; is this the right source?')
     expected = contents.expected.get(split, len(pictures))
-    if len(pictures) != expected:
+    if len(pictures) != expected and not any_count:
       raise UsageError(
         f'{split} has {len(pictures):,} pictures and should have {expected:,}; is the archive whole? '
         'With --any_count a part is enough.'
@@ -151,12 +177,18 @@ def _make_builder(options):
   known = ilsvrc.Ilsvrc.builder_configs.get(name)
   if known and (known.layout, known.encoding) != (options.layout, options.encoding):
     raise UsageError(f"--name='{options.name}' is the name of another dataset; choose one of your own.")
-  return ilsvrc.Ilsvrc(
-    config=name if known else ilsvrc.IlsvrcConfig(name=name, layout=options.layout, encoding=options.encoding),
-    job=ilsvrc.Job(options.source, options.quality, options.seed, options.max_skipped, bool(options.beam)),
-    data_dir=os.path.expanduser(options.data_dir),
-    file_format='array_record',
-  )
+  folder = os.path.expanduser(options.data_dir)
+  try:
+    return ilsvrc.Ilsvrc(
+      config=name if known else ilsvrc.IlsvrcConfig(name=name, layout=options.layout, encoding=options.encoding),
+      job=ilsvrc.Job(options.source, options.quality, options.seed, options.max_skipped, bool(options.beam)),
+      data_dir=folder,
+      file_format='array_record',
+    )
+  except Exception as error:  # TFDS reads what is there, and fails in many ways where that is damaged
+    raise UsageError(
+      f'what is in {folder}/ilsvrc/{name} cannot be read ({error}); remove it, or choose another --data_dir.'
+    ) from error
 
 
 @contextlib.contextmanager
@@ -201,7 +233,9 @@ def _make(planned, num_workers):
       waiting = {pool.submit(_work, shard) for shard in missing}
       while waiting:
         done, waiting = concurrent.futures.wait(waiting, timeout=1, return_when='FIRST_COMPLETED')
-        bar.update(total - left + count.value - bar.n)
+        bar.update(
+          total - left + count.get_obj().value - bar.n
+        )  # without the lock, which may have died with its holder
         for future in done:
           future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -284,13 +318,16 @@ def _run_on_beam(builder, options):
   except Exception as error:  # runners wrap what went wrong in what they please
     last = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     raise RunError(f'the pipeline on {options.beam} failed: {last[0]}') from error
-  reports = sorted(pathlib.Path(builder.data_path).glob('skipped-*.txt'))
-  skipped = [line for report in reports for line in report.read_text().splitlines()]
-  _summarise(builder, skipped)
+  skipped = _read_reports(pathlib.Path(builder.data_path))
+  _summarise(builder, skipped, options)
   return len(skipped)
 
 
-def _summarise(builder, skipped):
+def _read_reports(place):
+  return [line for report in sorted(place.glob('skipped-*.txt')) for line in report.read_text().splitlines()]
+
+
+def _summarise(builder, skipped, options):
   for split in builder.info.splits.values():
     size = split.num_bytes / 1e9
     print(f'{split.name}: {split.num_examples:,} images of 256 x 256, {size:.3f} GB in {split.num_shards} file(s)')
@@ -299,7 +336,8 @@ def _summarise(builder, skipped):
     for one in sorted(skipped)[:5]:
       print(f'  {one}')
   print(f'{builder.data_path}: {builder.info.features["label"].num_classes:,} classes')
-  print(f'train on it with --config.data.name={builder.name}/{builder.builder_config.name}')
+  elsewhere = '' if str(options.data_dir) == DATA_DIR else f' --config.data.dir={options.data_dir}'
+  print(f'train on it with --config.data.name={builder.name}/{builder.builder_config.name}{elsewhere}')
 
 
 if __name__ == '__main__':

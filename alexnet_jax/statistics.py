@@ -7,6 +7,7 @@ import pathlib
 import stat
 import urllib.parse
 import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -143,7 +144,8 @@ def file_name(split: str, size: int) -> str:
 
 def _cache_folder(source):
   cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(cache) / 'alexnet_jax' / source.dataset
+  place = zlib.crc32(os.path.realpath(source.directory).encode())  # of two datasets of one name, each has its own
+  return pathlib.Path(cache) / 'alexnet_jax' / source.dataset / f'{place:08x}'
 
 
 def _is_writable(folder):

@@ -107,7 +107,7 @@ def load_classes(folder: pathlib.Path) -> list[str]:
     UsageError: if they are not there.
   """
   try:
-    return (folder / 'classes.txt').read_text().splitlines()
+    return (folder / 'classes.txt').read_text().removesuffix('\n').split('\n')
   except OSError as error:
     raise UsageError(f'{folder}/classes.txt is missing; put it back, one class a line.') from error
 

@@ -114,7 +114,7 @@ def digits(config: ConfigDict) -> None:
 
 
 def imagenet2012(config: ConfigDict) -> None:
-  """ILSVRC-2012 through TFDS, which asks for the archives to be downloaded by hand once."""
+  """The paper's task, 1.2 million photographs of 1000 classes, made by `python -m alexnet_jax.prepare 2012 FOLDER`."""
   config.log_every = 100
 
 

@@ -95,6 +95,23 @@ def test_a_missing_download_is_named(tmp_path, missing, sentence):
     archives.ilsvrc2012(tmp_path)
 
 
+def test_an_unpacked_kit_is_not_taken_for_the_archive(tmp_path):
+  (miniature.ilsvrc2012(tmp_path) / 'ILSVRC2012_devkit_t12').mkdir()
+  assert archives.ilsvrc2012(tmp_path).class_names == miniature.NAMES
+  (tmp_path / 'ILSVRC2012_img_train.tar').unlink()
+  (tmp_path / 'ILSVRC2012_img_train.tar').mkdir()
+  with pytest.raises(UsageError, match=r"holds no 'ILSVRC2012_img_train.tar'"):
+    archives.ilsvrc2012(tmp_path)
+
+
+@pytest.mark.parametrize('content', [b'', b'no table', b'MATLAB 5.0 MAT-file' + b'\xff' * 300])
+def test_a_damaged_class_table_says_so(tmp_path, content, monkeypatch):
+  miniature.ilsvrc2012(tmp_path)
+  monkeypatch.setattr(archives._DevelopmentKit, '_open', lambda self: {'meta.mat': content})
+  with pytest.raises(RunError, match=r'meta.mat of .*devkit_t12.tar.gz is damaged'):
+    archives.ilsvrc2012(tmp_path)
+
+
 def test_the_ground_truth_may_lie_beside_the_kit_and_is_missed_otherwise(tmp_path):
   (miniature.ilsvrc2010(tmp_path) / 'ILSVRC2010_test_ground_truth.txt').unlink()
   with pytest.raises(UsageError, match=r'ILSVRC2010_test_ground_truth.txt is neither in .*devkit.* nor beside it'):
@@ -141,14 +158,14 @@ def test_a_damaged_header_is_noticed(tmp_path):
   second = content.index(b'n01440764_1.JPEG')
   content[second : second + 200] = b'\xa5' * 200
   train.write_bytes(content)
-  with pytest.raises(RunError, match='is damaged, cut short or no plain tar'):
+  with pytest.raises(RunError, match='is damaged, cut short, unreadable or no plain tar'):
     archives.ilsvrc2012(tmp_path)
 
 
 @pytest.mark.parametrize('content', [b'', b'no tar', b'\x1f\x8b\x08 compressed' * 100])
 def test_what_is_no_tar_says_so(tmp_path, content):
   (miniature.ilsvrc2012(tmp_path) / 'ILSVRC2012_img_val.tar').write_bytes(content)
-  with pytest.raises(RunError, match=r'ILSVRC2012_img_val.tar is damaged, cut short or no plain tar'):
+  with pytest.raises(RunError, match=r'ILSVRC2012_img_val.tar is damaged, cut short, unreadable or no plain tar'):
     archives.ilsvrc2012(tmp_path)
   (tmp_path / 'ILSVRC2012_devkit_t12.tar.gz').write_bytes(content)
   with pytest.raises(RunError, match=r'ILSVRC2012_devkit_t12.tar.gz is damaged or no archive'):
@@ -184,6 +201,19 @@ def test_trees_that_are_none_say_so(tmp_path):
     archives.folder_of_classes(folder)
   (folder / 'train' / 'cow').mkdir()
   with pytest.raises(UsageError, match=r'train/cow holds no picture'):
+    archives.folder_of_classes(folder)
+  (folder / 'train' / 'cow' / 'calf').mkdir()
+  with pytest.raises(UsageError, match='calf is a folder or a link to nothing'):
+    archives.folder_of_classes(folder)
+  (folder / 'train' / 'cow' / 'calf').rmdir()
+  (folder / 'train' / 'cow' / 'lost.jpg').symlink_to('nowhere')
+  with pytest.raises(UsageError, match=r'lost.jpg is a folder or a link to nothing'):
+    archives.folder_of_classes(folder)
+  (folder / 'train' / 'cow').rename(folder / 'train' / 'co\nw')
+  with pytest.raises(UsageError, match='a name with a line break'):
+    archives.folder_of_classes(folder)
+  (folder / 'validation').mkdir()
+  with pytest.raises(UsageError, match='has val and validation'):
     archives.folder_of_classes(folder)
   (tmp_path / 'bare' / 'train').mkdir(parents=True)
   with pytest.raises(UsageError, match='holds no folder of pictures'):

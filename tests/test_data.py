@@ -202,6 +202,7 @@ def test_cifar10_as_tfds_prepared_it(shared_data, config):
     ('name', 'cifar10/nonsense', 'cannot be opened'),
     ('train_split', 'trian', r"no split 'trian', .* it has test, train"),
     ('train_split', 'train[:0]', 'no split .*:0.*, or it is empty'),
+    ('train_split', 'train[5:3]', 'no split .*5:3.*, or it is empty'),
   ],
 )
 def test_what_cannot_be_opened_says_why(config, field, value, sentence):

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_statistics_are_those_of_a_plain_computation(prepared):
 @pytest.mark.parametrize(
   ('layout', 'source', 'name'), [('2012', '2012', '2012'), ('2010', '2010', '2010'), ('synsets', 'fall.tar', 'fall')]
 )
-def test_two_processes_make_the_same(prepared, tmp_path, monkeypatch, layout, source, name):
+def test_two_processes_make_the_same(prepared, tmp_path, layout, source, name):
   downloads, data_dir = prepared
   options = ('--data_dir', tmp_path, f'--name={name}', '--any_count', '--max_skipped=0.2')
   assert run(layout, downloads / source, *options, '--workers=2') == 3
@@ -206,70 +207,73 @@ def test_the_pipeline_reads_both_encodings(prepared, tmp_path, config, name):
     assert any(np.array_equal(crop, other) and label == train[i]['label'] for i, other in enumerate(crops))
 
 
-@pytest.mark.parametrize('moments', [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_killed_preparation_goes_on_to_the_same_dataset(tmp_path, moments):
-  miniature.tree(tmp_path / 'in', per_class=300)
+def start(tmp_path, name, *, pipe=None):
+  """Begins to prepare the tree in tmp_path/in into tmp_path/name, in a process of its own."""
   command = [sys.executable, '-m', 'alexnet_jax.prepare', 'folder', str(tmp_path / 'in'), '--workers=2']
-  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  return subprocess.Popen(
+    [*command, f'--data_dir={tmp_path / name}'],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE if pipe else subprocess.DEVNULL,
+    stderr=subprocess.PIPE if pipe else subprocess.DEVNULL,
+    text=True,
+  )
 
-  def start(name):
-    return subprocess.Popen(
-      [*command, f'--data_dir={tmp_path / name}'], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
 
-  whole = start('whole')
+@pytest.mark.parametrize('num_kills', [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_preparation_goes_on_to_the_same_dataset(tmp_path, num_kills):
+  miniature.tree(tmp_path / 'in', per_class=300)
   began = time.monotonic()
-  assert whole.wait(timeout=300) == 0
+  assert start(tmp_path, 'whole').wait(timeout=300) == 0
   seconds = time.monotonic() - began
+  place = pathlib.Path('ilsvrc', 'folder', '1.0.0')
+  whole = records(tmp_path / 'whole' / place)
+  assert sum(map(len, whole.values())) == 604
+  stats = statistics.file_name('train', 256)
 
-  dice = random.Random(moments)
+  def is_the_same():
+    kept = [statistics.load(tmp_path / name / place / stats) for name in ('killed', 'whole')]
+    same_statistics = all(np.array_equal(one, other) for one, other in zip(*kept, strict=True))
+    return same_statistics and records(tmp_path / 'killed' / place) == whole
+
+  dice = random.Random(num_kills)
   kills = 0
-  for _ in range(moments):
-    process = start('killed')
+  while kills < num_kills:  # at any moment: of a preparation that begins, goes on, or ends
+    process = start(tmp_path, 'killed')
     try:
-      process.wait(timeout=dice.uniform(0.2, 1.0) * seconds)
+      process.wait(timeout=dice.uniform(0.1, 1.0) * seconds)
+      assert process.returncode == 0
     except subprocess.TimeoutExpired:
       process.send_signal(signal.SIGKILL)
       process.wait()
       kills += 1
-    assert not (tmp_path / 'killed' / 'ilsvrc' / 'folder' / '1.0.0').exists() or process.returncode == 0
-    time.sleep(2)  # the orphaned workers end themselves
-  last = start('killed')
-  assert last.wait(timeout=300) == 0
-  assert kills
-  place = pathlib.Path('ilsvrc', 'folder', '1.0.0')
-  assert records(tmp_path / 'killed' / place) == records(tmp_path / 'whole' / place)
-  assert sum(map(len, records(tmp_path / 'whole' / place).values())) == 604
-  kept = [statistics.load(tmp_path / n / place / statistics.file_name('train', 256)) for n in ('killed', 'whole')]
-  for one, other in zip(*kept, strict=True):
-    np.testing.assert_array_equal(one, other)
+      time.sleep(1)  # its workers notice, and end themselves
+    if (tmp_path / 'killed' / place).exists():  # what looks whole is whole; another one is begun
+      assert is_the_same()
+      shutil.rmtree(tmp_path / 'killed')
+  assert start(tmp_path, 'killed').wait(timeout=300) == 0
+  assert is_the_same()
 
 
 def test_being_told_to_stop_is_status_75_and_keeps_what_is_done(tmp_path):
   miniature.tree(tmp_path / 'in', per_class=300)
-  command = [sys.executable, '-m', 'alexnet_jax.prepare', 'folder', str(tmp_path / 'in'), '--workers=1']
-  command.append(f'--data_dir={tmp_path}')
-  working = tmp_path / 'ilsvrc' / 'folder' / '1.0.0.preparing'
-  process = subprocess.Popen(
-    command, env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )
+  working = tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0.preparing'
+  process = start(tmp_path, 'out', pipe=True)
   while not list(working.glob('parts/*-of-*.json')):
     assert process.poll() is None
-    time.sleep(0.05)
+    time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
   _, stderr = process.communicate(timeout=60)
   assert process.returncode == 75, stderr
   assert 'start again to go on' in stderr
   assert 'Traceback' not in stderr
-  again = subprocess.run(
-    command, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=300, check=False
-  )
-  assert again.returncode == 0, again.stderr
-  assert 'going on: ' in again.stdout
+  again = start(tmp_path, 'out', pipe=True)
+  stdout, stderr = again.communicate(timeout=300)
+  assert again.returncode == 0, stderr
+  assert 'going on: ' in stdout
 
 
-def plain(tmp_path, **changes):
-  """A small tree, prepared; and the options that do it again."""
+def plain(tmp_path):
+  """Makes a small tree; returns the command line that prepares it."""
   miniature.tree(tmp_path / 'in')
   return ['folder', tmp_path / 'in', '--data_dir', tmp_path / 'out', '--workers=1']
 
@@ -295,6 +299,62 @@ def test_too_many_undecodable_pictures_stop_the_job_and_leave_nothing_that_looks
   assert not (tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0').exists()
   assert run(*arguments, '--max_skipped=0.5') == 3  # and what was done is not done again
   assert 'going on: 17 of 17' in capsys.readouterr().out
+
+
+def test_another_source_or_something_else_in_its_place_is_not_taken_for_it(tmp_path, capsys):
+  arguments = plain(tmp_path)
+  assert run(*arguments) == 0
+  other = miniature.tree(tmp_path / 'other')
+  assert run('folder', other, *arguments[2:]) == 2
+  assert 'was made otherwise' in capsys.readouterr().err
+  strange = tmp_path / 'out' / 'ilsvrc' / 'strange' / '1.0.0'
+  strange.mkdir(parents=True)
+  (strange / 'junk').write_text('')
+  assert run(*arguments, '--name=strange') == 2
+  assert 'holds something else' in capsys.readouterr().err
+  (strange / 'dataset_info.json').write_text('{"half')
+  assert run(*arguments, '--name=strange') == 2
+  assert 'cannot be read' in capsys.readouterr().err
+
+
+def test_a_preparation_that_another_process_finished_meanwhile_leaves_it_alone(tmp_path, capsys, monkeypatch):
+  arguments = plain(tmp_path)
+  original = archives.folder_of_classes
+
+  def slowly(folder, seed):
+    monkeypatch.setitem(archives.LAYOUTS, 'folder', original)
+    assert run(*arguments) == 0
+    return original(folder, seed)
+
+  monkeypatch.setitem(archives.LAYOUTS, 'folder', slowly)
+  assert run(*arguments) == 2
+  assert 'holds something else' in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_end_is_a_sentence(tmp_path, capsys, monkeypatch):
+  arguments = plain(tmp_path)
+
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patched:
+    patched.setattr(ilsvrc, 'write_report', full)
+    assert run(*arguments) == 1
+  assert 'cannot be finished (No space left on device); what is done is kept' in capsys.readouterr().err
+  assert not (tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0').exists()
+  assert run(*arguments) == 0
+  assert 'going on: 16 of 16' in capsys.readouterr().out
+
+
+def test_an_archive_without_pictures_says_so(tmp_path, capsys):
+  (tmp_path / 'fall.tar').write_bytes(miniature.tar({'n1.tar': miniature.tar({'a.JPEG': miniature.picture(0)})}))
+  assert run('synsets', tmp_path / 'fall.tar', '--data_dir', tmp_path) == 2
+  assert 'test has no picture at all' in capsys.readouterr().err
+
+
+def test_the_command_line_knows_every_layout():
+  (layout,) = (action for action in prepare.parser()._actions if action.dest == 'layout')
+  assert layout.choices == list(archives.LAYOUTS)
 
 
 def test_counts_are_verified(tmp_path, capsys):
@@ -380,6 +440,7 @@ def test_an_archive_that_vanishes_is_named(tmp_path):
     (('folder', '.', '--workers=0'), 'must be 1 or more'),
     (('folder', '.', '--max_skipped=2'), 'is a share'),
     (('folder', '.', '--name=a/b'), 'letters, digits'),
+    (('synsets', '.', '--seed=-1'), 'must be 0 or more'),
     (('folder', 'README.md'), 'is not a folder'),
     (('2012', '.'), r"holds no 'ILSVRC2012_devkit\*'"),
     (('synsets', '.', '--name=x'), 'is not a file'),
@@ -411,6 +472,8 @@ def test_the_pipeline_says_how_to_prepare_what_is_not_there(config, tmp_path):
     'ilsvrc/2012': 'prepare 2012 SOURCE',
     'ilsvrc/2010_raw': 'prepare 2010 SOURCE --encoding=raw',
     'ilsvrc/flowers': 'prepare folder SOURCE --name=flowers',
+    'ilsvrc': 'prepare 2012 SOURCE',
+    'ilsvrc/2012:1.0.0': 'prepare 2012 SOURCE',
   }.items():
     config.data.name = name
     with pytest.raises(UsageError, match=command):

@@ -59,9 +59,13 @@ def start(axis, data_dir, place):
     )
     for index in range(count)
   ]
-  for process in processes:
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
+  try:
+    for process in processes:
+      _, stderr = process.communicate(timeout=300)
+      assert process.returncode == 0, stderr
+  finally:
+    for process in processes:
+      process.kill()
   batches = []
   for index in range(count):
     with np.load(place / f'batches{index}.npz') as arrays:

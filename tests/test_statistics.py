@@ -48,7 +48,7 @@ def test_a_folder_without_write_bits_stays_as_it_is(config, monkeypatch, tmp_pat
     np.testing.assert_array_equal(statistics.of(source, 1).covariance, first.covariance)
   finally:
     os.chmod(source.directory, 0o755)
-  assert list(tmp_path.glob('alexnet_jax/digits/1.0.0/*train-82.npz'))
+  assert list(tmp_path.glob('alexnet_jax/digits/1.0.0/*/*train-82.npz'))
 
 
 def test_statistics_of_another_training_set_are_not_taken(config, capsys):

@@ -120,6 +120,7 @@ def test_towers_meet_as_often_as_the_variant_says(variant):
 @pytest.mark.parametrize('variant', EXPECTED)
 def test_one_step_sets_every_layer_in_motion(variant, one_device):
   config = of(variant)
+  config.optimizer.weight_decay = 0.0  # which would move every kernel by itself
   network, hyper = model.build(config.model, 10), step.hyperparameters(config.optimizer)
   state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
   rng = np.random.default_rng(0)
@@ -252,6 +253,30 @@ def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_devic
     network = model.build(config.model, 1000)
     params = jax.eval_shape(network.init, jax.random.key(0))
     assert jax.eval_shape(network.apply, params, image_shape(one_device, 4, 224)).shape == (4, 1000)
+
+
+@pytest.mark.parametrize(
+  ('variant', 'expected'),
+  [
+    ('no_colour', {'augment.colour_std': 0.0}),
+    ('no_augmentation', {'augment.colour_std': 0.0, 'augment.crop': False, 'augment.mirror': False}),
+    ('no_decay', {'optimizer.weight_decay': 0.0}),
+    ('zero_bias', {f'model.init_bias.{name}': 0.0 for name in ('conv2', 'conv4', 'conv5', 'conv6', 'fc6', 'fc7')}),
+    ('no_dropout', {'model.dropout': False}),
+    ('tanh', {'model.nonlinearity': 'tanh'}),
+    ('no_lrn', {'model.norm.after': []}),
+    ('no_overlap', {'model.pool_size': 2, 'model.padding.conv2': 1, 'model.padding.conv5': 0}),
+    ('without_conv4', {'model.kernels.conv4': 0}),
+    ('no_communication', {'model.meet': ['fc8']}),
+  ],
+)
+@pytest.mark.parametrize('recipe', ['imagenet2012', 'imagenet2012,as_run'])
+def test_an_ablation_changes_this_and_nothing_else(recipe, variant, expected):
+  without, with_it = (fields.flat(alexnet.get_config(names)) for names in (recipe, f'{recipe},{variant}'))
+  if variant == 'no_lrn' and 'as_run' in recipe:
+    expected = expected | {'model.norm.before': [], 'model.norm.within': []}
+  changed = {name: value for name, value in with_it.items() if value != without[name] and name != 'variants'}
+  assert changed == expected
 
 
 def test_the_order_of_names_does_not_matter():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.io
 import tqdm
+from scipy.io.matlab import MatReadError
 
 from alexnet_jax.errors import RunError, UsageError
 
@@ -163,6 +164,8 @@ def folder_of_classes(folder: pathlib.Path, seed: int = 0) -> Contents:
   """
   del seed
   splits = {('validation' if path.name == 'val' else path.name): path for path in _inside(folder) if path.is_dir()}
+  if (folder / 'val').is_dir() and (folder / 'validation').is_dir():
+    raise UsageError(f'{folder} has val and validation, which are one split; put them together.')
   if 'train' not in splits:
     raise UsageError(f'{folder} has no folder train; what is wanted is {folder}/train/CLASS/PICTURE, and val or test.')
   class_names = [path.name for path in _inside(splits['train']) if path.is_dir()]
@@ -173,7 +176,9 @@ def folder_of_classes(folder: pathlib.Path, seed: int = 0) -> Contents:
     for class_folder in (path for path in _inside(root) if path.is_dir()):
       if class_folder.name not in labels:
         raise UsageError(f'{class_folder} is a class that {splits["train"]} does not have; move or rename one of them.')
-      files = [path for path in _inside(class_folder) if path.is_file()]
+      files = list(_inside(class_folder))
+      if strange := [path for path in files if not path.is_file()]:
+        raise UsageError(f'{strange[0]} is a folder or a link to nothing; a folder of a class is for pictures alone.')
       if not files:
         raise UsageError(f'{class_folder} holds no picture; put some there, or remove the folder.')
       found[split] += [
@@ -199,8 +204,10 @@ class _DevelopmentKit:
   def __init__(self, path: pathlib.Path, challenge: str):
     self._path, self._challenge = path, challenge
     self._files = self._open()
-    meta = scipy.io.loadmat(io.BytesIO(self._file('meta.mat')), squeeze_me=True)
-    table = np.atleast_1d(meta['synsets'])
+    try:
+      table = np.atleast_1d(scipy.io.loadmat(io.BytesIO(self._file('meta.mat')), squeeze_me=True)['synsets'])
+    except (ValueError, KeyError, TypeError, NotImplementedError, OSError, MatReadError) as error:
+      raise RunError(f'meta.mat of {path} is damaged ({error}); download it again.') from error
     try:
       rows = [row for row in table if row['num_children'] == 0]
       rows.sort(key=lambda row: row['WNID'])
@@ -236,7 +243,7 @@ class _DevelopmentKit:
 
 
 def _find(folder, pattern):
-  found = sorted(folder.glob(pattern))
+  found = sorted(path for path in folder.glob(pattern) if path.is_file())
   if not found:
     raise UsageError(f"{folder} holds no '{pattern}'; download it there, or name the folder that has it.")
   return found[0]
@@ -245,7 +252,14 @@ def _find(folder, pattern):
 def _inside(folder):
   if not folder.is_dir():
     raise UsageError(f'{folder} is not a folder; name the one that holds train/CLASS/PICTURE.')
-  return sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
+  return sorted(path for path in folder.iterdir() if not _check_name(path.name, folder).startswith('.'))
+
+
+def _check_name(name, place):
+  """Passes a name on, unless a record or a list of names could not hold it."""
+  if not name.isprintable():
+    raise UsageError(f'{place} holds {name!r}, a name with a line break or no text at all; rename it.')
+  return name
 
 
 def _tar_of_tars(path, labels):
@@ -289,25 +303,26 @@ def _tar(path: pathlib.Path, start: int = 0, length: int | None = None) -> Itera
     RunError: if it is damaged or ends too soon.
     UsageError: if it is compressed, or holds what such an archive does not.
   """
-  end = os.path.getsize(path) if length is None else start + length
-  with open(path, 'rb') as file:
-    file.seek(start)
-    try:
+  try:
+    with open(path, 'rb') as file:
+      end = os.path.getsize(path) if length is None else start + length
+      file.seek(start)
       tar = tarfile.TarFile(fileobj=file)
       while (member := tar.next()) is not None:
         tar.members.clear()  # or a million of them would stay in memory
-        outside = os.path.isabs(member.name) or '..' in pathlib.PurePath(member.name).parts
+        name = _check_name(member.name, path)
+        outside = os.path.isabs(name) or '..' in pathlib.PurePath(name).parts
         if outside or not (member.isreg() or member.isdir()):
-          raise UsageError(
-            f"{path} holds '{member.name}', a link or a path that leads outside; such an archive is not used."
-          )
+          raise UsageError(f"{path} holds '{name}', a link or a path that leads outside; such an archive is not used.")
         if member.offset_data + member.size > end:
-          raise RunError(f'{path} ends in the middle of {member.name}; download it again.')
+          raise RunError(f'{path} ends in the middle of {name}; download it again.')
         if member.isreg():
-          yield member.name, member.offset_data, member.size
+          yield name, member.offset_data, member.size
       file.seek(tar.offset)
       if tar.offset + tarfile.BLOCKSIZE > end or file.read(tarfile.BLOCKSIZE).strip(b'\0'):
         raise tarfile.ReadError('no end mark')
-    except (tarfile.TarError, OSError, EOFError) as error:
-      inside = f' in the part that begins at byte {start:,}' if start else ''
-      raise RunError(f'{path} is damaged, cut short or no plain tar{inside} ({error}); download it again.') from error
+  except (tarfile.TarError, OSError, EOFError) as error:
+    inside = f' in the part that begins at byte {start:,}' if start else ''
+    raise RunError(
+      f'{path} is damaged, cut short, unreadable or no plain tar{inside} ({error}); download it again.'
+    ) from error

@@ -48,6 +48,7 @@ class Job(NamedTuple):
     seed: of what is drawn at random, the halves of the synsets.
     max_skipped: share of the pictures that may be undecodable before the job stops.
     beam: whether to run as an Apache Beam pipeline.
+    contents: what is in the source, where that is known already.
   """
 
   source: pathlib.Path | None = None
@@ -55,6 +56,7 @@ class Job(NamedTuple):
   seed: int = 0
   max_skipped: float = 0.001
   beam: bool = False
+  contents: archives.Contents | None = None
 
 
 class Skipped(NamedTuple):
@@ -94,9 +96,11 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     )
 
   def recipe(self) -> dict:
-    """Returns what the records depend on, beside the pictures."""
+    """Returns what the records depend on. Of official archives there is one, of folders and synsets there are many."""
     config, job = self.builder_config, self.job
+    is_official = config.layout in ('2012', '2010')
     return {
+      'source': None if is_official or job.source is None else str(job.source.resolve()),
       'layout': config.layout,
       'encoding': config.encoding,
       'quality': job.quality if config.encoding == 'jpeg' else None,
@@ -109,8 +113,10 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     self.info.metadata.update(ilsvrc_ids=contents.ilsvrc_ids, recipe=self.recipe())
 
   def _split_generators(self, dl_manager):
-    source = self.job.source or pathlib.Path(dl_manager.manual_dir)
-    contents = archives.LAYOUTS[self.builder_config.layout](source, self.job.seed)
+    contents = self.job.contents
+    if contents is None:
+      source = self.job.source or pathlib.Path(dl_manager.manual_dir)
+      contents = archives.LAYOUTS[self.builder_config.layout](source, self.job.seed)
     self.describe(contents)
     return {split: self._generate_examples(split, pictures) for split, pictures in contents.splits.items()}
 
