@@ -223,6 +223,7 @@ def _make(planned, num_workers):
     print(f'going on: {total - left:,} of {total:,} pictures are done', flush=True)
   if not missing:
     return
+  os.environ['OPENBLAS_NUM_THREADS'] = '1'  # of the workers: numpy's threads would be as many again for every core
   spawn = multiprocessing.get_context('spawn')
   count = spawn.Value('q', 0)
   pool = concurrent.futures.ProcessPoolExecutor(

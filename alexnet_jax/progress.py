@@ -47,10 +47,11 @@ class Progress:
 
   @contextlib.contextmanager
   def waiting_for_data(self):
-    """Counts the time inside as waiting for data."""
+    """Counts the time inside as waiting for data, unless the devices were still at the step before."""
     start = time.perf_counter()
     yield
-    self._waited += time.perf_counter() - start
+    if self._unread is None or self._unread[2]['loss'].is_ready():
+      self._waited += time.perf_counter() - start
 
   @contextlib.contextmanager
   def paused(self):

@@ -26,6 +26,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ['OPENBLAS_NUM_THREADS'] = '1'  # as in the workers of `prepare`
 
 import numpy as np
 

@@ -13,8 +13,19 @@ def progress(config, tmp_path):
   return Progress(tmp_path, config, num_classes=10, epoch_size=80, last_step=1000)
 
 
-def feed_one(progress, step, loss=2.0):
-  progress.step_dispatched(step, 0.001, {'loss': np.float32(loss), 'error': np.float32(50)})
+class Metric(float):
+  """A number that a device may still be computing."""
+
+  ready = True
+
+  def is_ready(self):
+    return self.ready
+
+
+def feed_one(progress, step, loss=2.0, ready=True):
+  loss = Metric(loss)
+  loss.ready = ready
+  progress.step_dispatched(step, 0.001, {'loss': loss, 'error': Metric(50)})
 
 
 def feed(progress, losses):
@@ -48,15 +59,17 @@ def clock(monkeypatch):
   return clock
 
 
-def test_speed_waiting_and_time_left(progress, capsys, clock):
+@pytest.mark.parametrize(('ready', 'percent'), [(True, '25.0'), (False, '0.0')])
+def test_speed_waiting_and_time_left(progress, capsys, clock, ready, percent):
+  """While the devices are still at the step before, nobody waits for data."""
   for step in range(1, 12):
     with progress.waiting_for_data():
       clock.sleep(0.5)
     clock.sleep(1.5)
-    feed_one(progress, step)
+    feed_one(progress, step, ready=ready)
   line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
   assert '4.0 images/s' in line  # 8 images in 2 seconds
-  assert 'waiting for data 25.0 %' in line
+  assert f'waiting for data {percent} %' in line
   assert '0:33:00 left' in line  # 990 steps of 2 seconds
 
 
