@@ -76,7 +76,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
   (top, _), (left, _) = padding
   below = (height + blocks_high - 1) * stride - top - x.shape[1]
   right = (width + blocks_wide - 1) * stride - left - x.shape[2]
-  x = lax.pad(x, jnp.float32(0), ((0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)))  # negative: cut off
+  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)))  # negative: cut off
   x = _space_to_depth(x, stride)
   depth = x.shape[-1]
 
