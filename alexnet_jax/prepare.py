@@ -234,9 +234,8 @@ def _make(planned, num_workers):
       waiting = {pool.submit(_work, shard) for shard in missing}
       while waiting:
         done, waiting = concurrent.futures.wait(waiting, timeout=1, return_when='FIRST_COMPLETED')
-        bar.update(
-          total - left + count.get_obj().value - bar.n
-        )  # without the lock, which may have died with its holder
+        # Read without the lock, which may have died with its holder.
+        bar.update(total - left + count.get_obj().value - bar.n)
         for future in done:
           future.result()
     except concurrent.futures.process.BrokenProcessPool as error:

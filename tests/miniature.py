@@ -15,7 +15,6 @@ SYNSETS = [
   (3, 'n02100735', 'setter'),
 ]
 NAMES = ['n01440764 tench, Tinca tinca', 'n02100735 setter', 'n02119789 kit fox, Vulpes macrotis']
-LABEL_OF_ID = {1: 2, 2: 0, 3: 1}
 BROKEN = {'cut.JPEG': 'truncated', 'text.JPEG': 'it is no image'}  # name: what the report says of it
 
 
@@ -29,10 +28,10 @@ def picture(number: int, form: str = 'JPEG') -> bytes:
   return file.getvalue()
 
 
-def tar(members: dict[str, bytes]) -> bytes:
-  """A plain tar of files."""
+def tar(members: dict[str, bytes], mode: str = 'w') -> bytes:
+  """A tar of files; plain, or compressed where the mode says so."""
   buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode='w') as archive:
+  with tarfile.open(fileobj=buffer, mode=mode) as archive:
     for name, content in members.items():
       info = tarfile.TarInfo(name)
       info.size = len(content)
@@ -64,13 +63,7 @@ def development_kit(challenge: str, ground_truth: dict[str, list[int]]) -> bytes
   for split, labels in ground_truth.items():
     text = ''.join(f'{label}\n' for label in labels)
     members[f'kit/data/{challenge}_{split}_ground_truth.txt'] = text.encode()
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode='w:gz') as archive:
-    for name, content in members.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
-  return buffer.getvalue()
+  return tar(members, 'w:gz')
 
 
 def ilsvrc2012(folder: pathlib.Path, per_class: int = 5, broken: bool = True) -> pathlib.Path:

@@ -153,13 +153,8 @@ def _on_beam(pictures, make, report):
   return beam.ptransform_fn(process)()
 
 
-def features(encoding: str, num_classes: int | None = None) -> tfds.features.FeaturesDict:
-  """Returns the features of an example: image [256, 256, rgb] uint8, label, file_name.
-
-  Args:
-    encoding: of the image, 'jpeg' or 'raw'.
-    num_classes: None where their names will be given.
-  """
+def features(encoding: str) -> tfds.features.FeaturesDict:
+  """Returns the features of an example: image [256, 256, rgb] uint8 in an encoding, label, file_name."""
   shape = (SIZE, SIZE, 3)
   image = (
     tfds.features.Image(shape=shape, encoding_format='jpeg')
@@ -167,7 +162,7 @@ def features(encoding: str, num_classes: int | None = None) -> tfds.features.Fea
     else tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
   )
   return tfds.features.FeaturesDict(
-    {'image': image, 'label': tfds.features.ClassLabel(num_classes=num_classes), 'file_name': tfds.features.Text()}
+    {'image': image, 'label': tfds.features.ClassLabel(), 'file_name': tfds.features.Text()}
   )
 
 
