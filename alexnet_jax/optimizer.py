@@ -50,10 +50,12 @@ def momentum_sgd(
   )
 
   def update(gradients, state, params):
-    updates, new_state = rule.update(gradients, state, params)
-    updates = jax.tree.map(lambda update, rate: jnp.where(rate != 0, update, 0), updates, rates)
+    _, new_state = rule.update(gradients, state, params)
     *stateless, trace = new_state
     velocity = jax.tree.map(lambda new, old, rate: jnp.where(rate != 0, new, old), trace.trace, state[-1].trace, rates)
+    # Computed once, in place, and then added: otherwise XLA works it out twice and copies it and the weights before.
+    velocity = jax.lax.optimization_barrier(velocity)
+    updates = jax.tree.map(lambda v, rate: jnp.where(rate != 0, v, 0), velocity, rates)
     return updates, (*stateless, optax.TraceState(velocity))
 
   return optax.GradientTransformation(rule.init, update)

@@ -17,7 +17,9 @@ from alexnet_jax import convolution
   ],
 )
 @pytest.mark.parametrize('image', [(32, 32), (33, 39)])
-def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, batch, image):
+@pytest.mark.parametrize('piece_bytes', [1, convolution.PIECE_BYTES])  # one image at a time, and all of them
+def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, batch, image, piece_bytes, monkeypatch):
+  monkeypatch.setattr(convolution, 'PIECE_BYTES', piece_bytes)
   x = jax.random.normal(jax.random.key(0), (batch, *image, 6))
   kernel = jax.random.normal(jax.random.key(1), (size, size, 6, 8))
 
@@ -29,8 +31,16 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, bat
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
-def test_on_a_cpu_the_kernel_gradient_is_our_own():
+@pytest.mark.parametrize('argument', [0, 1])
+def test_on_a_cpu_the_gradients_are_our_own(argument):
   """Otherwise the test above compares XLA with itself."""
   x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
-  program = str(jax.make_jaxpr(jax.grad(lambda k: convolution.conv(x, k, 1, ((0, 0), (0, 0))).sum()))(kernel))
-  assert 'scan' in program
+  gradient = jax.grad(lambda x, k: convolution.conv(x, k, 1, ((0, 0), (0, 0))).sum(), argument)
+  assert 'scan' in str(jax.make_jaxpr(gradient)(x, kernel))
+
+
+def test_pieces_keep_their_patches_in_the_cache():
+  assert [len(convolution._in_pieces(jnp.ones((32, 1)), size)[0]) for size in (5_227_200, 3_499_200, 1_557_504)] == [
+    *(1, 2, 4)  # conv1, conv2 and conv3 of the paper
+  ]
+  assert convolution._in_pieces(jnp.ones((7, 1)), 2**22).shape == (7, 1, 1)  # nothing but 7 and 1 divides 7
