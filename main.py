@@ -17,7 +17,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import fields
+from alexnet_jax import cache, fields, memory
 from alexnet_jax.errors import RunError, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
@@ -30,6 +30,7 @@ def main(arguments):
   if surplus := arguments[1:]:
     raise UsageError(f"'{' '.join(surplus)}' is not a flag; flags begin with --, and --help lists them.")
   logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
+  cache.keep_compiled_programs()
   # Imported here, so that --help and a wrong flag are answered at once.
   from alexnet_jax import evaluate, train, workdir
 
@@ -67,6 +68,7 @@ def parse(arguments):
 
 
 if __name__ == '__main__':
+  memory.use_huge_pages()
   try:
     app.run(main, flags_parser=parse)
   except SystemExit as end:

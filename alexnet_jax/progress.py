@@ -8,7 +8,6 @@ import pathlib
 import time
 
 import jax
-from clu import metric_writers
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import RunError
@@ -24,7 +23,7 @@ class Progress:
   """
 
   def __init__(self, folder: pathlib.Path, config: ConfigDict, num_classes: int, epoch_size: int, last_step: int):
-    """Opens the curves.
+    """Begins at the step to come.
 
     Args:
       folder: of the run.
@@ -33,7 +32,7 @@ class Progress:
       epoch_size: images in the training set.
       last_step: steps of the whole run.
     """
-    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder / 'tensorboard')))
+    self._folder, self._writer = folder, None
     self._chance = math.log(num_classes)
     self._losses = collections.deque(maxlen=CHANCE_WINDOW)
     self._warned = False
@@ -106,16 +105,21 @@ class Progress:
         f'the loss is {loss} at step {step:,}; checkpoints from before are kept. Start again with a lower '
         'optimizer.rate (in another --workdir, since that is another run), or look at the images.'
       )
-    now = time.perf_counter()
     if self._began is None:
-      self._began = (now, step)
-      self._window_began, self._waited = now, 0.0
       print(f'first step done, loss {loss:.4f} ({self._chance:.4f} is chance)', flush=True)
+      self._open_curves()
+      self._began = (time.perf_counter(), step)
+      self._window_began, self._waited = self._began[0], 0.0
     else:
       self._window.append((loss, error))
       if step % self._log_every == 0:
-        self._report(step, rate, now)
+        self._report(step, rate, time.perf_counter())
     self._watch(step, loss)
+
+  def _open_curves(self):
+    from clu import metric_writers  # imports TensorFlow, some seconds that nobody should wait for the first step
+
+    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
 
   def _report(self, step, rate, now):
     seconds = now - self._window_began
@@ -172,4 +176,5 @@ class Progress:
 
   def close(self) -> None:
     """Writes out the curves."""
-    self._writer.close()
+    if self._writer:
+      self._writer.close()

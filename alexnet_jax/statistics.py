@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
+from alexnet_jax import cache
 from alexnet_jax.data import Source
 
 MOST_ADDED = 2**24  # images whose pixels fit into 32 bits
@@ -143,9 +144,8 @@ def file_name(split: str, size: int) -> str:
 
 
 def _cache_folder(source):
-  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   place = zlib.crc32(os.path.realpath(source.directory).encode())  # of two datasets of one name, each has its own
-  return pathlib.Path(cache) / 'alexnet_jax' / source.dataset / f'{place:08x}'
+  return cache.folder() / source.dataset / f'{place:08x}'
 
 
 def _is_writable(folder):

@@ -28,6 +28,14 @@ def few_memory_maps():
     gc.collect()
 
 
+@pytest.fixture(autouse=True, scope='session')
+def own_cache(tmp_path_factory):
+  """Nothing of the user's cache is read or written."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
 @pytest.fixture(scope='session')
 def shared_data():
   """Real data that is not part of the project."""

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from alexnet_jax import cache
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -101,6 +103,7 @@ def test_train_then_eval_from_the_command_line(data_dir, tmp_path):
   # Each device holds half of the kernels.
   assert re.search(r'conv1 .* 2 x 11 x 11 x 3 x 3 +1 x 11 x 11 x 3 x 3\n', trained.stdout)
   assert 'step 3/3' in trained.stdout
+  assert any((cache.folder() / 'compiled').glob('jit_train_step-*'))  # the next run finds it
   results = (tmp_path / 'run' / 'results.json').read_text()
   evaluated = command(*arguments, '--mode=eval', devices=2)
   assert evaluated.returncode == 0, evaluated.stderr

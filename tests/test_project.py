@@ -16,6 +16,8 @@ SETUP.read(ROOT / 'setup.cfg')
 # Each may import those before it. What comes up to `step` runs where TensorFlow, TFDS, grain and clu are not installed.
 ORDER = ['errors', 'convolution', 'towers', 'layers', 'model', 'optimizer', 'augment', 'step']
 ORDER += [
+  'memory',
+  'cache',
   'images',
   'datasets',
   'data',

@@ -1,0 +1,17 @@
+"""The user's cache: what can be made again, but takes time."""
+
+import os
+import pathlib
+
+
+def folder() -> pathlib.Path:
+  """Names this project's folder in the user's cache, XDG_CACHE_HOME or ~/.cache; it need not exist."""
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'alexnet_jax'
+
+
+def keep_compiled_programs() -> None:
+  """Lets XLA look for what it compiled before; call it before jax is imported.
+
+  JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=false compiles anew.
+  """
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder() / 'compiled'))

@@ -1,0 +1,25 @@
+"""Memory in large pages.
+
+XLA takes fresh memory for the results of every step, and Linux hands it out in pages of 4 KiB, each with a page fault.
+On a CPU that took a fifth of the time of a train step. In pages of 2 MiB it takes none.
+"""
+
+import os
+import pathlib
+import sys
+
+TUNABLE = 'glibc.malloc.hugetlb'  # of glibc 2.35 and newer; an older one ignores it
+SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+
+
+def use_huge_pages() -> None:
+  """Starts this command again, as the same process, with the C library set to ask for huge pages.
+
+  The C library reads its settings only when a program starts: call it first. It returns at once where nothing is to be
+  gained: huge pages are in use already, this system does not give them on request, or GLIBC_TUNABLES says otherwise.
+  """
+  chosen = os.environ.get('GLIBC_TUNABLES', '')
+  if TUNABLE in chosen or not SETTING.exists() or '[madvise]' not in SETTING.read_text():
+    return
+  os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, (chosen, f'{TUNABLE}=1')))
+  os.execv(sys.executable, sys.orig_argv)
