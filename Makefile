@@ -18,7 +18,7 @@ test-all: $(VENV)/ready-test $(VENV)-beam/ready
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/ready-bench
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/speed.py $(BENCH_FLAGS)
 
 bench-data: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/input_pipeline.py $(BENCH_FLAGS)

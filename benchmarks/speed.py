@@ -1,0 +1,371 @@
+"""Times the published network here and in PyTorch, and says how far both are from the machine's limit.
+
+    make bench      or      python benchmarks/speed.py --batch_sizes=32,128 --rounds=7
+    python benchmarks/speed.py --scaling          one device against two: a tower each, and half of the batch each
+    python benchmarks/speed.py --layers           what each layer costs
+
+Each side is a process of its own, so that neither's threads or memory get in the other's way, and they take turns, so
+that a machine whose speed drifts slows all. A turn is a few steps in a row, as in training, after one that does not
+count: after a pause a virtual machine may have given the memory back to its host, and the first step takes up to twice
+its time. What is reported are medians over the rounds, and of the ratios within a round; a ratio above 1 says that we
+are faster.
+
+PyTorch runs the same network at its best: channels_last, its fused SGD, `torch.inference_mode`, eager and compiled, all
+cores; on a GPU also TF32, bf16 autocast and cudnn.benchmark. Its normalisation takes all channels in one call, which
+costs it less than one call for each group. Its pixels arrive as float32, ready to use; ours are uint8, and mirrored,
+shifted and scaled in the step. Every side has huge pages if ours has them (see alexnet_jax/memory.py), which PyTorch
+does not ask for by itself; with GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has. On a GPU nothing was measured yet: our
+float32 would be compared with its bf16, by the wall clock, and the memory is the host's.
+
+The limit is the machine's own rate of matrix products in float32, the better of JAX's and PyTorch's, measured in the
+same rounds; a train step is 4.136 GFLOP an image and inference 1.449 (facts, section 2.1), of products alone.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from alexnet_jax import memory  # noqa: E402 - a script finds its project first
+
+CLASSES = 1000
+GFLOP = {'train': 4.136, 'inference': 1.449}  # an image
+MATMUL_SIDE = 2048
+SECONDS_IN_A_TURN = 1.0
+AGAINST_TORCH = ('ours', 'torch', 'torch compiled')
+SCALING = ('ours', 'ours, tower 2', 'ours, data 2')
+DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; others: 1 x 1
+
+
+def main():
+  """Runs the rounds, or one side of them."""
+  memory.use_huge_pages()
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--batch_sizes', default='1,32,128', help='images in a step, with commas')
+  parser.add_argument('--tasks', default='train,inference', help='train, inference or both')
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--scaling', action='store_true', help='two simulated CPU devices against one, not PyTorch')
+  parser.add_argument('--layers', action='store_true', help='what each layer costs, not PyTorch')
+  parser.add_argument('--output', type=pathlib.Path, help='file for the results as JSON')
+  parser.add_argument('--side', nargs=3, metavar=('NAME', 'TASK', 'BATCH_SIZE'), help=argparse.SUPPRESS)
+  options = parser.parse_args()
+  batch_sizes = [int(size) for size in options.batch_sizes.split(',')]
+  if options.side:
+    serve(*options.side)
+  elif options.layers:
+    for batch_size in batch_sizes:
+      layers(batch_size, options.rounds)
+  else:
+    report(options, batch_sizes, SCALING if options.scaling else AGAINST_TORCH)
+
+
+def report(options, batch_sizes, names):
+  """Prints a table of all cases, as Markdown, and keeps them as JSON."""
+  cases = [
+    compare(task, batch_size, names, options.rounds) for task in options.tasks.split(',') for batch_size in batch_sizes
+  ]
+  others = names[1:]
+  print('|'.join(['', ' ', ' batch ', *(f' {name}, images/s ' for name in names), ' of the limit ']), end='|')
+  print(''.join(f' {name} / {names[0]} |' for name in others), 'first step | peak memory |')
+  print('| --- ' * (len(names) + len(others) + 5) + '|')
+  for case in cases:
+    sides = case['sides']
+    print(
+      f'| {case["task"]} | {case["batch_size"]} | '
+      + ''.join(f'{sides[name]["images_per_second"]:.1f} | ' for name in names)
+      + f'{100 * case["fraction_of_limit"]:.0f} % | '
+      + ''.join(f'{sides[name]["ratio"]:.2f} | ' for name in others)
+      + ' / '.join(f'{sides[name]["first_step_seconds"]:.0f}' for name in names)
+      + ' s | '
+      + ' / '.join(f'{sides[name]["peak_memory_gib"]:.2f}' for name in names)
+      + ' GiB |'
+    )
+  limits = [case['matmul_gflops'] for case in cases]
+  print(f'\nlimit: {statistics.median(limits):.0f} GFLOP/s ({min(limits):.0f} to {max(limits):.0f})')
+  result = {
+    'date': str(datetime.date.today()),
+    'cores': os.cpu_count(),
+    'hardware': hardware(),
+    'rounds': options.rounds,
+  }
+  result |= {'malloc': os.environ.get('GLIBC_TUNABLES', ''), 'cases': cases}
+  if options.output:
+    options.output.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def compare(task, batch_size, names, rounds):
+  """Lets the sides take turns at one task and one batch size."""
+  print(f'{task}, batch {batch_size}', file=sys.stderr, flush=True)
+  sides = {name: Side(name, task, batch_size) for name in names}  # ready one after the other: compiling wants all cores
+  limits = {name: Side(f'matmul {name}', task, batch_size) for name in ('ours', 'torch')}
+  times = {side: [] for side in (*sides.values(), *limits.values())}
+  for number in range(-1, rounds):
+    for side, seconds in times.items():
+      elapsed = side.ask('turn')
+      if number >= 0:  # the first turn warms up
+        seconds.append(elapsed)
+  ours = times[sides[names[0]]]
+  limit = max(2e-9 * MATMUL_SIDE**3 / statistics.median(times[side]) for side in limits.values())
+  images_per_second = batch_size / statistics.median(ours)
+  case = {
+    'task': task,
+    'batch_size': batch_size,
+    'matmul_gflops': limit,
+    'fraction_of_limit': GFLOP[task] * images_per_second / limit,
+    'sides': {
+      name: {
+        'images_per_second': batch_size / statistics.median(times[side]),
+        'seconds': times[side],
+        'ratio': statistics.median(theirs / own for own, theirs in zip(ours, times[side], strict=True)),
+        'peak_memory_gib': side.ask('memory'),
+        'first_step_seconds': side.ask('first step'),
+        'version': side.ask('version'),
+      }
+      for name, side in sides.items()
+    },
+  }
+  for side in times:
+    side.close()
+  return case
+
+
+class Side:
+  """A process that takes a turn whenever it is asked to."""
+
+  def __init__(self, name, task, batch_size):
+    data, tower = DEVICES.get(name, (1, 1))
+    self._process = subprocess.Popen(
+      [sys.executable, __file__, '--side', name, task, str(batch_size)],
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': str(data * tower)},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.ask('version')  # answered when it has compiled
+
+  def ask(self, what):
+    """Sends one word and returns the answer."""
+    self._process.stdin.write(what + '\n')
+    self._process.stdin.flush()
+    answer = self._process.stdout.readline()
+    if not answer:
+      sys.exit('one side ended before its time; what it said stands above.')
+    return json.loads(answer)
+
+  def close(self):
+    """Ends the process and gives its memory back."""
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def serve(name, task, batch_size):
+  """Answers the questions of `Side.ask`, one a line."""
+  kind, _, framework = name.partition(' ')
+  if kind == 'matmul':
+    run, version = matmul(framework)
+  elif kind == 'torch':
+    run, version = torch_step(task, int(batch_size), compiled=framework == 'compiled')
+  else:
+    run, version = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)))
+  facts = {'version': version, 'first step': elapsed(run)}
+  steps = max(2, min(50, round(SECONDS_IN_A_TURN / elapsed(run))))
+  for line in sys.stdin:
+    match line.strip():
+      case 'turn':
+        run()
+        answer = elapsed(lambda: [run() for _ in range(steps)]) / steps
+      case 'memory':  # the largest this process ever was; ru_maxrss is in KiB on Linux
+        answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+      case fact:  # 'first step' is with compiling
+        answer = facts[fact]
+    print(json.dumps(answer), flush=True)
+
+
+def elapsed(function):
+  """Returns the seconds that a call takes."""
+  start = time.perf_counter()
+  function()
+  return time.perf_counter() - start
+
+
+def our_step(task, batch_size, num_data, num_tower):
+  """The train step of `python main.py`, or the network alone."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from alexnet_jax import model, optimizer, step, towers
+  from configs import alexnet
+
+  mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
+  jax.set_mesh(mesh)
+  config = alexnet.paper()
+  network = model.build(config.model, CLASSES)
+  hyper = step.hyperparameters(config.optimizer)
+  rng = np.random.default_rng(0)
+  batch = {
+    'image': rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8),
+    'mirrored': rng.integers(0, 2, batch_size).astype(bool),
+    'mean_offset': rng.integers(0, 32, (batch_size, 2), np.int32),
+    'mean_mirrored': rng.integers(0, 2, batch_size).astype(bool),
+    'colour': np.zeros((batch_size, 3), np.float32),
+    'scale': np.ones(batch_size, np.float32),
+    'label': rng.integers(0, CLASSES, batch_size, np.int32),
+  }
+  state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
+  mean_image, key = jnp.full((256, 256, 3), 120.0), jax.random.key(1)
+  config.optimizer.rate = 1e-4
+  rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step=1).at(0, 0)
+  version = f'jax {jax.__version__}'
+
+  if task == 'inference':
+    apply, params = jax.jit(network.apply), state.params
+    images = towers.put_batch(mesh, batch['image'].astype(np.float32) - 120)
+    del state
+    return (lambda: jax.block_until_ready(apply(params, images))), version
+
+  def run():
+    nonlocal state
+    state, metrics = step.train_step(
+      state, towers.put_batch(mesh, batch), mean_image, rates, key, network=network, hyper=hyper
+    )
+    float(metrics['loss'])
+
+  return run, version
+
+
+def torch_step(task, batch_size, *, compiled):
+  """The same in PyTorch."""
+  import torch
+  import torch.nn.functional as F
+  from torch import nn
+
+  device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+  torch.backends.cudnn.benchmark = True
+  torch.set_float32_matmul_precision('high')
+  torch.manual_seed(0)
+  network = nn.Sequential(
+    nn.ZeroPad2d((0, 3, 0, 3)),
+    *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(), nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0), nn.MaxPool2d(3, 2)),
+    *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)),
+    nn.MaxPool2d(3, 2),
+    *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()),
+    *(nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU()),
+    *(nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+    nn.Flatten(),
+    *(nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout()),
+    *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout()),
+    nn.Linear(4096, CLASSES),
+  ).to(device, memory_format=torch.channels_last)
+  optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=0.0005, fused=True)
+  images = torch.randn(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+  labels = torch.randint(0, CLASSES, (batch_size,), device=device)
+  network.train(task == 'train')
+  call = torch.compile(network) if compiled else network
+
+  def train():
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+      loss = F.cross_entropy(call(images), labels)
+    loss.backward()
+    optimizer.step()
+    loss.item()
+
+  def look():
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+      call(images).sum().item()
+
+  return (train if task == 'train' else look), f'torch {torch.__version__}'
+
+
+def matmul(framework):
+  """A square product of two float32 matrices, of which the limit is made."""
+  shape = MATMUL_SIDE, MATMUL_SIDE
+  if framework == 'torch':
+    import torch
+
+    a, b = torch.randn(shape), torch.randn(shape)
+    return (lambda: torch.mm(a, b)), f'torch {torch.__version__}'
+  import jax
+
+  a, b = (jax.random.normal(jax.random.key(seed), shape) for seed in (0, 1))
+  product = jax.jit(lambda a, b: a @ b)
+  return (lambda: product(a, b).block_until_ready()), f'jax {jax.__version__}'
+
+
+def layers(batch_size, rounds):
+  """Prints what each layer costs by itself, its normalisation with it, as Markdown."""
+  import jax
+  import jax.numpy as jnp
+  from flax import nnx
+
+  from alexnet_jax import model, towers
+  from configs import alexnet
+
+  jax.set_mesh(towers.make_mesh(1, 1, num_towers=2, batches={'batch_size': batch_size}))
+  config = alexnet.paper().model
+  module = jax.jit(lambda: nnx.state(model.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))()
+  graph = nnx.graphdef(nnx.eval_shape(lambda: model.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))
+
+  def apply(state, x, *, name):
+    network = nnx.merge(graph, state)
+    return network.pool(x) if name.startswith('pool') else network.layer(name, x)
+
+  def median(function, *arguments):
+    jax.block_until_ready(function(*arguments))
+    return statistics.median(
+      elapsed(lambda: jax.block_until_ready(function(*arguments))) for _ in range(max(rounds, 3))
+    )
+
+  x = jax.random.normal(jax.random.key(0), (batch_size, 224, 224, 3), out_sharding=towers.BATCH)
+  print(
+    f'| batch {batch_size} | forward, ms | GFLOP/s | forward and backward, ms | GFLOP/s |\n',
+    '| --- ' * 5 + '|',
+    sep='',
+  )
+  for name in ('conv1', 'pool1', 'conv2', 'pool2', 'conv3', 'conv4', 'conv5', 'pool5', 'fc6', 'fc7', 'fc8'):
+    forward = jax.jit(functools.partial(apply, name=name))
+    y = forward(module, x)
+    # Of the layer's own weights, and of what it reads unless that is the image.
+    own = nnx.State({name: module[name]}) if name in module else nnx.State({})
+    rest = nnx.State({key: value for key, value in module.items() if key != name})
+
+    def pull(own, x, dy, name=name, rest=rest):
+      _, back = jax.vjp(lambda own, x: apply(nnx.merge_state(own, rest), x, name=name), own, x)
+      return back(dy)[: 1 if name == 'conv1' else 2]
+
+    seconds, both = median(forward, module, x), median(jax.jit(pull), own, x, y)
+    kernel = module[name]['kernel'] if name in module else None
+    gflop = (
+      0 if kernel is None else 2e-9 * batch_size * kernel[...].size * (y.shape[2] * y.shape[3] if y.ndim == 5 else 1)
+    )
+    rates = [
+      f'{times * gflop / t:.0f}' if gflop else '' for times, t in ((1, seconds), (2 if name == 'conv1' else 3, both))
+    ]
+    print(f'| {name} | {1e3 * seconds:.1f} | {rates[0]} | {1e3 * both:.1f} | {rates[1]} |')
+    x = jnp.copy(y)
+
+
+def hardware():
+  """Names the processor, and the GPU if there is one."""
+  cpu = pathlib.Path('/proc/cpuinfo')
+  names = (
+    [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')]
+    if cpu.exists()
+    else []
+  )
+  return names[0] if names else 'unknown'
+
+
+if __name__ == '__main__':
+  main()
