@@ -135,7 +135,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
 def _in_pieces(x, bytes_per_image):
   """Divides a batch: [batch, ...] -> [piece, image, ...], whose patches take `bytes_per_image` for each image."""
   most = max(PIECE_BYTES // bytes_per_image, 1)
-  per_piece = max(number for number in range(1, len(x) + 1) if len(x) % number == 0 and number <= most)
+  per_piece = max(number for number in range(1, min(most, len(x)) + 1) if len(x) % number == 0)
   return x.reshape(-1, per_piece, *x.shape[1:])
 
 

@@ -112,8 +112,7 @@ def _pool_backward(axis, size, stride, residuals, dy):
   share = dy / sum(part.astype(dy.dtype) for part in is_maximum)
 
   def place(i, part):  # the gradient of the i-th pixel of every window, at the pixel
-    before_after = (i, x.shape[axis] - i - (y.shape[axis] - 1) * stride - 1, stride - 1)  # less than 0: cut off
-    return lax.pad(part, jnp.zeros((), part.dtype), [before_after if a == axis else (0, 0, 0) for a in range(x.ndim)])
+    return _pad(part, axis, 0, (i, x.shape[axis] - i - (y.shape[axis] - 1) * stride - 1, stride - 1))
 
   return (sum(place(i, jnp.where(part, share, 0)) for i, part in enumerate(is_maximum)),)
 
@@ -125,8 +124,15 @@ def _window_slices(x, axis, size, stride):
   """The first pixels of all windows along an axis, the second pixels, and so on; beyond the edge, -inf."""
   span = (pooled(x.shape[axis], size, stride) - 1) * stride + 1
   if overhang := max(span - 1 + size - x.shape[axis], 0):
-    x = lax.pad(x, jnp.full((), -jnp.inf, x.dtype), [(0, overhang if a == axis else 0, 0) for a in range(x.ndim)])
+    x = _pad(x, axis, -jnp.inf, (0, overhang, 0))
   return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
+
+
+def _pad(x, axis, value, before_after_between):
+  """Pads one axis; less than 0 cuts off."""
+  return lax.pad(
+    x, jnp.array(value, x.dtype), [before_after_between if a == axis else (0, 0, 0) for a in range(x.ndim)]
+  )
 
 
 def pooled(side: int, size: int, stride: int = 2) -> int:

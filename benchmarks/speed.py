@@ -33,10 +33,9 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from alexnet_jax import memory  # noqa: E402 - a script finds its project first
+from alexnet_jax import memory
 
 CLASSES = 1000
 GFLOP = {'train': 4.136, 'inference': 1.449}  # an image
@@ -75,21 +74,19 @@ def report(options, batch_sizes, names):
     compare(task, batch_size, names, options.rounds) for task in options.tasks.split(',') for batch_size in batch_sizes
   ]
   others = names[1:]
-  print('|'.join(['', ' ', ' batch ', *(f' {name}, images/s ' for name in names), ' of the limit ']), end='|')
-  print(''.join(f' {name} / {names[0]} |' for name in others), 'first step | peak memory |')
-  print('| --- ' * (len(names) + len(others) + 5) + '|')
+  header = ['', 'batch', *(f'{name}, images/s' for name in names), f'{names[0]} of the limit']
+  header += [*(f'{names[0]} / {name}' for name in others), 'first step, s', 'peak memory, GiB']
+  print('| ' + ' | '.join(header) + ' |')
+  print('| --- ' * len(header) + '|')
   for case in cases:
     sides = case['sides']
-    print(
-      f'| {case["task"]} | {case["batch_size"]} | '
-      + ''.join(f'{sides[name]["images_per_second"]:.1f} | ' for name in names)
-      + f'{100 * case["fraction_of_limit"]:.0f} % | '
-      + ''.join(f'{sides[name]["ratio"]:.2f} | ' for name in others)
-      + ' / '.join(f'{sides[name]["first_step_seconds"]:.0f}' for name in names)
-      + ' s | '
-      + ' / '.join(f'{sides[name]["peak_memory_gib"]:.2f}' for name in names)
-      + ' GiB |'
-    )
+    cells = [case['task'], str(case['batch_size'])]
+    cells += [f'{sides[name]["images_per_second"]:.1f}' for name in names]
+    cells += [f'{100 * case["fraction_of_limit"]:.0f} %']
+    cells += [f'{sides[name]["ratio"]:.2f}' for name in others]
+    cells += [' / '.join(f'{sides[name]["first_step_seconds"]:.0f}' for name in names)]
+    cells += [' / '.join(f'{sides[name]["peak_memory_gib"]:.2f}' for name in names)]
+    print('| ' + ' | '.join(cells) + ' |')
   limits = [case['matmul_gflops'] for case in cases]
   print(f'\nlimit: {statistics.median(limits):.0f} GFLOP/s ({min(limits):.0f} to {max(limits):.0f})')
   result = {
@@ -97,8 +94,9 @@ def report(options, batch_sizes, names):
     'cores': os.cpu_count(),
     'hardware': hardware(),
     'rounds': options.rounds,
+    'malloc': os.environ.get('GLIBC_TUNABLES', ''),
+    'cases': cases,
   }
-  result |= {'malloc': os.environ.get('GLIBC_TUNABLES', ''), 'cases': cases}
   if options.output:
     options.output.write_text(json.dumps(result, indent=1) + '\n')
 
@@ -111,13 +109,13 @@ def compare(task, batch_size, names, rounds):
   times = {side: [] for side in (*sides.values(), *limits.values())}
   for number in range(-1, rounds):
     for side, seconds in times.items():
-      elapsed = side.ask('turn')
+      turn = side.ask('turn')
       if number >= 0:  # the first turn warms up
-        seconds.append(elapsed)
+        seconds.append(turn)
   ours = times[sides[names[0]]]
   limit = max(2e-9 * MATMUL_SIDE**3 / statistics.median(times[side]) for side in limits.values())
   images_per_second = batch_size / statistics.median(ours)
-  case = {
+  result = {
     'task': task,
     'batch_size': batch_size,
     'matmul_gflops': limit,
@@ -136,7 +134,7 @@ def compare(task, batch_size, names, rounds):
   }
   for side in times:
     side.close()
-  return case
+  return result
 
 
 class Side:
@@ -357,14 +355,10 @@ def layers(batch_size, rounds):
 
 
 def hardware():
-  """Names the processor, and the GPU if there is one."""
+  """Names the processor, where Linux says which it is."""
   cpu = pathlib.Path('/proc/cpuinfo')
-  names = (
-    [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')]
-    if cpu.exists()
-    else []
-  )
-  return names[0] if names else 'unknown'
+  lines = cpu.read_text().splitlines() if cpu.exists() else []
+  return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), 'unknown')
 
 
 if __name__ == '__main__':
