@@ -54,18 +54,43 @@ class Checkpoints:
     Returns:
       The state, and what else was saved.
     """
-
-    def on_mesh(x):
-      # eval_shape leaves an abstract mesh in the shardings, which Orbax does not take, and none on a scalar.
-      spec = x.sharding.spec if x.sharding else jax.P()
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    target = jax.tree.map(on_mesh, abstract_state)
+    target = _on_mesh(abstract_state, mesh)
     restored = self._manager.restore(
       self.newest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
     )
     return restored.state, restored.run
 
+  def restore_params(self, abstract_params: dict, mesh: Mesh) -> dict:
+    """Loads parameters of the newest checkpoint alone, without their velocities.
+
+    Args:
+      abstract_params: shapes, dtypes and partition specs of those to load, which may be some of the layers.
+      mesh: where to load them.
+    """
+    target = {'params': _on_mesh(abstract_params, mesh)}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    with ocp.PyTreeCheckpointer() as reader:
+      args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
+      return reader.restore(self._newest_state(), args=args)['params']
+
+  def param_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Returns the shapes of the parameters in the newest checkpoint, {'conv1': {'kernel': ..., 'bias': ...}, ...}."""
+    with ocp.PyTreeCheckpointer() as reader:
+      return jax.tree.map(lambda x: x.shape, reader.metadata(self._newest_state()).item_metadata.tree['params'])
+
+  def _newest_state(self):
+    return self._manager.directory / str(self.newest_step()) / 'state'
+
   def close(self) -> None:
     """Waits for the last save to end."""
     self._manager.close()
+
+
+def _on_mesh(abstract_arrays, mesh):
+  """Says where arrays go: eval_shape leaves an abstract mesh, which Orbax does not take, and on a scalar nothing."""
+
+  def place(x):
+    spec = x.sharding.spec if x.sharding else jax.P()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+  return jax.tree.map(place, abstract_arrays)

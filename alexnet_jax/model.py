@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -33,7 +33,8 @@ WINDOWS = {
   'conv6': (3, 1, (1, 1)),
 }
 POOLED = ('conv1', 'conv2', 'conv5')
-LAYERS = (*WINDOWS, 'fc6', 'fc7', 'fc8')
+LINEAR = ('bottleneck', 'fc8')  # without a nonlinearity; the first before a head of very many classes (facts, 4)
+LAYERS = (*WINDOWS, 'fc6', 'fc7', *LINEAR)
 NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 
@@ -84,7 +85,11 @@ class AlexNet(nnx.Module):
         raise UsageError(f'model.image_size={config.image_size} leaves no pixel after {name}; choose 64 or more.')
     self.fc6 = Linear(side * side * num_seen('fc6', channels), num_kernels('fc6'), **start('fc6'))
     self.fc7 = Linear(num_seen('fc7', num_kernels('fc6')), num_kernels('fc7'), **start('fc7'))
-    self.fc8 = Linear(num_seen('fc8', num_kernels('fc7')), math.ceil(num_classes / self.num_towers), **start('fc8'))
+    units = num_kernels('fc7')
+    if config.kernels.bottleneck:
+      self.bottleneck = Linear(num_seen('bottleneck', units), num_kernels('bottleneck'), **start('bottleneck'))
+      units = num_kernels('bottleneck')
+    self.fc8 = Linear(num_seen('fc8', units), math.ceil(num_classes / self.num_towers), **start('fc8'))
 
   def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
     """Computes logits.
@@ -96,18 +101,38 @@ class AlexNet(nnx.Module):
     Returns:
       Logits [batch, class] float32.
     """
+    *_, (_, x) = self.stages(x, dropout_key)
+    return towers.gather(x)[:, : self.num_classes]  # [N, 1000]
+
+  def activations(self, x: jax.Array) -> dict[str, jax.Array]:
+    """Computes what every stage says of images, [batch, height, width, rgb] float32, at test time.
+
+    Returns:
+      {'conv1': [batch, height, width, channel], 'pool1': ..., 'fc7': [batch, unit], ..., 'fc8': logits}, float32, the
+      units of the first tower first; those of fc6 and fc7 as they leave the nonlinearity, not halved by dropout.
+    """
+    seen = {name: towers.gather(x) for name, x in self.stages(x) if name.startswith('pool') or hasattr(self, name)}
+    return seen | {'fc8': seen['fc8'][:, : self.num_classes]}
+
+  def stages(self, x: jax.Array, dropout_key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
+    """Goes through the network, and yields the name and the outputs [tower, batch, ...] of each stage."""
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
-    x = self.pool(self.layer('conv1', x))  # [2, N, 27, 27, 48]
-    x = self.pool(self.layer('conv2', x))  # [2, N, 13, 13, 128]
-    x = self.layer('conv3', x)  # [2, N, 13, 13, 192]
-    x = self.layer('conv4', x)  # [2, N, 13, 13, 192]
-    x = self.pool(self.layer('conv5', x))  # [2, N, 6, 6, 128]
-    x = self.layer('conv6', x)  # left out: the same
-    x = self.dropout(self.layer('fc6', x), keys[0])  # [2, N, 2048]
-    x = self.dropout(self.layer('fc7', x), keys[1])  # [2, N, 2048]
-    x = self.layer('fc8', x)  # [2, N, 500]
-    return towers.gather(x)[:, : self.num_classes]  # [N, 1000]
+    yield 'conv1', (x := self.layer('conv1', x))  # [2, N, 55, 55, 48]
+    yield 'pool1', (x := self.pool(x))  # [2, N, 27, 27, 48]
+    yield 'conv2', (x := self.layer('conv2', x))  # [2, N, 27, 27, 128]
+    yield 'pool2', (x := self.pool(x))  # [2, N, 13, 13, 128]
+    yield 'conv3', (x := self.layer('conv3', x))  # [2, N, 13, 13, 192]
+    yield 'conv4', (x := self.layer('conv4', x))  # [2, N, 13, 13, 192]
+    yield 'conv5', (x := self.layer('conv5', x))  # [2, N, 13, 13, 128]
+    yield 'pool5', (x := self.pool(x))  # [2, N, 6, 6, 128]
+    yield 'conv6', (x := self.layer('conv6', x))  # left out: the same
+    yield 'fc6', (x := self.layer('fc6', x))  # [2, N, 2048]
+    x = self.dropout(x, keys[0])
+    yield 'fc7', (x := self.layer('fc7', x))  # [2, N, 2048]
+    x = self.dropout(x, keys[1])
+    yield 'bottleneck', (x := self.layer('bottleneck', x))  # left out: the same
+    yield 'fc8', self.layer('fc8', x)  # [2, N, 500]
 
   def layer(self, name: str, x: jax.Array) -> jax.Array:
     """Applies one layer, with its nonlinearity and normalisation; one that is left out hands on what it would see."""
@@ -120,7 +145,7 @@ class AlexNet(nnx.Module):
     x = getattr(self, name)(x)
     if name in self.norm_before:
       x = self.across_maps(x)
-    if name != 'fc8':
+    if name not in LINEAR:
       x = self.nonlinearity(x)
     if name in self.norm_after:
       x = self.across_maps(x)
@@ -135,12 +160,14 @@ class Network(NamedTuple):
   Attributes:
     init: key -> params. Call it under `jax.jit`, in a mesh.
     apply: (params, images, dropout_key=None) -> logits.
+    activations: (params, images) -> {stage: what it says of the images}, see `AlexNet.activations`.
     num_classes: classes it tells apart.
     num_towers: length of the tower axis of its parameters.
   """
 
   init: Callable
   apply: Callable
+  activations: Callable
   num_classes: int
   num_towers: int
 
@@ -162,7 +189,10 @@ def build(config: ConfigDict, num_classes: int) -> Network:
   def apply(params, images, dropout_key=None):
     return nnx.merge(graph, params)(images, dropout_key)
 
-  return Network(init, apply, num_classes, module.num_towers)
+  def activations(params, images):
+    return nnx.merge(graph, params).activations(images)
+
+  return Network(init, apply, activations, num_classes, module.num_towers)
 
 
 def check(config: ConfigDict) -> None:
@@ -210,8 +240,12 @@ def check(config: ConfigDict) -> None:
   )
   for name, number in config.kernels.items():
     demand(number >= 0, f'kernels.{name}={number}', 'must be 0 or more')
-    may_go = name in ('conv3', 'conv4', 'conv5', 'conv6')
-    demand(number or may_go, f'kernels.{name}=0', 'leaves out a layer that must stay; conv3 to conv6 may go')
+    may_go = name in ('conv3', 'conv4', 'conv5', 'conv6', 'bottleneck')
+    demand(
+      number or may_go,
+      f'kernels.{name}=0',
+      'leaves out a layer that must stay; conv3 to conv6 and the bottleneck may go',
+    )
   demand(
     any(config.kernels[name] for name in ('conv3', 'conv4', 'conv5')),
     'kernels',

@@ -126,8 +126,31 @@ def log_probs(
   Returns:
     Log-probabilities [batch, class] float32, nats.
   """
-  x = look(images.astype(jnp.float32), view, image_size) - look(mean_image, mean_view, image_size)
-  return jax.nn.log_softmax(network.apply(params, x))
+  return jax.nn.log_softmax(network.apply(params, _centred(images, mean_image, view, mean_view, image_size)))
+
+
+@functools.partial(jax.jit, static_argnames=('network', 'image_size', 'stage'))
+def activations(
+  params: dict,
+  images: jax.Array,
+  mean_image: jax.Array,
+  view: View,
+  mean_view: View,
+  *,
+  network: Network,
+  image_size: int,
+  stage: str,
+) -> jax.Array:
+  """Computes what one stage of the network says of a view of every image; the arguments are those of `log_probs`.
+
+  Returns:
+    [batch, height, width, channel] or [batch, unit] float32, see `model.AlexNet.activations`.
+  """
+  return network.activations(params, _centred(images, mean_image, view, mean_view, image_size))[stage]
+
+
+def _centred(images, mean_image, view, mean_view, image_size):
+  return look(images.astype(jnp.float32), view, image_size) - look(mean_image, mean_view, image_size)
 
 
 def look(image: jax.Array, view: View, size: int) -> jax.Array:

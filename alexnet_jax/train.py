@@ -12,6 +12,7 @@ from alexnet_jax import augment, data, evaluate, fields, model, optimizer, stati
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError
 from alexnet_jax.progress import Progress
+from alexnet_jax.trained import Trained
 
 
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
@@ -59,6 +60,9 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     mean_image = jnp.asarray(stats.mean_image, jnp.float32)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
+    def trained(state):
+      return Trained(network, state.params, mean_image, train.class_names, int(state.step), config.model, mesh)
+
     with (
       contextlib.closing(Checkpoints(folder)) as checkpoints,
       contextlib.closing(Progress(folder, config, train.num_classes, len(train), last_step)) as progress,
@@ -98,8 +102,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         progress.step_dispatched(done, rates.of_kernels(num_drops), metrics)
         if done % eval_every == 0:
           with progress.paused():
-            views = augment.centre_view()
-            results = evaluate.evaluate(network, state.params, validation, mean_image, config, mesh, views)
+            results = evaluate.evaluate(trained(state), validation, config, augment.centre_view())
           schedule.observe(results['top1_error'])
           progress.evaluated(done, results)
         if done % checkpoint_every == 0 or done == last_step or schedule.finished:
@@ -107,7 +110,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
             checkpoints.save(done, finite(state), {'schedule': schedule.state()})
     if schedule.finished:
       print(f'the validation error stopped improving at the lowest rate: done after {int(state.step):,} steps')
-    return evaluate.report(network, state.params, int(state.step), test, mean_image, config, mesh, folder)
+    return evaluate.report(trained(state), test, config, folder)
 
 
 def finite(state: step.TrainState) -> step.TrainState:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-LAYERS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6', 'fc6', 'fc7', 'fc8')
+LAYERS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6', 'fc6', 'fc7', 'bottleneck', 'fc8')
 MIDDLE_STD_2012 = dict(conv3=0.03, conv4=0.03, conv5=0.03, conv6=0.03)  # facts, 1.7 and 4
 
 
@@ -40,6 +40,7 @@ def paper() -> ConfigDict:
   config.model.width = 1.0  # factor on the numbers that follow
   config.model.kernels = ConfigDict()  # figure 2: kernels, or neurons, of one tower; 0 leaves a layer out
   config.model.kernels.update(conv1=48, conv2=128, conv3=192, conv4=192, conv5=128, conv6=0, fc6=2048, fc7=2048)
+  config.model.kernels.bottleneck = 0  # linear units before fc8, for very many classes (facts, 4)
   config.model.meet = ('conv3', 'fc6', 'fc7', 'fc8')  # figure 2: layers that read both towers
   config.model.padding = ConfigDict({'conv2': 2, 'conv5': 1})  # figure 2: maps keep their size
   config.model.pool_size = 3  # section 3.4: z = 3 with s = 2

@@ -170,7 +170,7 @@ def test_a_broken_image_names_itself_from_inside_the_pipeline(train_source, conf
       next(stream)
 
 
-@pytest.mark.parametrize('garbage', [b'', b'\xff' * 20, example(b'', 0)[:5]])
+@pytest.mark.parametrize('garbage', [b'', b'\xff' * 20, example(b'', 0)[:5]], ids=['empty', 'noise', 'cut'])
 def test_a_broken_record_names_itself(train_source, garbage):
   train_source._records = [garbage]
   with pytest.raises(RunError, match=r"image 0 of split 'train' of digits/1.0.0 cannot be read or decoded"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment, data, evaluate, model, towers
+from alexnet_jax.trained import Trained
 from tests.conftest import mesh
 
 
@@ -12,10 +13,13 @@ def test_source(config):
   return data.open_splits(config.data, 96, ['test'])[0]
 
 
-def network_and_params(config):
+def untrained(config, shape=(1, 1)):
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
-  network = model.build(config.model, 10)
-  return network, jax.jit(network.init)(jax.random.key(0))
+  current = mesh(*shape)
+  with jax.set_mesh(current):
+    network = model.build(config.model, 10)
+    params = jax.jit(network.init)(jax.random.key(0))
+  return Trained(network, params, jnp.asarray(MEAN), list('0123456789'), 0, config.model, current)
 
 
 MEAN = np.full((96, 96, 3), 80, np.float32)
@@ -23,24 +27,21 @@ MEAN = np.full((96, 96, 3), 80, np.float32)
 
 def run(config, source, shape, views, batch_size=32):
   config.eval.batch_size = batch_size
-  current = mesh(*shape)
-  with jax.set_mesh(current):
-    network, params = network_and_params(config)
-    return evaluate.evaluate(network, params, source, jnp.asarray(MEAN), config, current, views)
+  return evaluate.evaluate(untrained(config, shape), source, config, views)
 
 
 def test_errors_are_those_of_a_plain_recomputation(config, test_source, one_device):
-  network, params = network_and_params(config)
+  trained = untrained(config)
   images = np.stack([test_source[i]['image'] for i in range(360)])
   labels = np.array([int(test_source[i]['label']) for i in range(360)])
   probabilities = np.zeros((360, 10))
-  apply = jax.jit(network.apply)
+  apply = jax.jit(trained.network.apply)
   for top, left, mirrored in augment.ten_views():
     x = (images - MEAN)[:, top : top + 64, left : left + 64]
     x = x[:, :, ::-1] if mirrored else x
-    probabilities += np.asarray(jax.nn.softmax(apply(params, towers.put_batch(one_device, x)))) / 10
+    probabilities += np.asarray(jax.nn.softmax(apply(trained.params, towers.put_batch(one_device, x)))) / 10
   ranks = np.argsort(-probabilities, axis=1)
-  found = evaluate.evaluate(network, params, test_source, jnp.asarray(MEAN), config, one_device, augment.ten_views())
+  found = evaluate.evaluate(trained, test_source, config, augment.ten_views())
   assert found['num_examples'] == 360
   assert found['top1_error'] == pytest.approx(100 * np.mean(ranks[:, 0] != labels), abs=1e-3)
   assert found['top5_error'] == pytest.approx(100 * np.mean(~(ranks[:, :5] == labels[:, None]).any(1)), abs=1e-3)

@@ -23,6 +23,7 @@ def work(process_index, port, axis, data_dir, place):
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(f'127.0.0.1:{port}', 2, process_index)
   from alexnet_jax import augment, data, evaluate, model, towers
+  from alexnet_jax.trained import Trained
   from configs import alexnet
 
   config = alexnet.get_config()
@@ -40,9 +41,9 @@ def work(process_index, port, axis, data_dir, place):
   with jax.set_mesh(mesh):
     network = model.build(config.model, 10)
     params = jax.jit(network.init)(jax.random.key(0))
-    results = evaluate.evaluate(
-      network, params, test, np.full((96, 96, 3), 60, np.float32), config, mesh, augment.centre_view()
-    )
+  mean_image = np.full((96, 96, 3), 60, np.float32)
+  untrained = Trained(network, params, mean_image, test.class_names, 0, config.model, mesh)
+  results = evaluate.evaluate(untrained, test, config, augment.centre_view())
   (place / f'results{process_index}.json').write_text(json.dumps(results))
 
 

@@ -25,6 +25,7 @@ ORDER += [
   'fields',
   'workdir',
   'checkpoint',
+  'trained',
   'evaluate',
   'progress',
   'train',

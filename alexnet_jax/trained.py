@@ -1,0 +1,130 @@
+"""A trained network, and what one can ask it about images."""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from alexnet_jax import augment, step, towers, workdir
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.errors import UsageError
+from alexnet_jax.model import Network, build
+
+
+class Trained(NamedTuple):
+  """A network with its parameters, and what belongs to them.
+
+  Images are always stored images, [batch, size, size, rgb] uint8, 32 pixels larger than what the network sees (section
+  4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a multiple of the data
+  axis of the mesh.
+
+  Attributes:
+    network: the network.
+    params: its parameters, on the devices of the mesh.
+    mean_image: [size, size, rgb] float32 of its training set, 0-255.
+    class_names: in the order of the labels.
+    num_steps: steps it was trained for.
+    config: the `model` part of its config.
+    mesh: the devices.
+  """
+
+  network: Network
+  params: dict
+  mean_image: jax.Array
+  class_names: Sequence[str]
+  num_steps: int
+  config: ConfigDict
+  mesh: Mesh
+
+  @property
+  def stored_size(self) -> int:
+    """Side of the images it is asked about, pixels."""
+    return self.mean_image.shape[0]
+
+  def log_probs(self, images: np.ndarray, views: Sequence[augment.View]) -> jax.Array:
+    """Averages the probabilities predicted for several views of each image (section 4.1).
+
+    Args:
+      images: stored images, on the devices or this process's share of them.
+      views: the views.
+
+    Returns:
+      Logarithm of the mean probabilities, [batch, class] float32, nats.
+    """
+    ask = functools.partial(step.log_probs, network=self.network, image_size=self.config.image_size)
+    with jax.set_mesh(self.mesh):
+      images = self._put(images)
+      looks = (ask(self.params, images, self.mean_image, *self._traced(view)) for view in views)
+      return functools.reduce(jnp.logaddexp, looks) - np.float32(np.log(len(views)))
+
+  def activations(self, images: np.ndarray, stage: str, view: augment.View = augment.CENTRE) -> jax.Array:
+    """Computes what a stage of the network says of a view of each image.
+
+    Args:
+      images: stored images, on the devices or this process's share of them.
+      stage: 'conv1', 'pool1', 'conv2', ... 'fc7', 'fc8', see `stages`.
+      view: the view.
+
+    Returns:
+      [batch, height, width, channel] or [batch, unit] float32, see `model.AlexNet.activations`.
+
+    Raises:
+      UsageError: if the network has no such stage.
+    """
+    if stage not in self.stages():
+      raise UsageError(f"this network has no '{stage}'; it has {', '.join(self.stages())}.")
+    ask = functools.partial(step.activations, network=self.network, image_size=self.config.image_size, stage=stage)
+    with jax.set_mesh(self.mesh):
+      return ask(self.params, self._put(images), self.mean_image, *self._traced(view))
+
+  def stages(self) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of what each stage says of one image: {'conv1': (55, 55, 96), ..., 'fc8': (1000,)}."""
+    num_images, side = self.mesh.shape['data'], self.config.image_size
+    with jax.set_mesh(self.mesh):
+      images = jax.ShapeDtypeStruct(
+        (num_images, side, side, 3), jnp.float32, sharding=jax.NamedSharding(self.mesh, towers.BATCH)
+      )
+      shapes = jax.eval_shape(self.network.activations, self.params, images)
+    return {name: x.shape[1:] for name, x in shapes.items()}
+
+  def _put(self, images):
+    return images if isinstance(images, jax.Array) else towers.put_batch(self.mesh, images)
+
+  def _traced(self, view):
+    """The view of the image and that of the mean image, as numbers of one type, so that all views share a program."""
+    for one in (view, augment.mean_view(view, self.config.centre_mean)):
+      yield augment.View(np.int32(one.top), np.int32(one.left), np.bool_(one.mirrored))
+
+
+def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower: int = 0) -> Trained:
+  """Loads the newest checkpoint of a run.
+
+  Args:
+    folder: of the run.
+    batch_size: how many images it will be asked about at a time.
+    num_data: devices that share a batch; 0 for what the tower axis leaves.
+    num_tower: devices that share the towers; 0 for 2 where the number of devices is even.
+
+  Raises:
+    UsageError: if there is no run or checkpoint, or the devices do not fit it.
+  """
+  config = workdir.load_config(folder).model
+  class_names = workdir.load_classes(folder)
+  mean_image = jnp.asarray(workdir.load_statistics(folder).mean_image, jnp.float32)
+  mesh = towers.make_mesh(num_data, num_tower, num_towers=config.num_towers, batches={'eval.batch_size': batch_size})
+  checkpoints = Checkpoints(folder)
+  with jax.set_mesh(mesh):
+    network = build(config, len(class_names))
+    num_steps = checkpoints.newest_step()
+    if num_steps is None:
+      raise UsageError(f'{folder} holds no checkpoint yet; train there first.')
+    abstract_params = jax.eval_shape(network.init, jax.random.key(0))
+    params = checkpoints.restore_params(abstract_params, mesh)
+  checkpoints.close()
+  return Trained(network, params, mean_image, class_names, num_steps, config, mesh)
