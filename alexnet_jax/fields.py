@@ -78,6 +78,11 @@ def check(config: ConfigDict) -> None:
   for field, given in fractions.items():
     if not (_from_zero(given) and all(fraction <= 1 for fraction in given)):
       raise UsageError(f'{field}={values[field]} must be in fractions of the run, 0 to 1.')
+  if values['init_fresh'] and not values['init_from']:
+    raise UsageError(
+      f'init_fresh={tuple(values["init_fresh"])} starts layers fresh beside those of another network; name its folder '
+      'with --config.init_from=FOLDER.'
+    )
   if not values['num_epochs'] and not values['num_steps']:
     raise UsageError('num_epochs and num_steps are both 0; set one of them.')
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, data, evaluate, fields, model, optimizer, statistics, step, towers, workdir
+from alexnet_jax import augment, data, evaluate, fields, model, optimizer, statistics, step, towers, transfer, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError
 from alexnet_jax.progress import Progress
@@ -70,6 +70,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     ):
       if checkpoints.newest_step() is None:
         state = step.init_state(init_key, network=network, hyper=hyper)
+        if config.init_from:
+          state = state._replace(params=transfer.initial_params(state.params, config, mesh))
       else:
         state, kept = checkpoints.restore(step.abstract_state(network, hyper), mesh)
         schedule.restore(kept['schedule'])

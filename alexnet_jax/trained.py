@@ -111,7 +111,7 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
     num_tower: devices that share the towers; 0 for 2 where the number of devices is even.
 
   Raises:
-    UsageError: if there is no run or checkpoint, or the devices do not fit it.
+    UsageError: if there is no run or checkpoint, it is not that of its config, or the devices do not fit it.
   """
   config = workdir.load_config(folder).model
   class_names = workdir.load_classes(folder)
@@ -123,5 +123,11 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
   with jax.set_mesh(mesh):
     network = build(config, len(class_names))
     abstract_params = jax.eval_shape(network.init, jax.random.key(0))
+  shapes = jax.tree.map(lambda x: x.shape, abstract_params)
+  if differing := checkpoint.differing(checkpoint.param_shapes(folder, num_steps), shapes):
+    raise UsageError(
+      f'the checkpoint of step {num_steps:,} in {folder} does not fit config.json and classes.txt there '
+      f'({"; ".join(differing)}); put back those of the run.'
+    )
   params = checkpoint.load_params(folder, num_steps, abstract_params, mesh)
   return Trained(network, params, mean_image, class_names, num_steps, config, mesh)

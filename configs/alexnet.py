@@ -9,6 +9,7 @@ Variants are functions of this file, applied one after the other: configs/alexne
 its section of the paper. 'Paper:' marks where we had to choose or depart from it.
 """
 
+import itertools
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -28,6 +29,9 @@ def paper() -> ConfigDict:
   config.eval_every = 0  # steps between evaluations on the validation split; 0: once an epoch
   config.checkpoint_every = 0  # steps between checkpoints; 0: once an epoch
   config.log_every = 10  # steps between lines on the terminal and points of the TensorBoard curves
+
+  config.init_from = ''  # section 6: folder of a run from which layers are taken by name, instead of drawn
+  config.init_fresh = ()  # layers that are drawn all the same
 
   config.mesh = ConfigDict()
   config.mesh.data = 0  # devices that share a batch; 0: what the tower axis leaves
@@ -129,6 +133,22 @@ def ilsvrc2010(config: ConfigDict) -> None:
   config.log_every = 100
 
 
+def fall2009(config: ConfigDict) -> None:
+  """ImageNet, Fall 2009: 10,184 classes, made by `python -m alexnet_jax.prepare synsets TAR --name=fall2009`."""
+  _synsets(config, 'fall2009')
+
+
+def fall2011(config: ConfigDict) -> None:
+  """ImageNet, Fall 2011: 22 thousand classes, made by `python -m alexnet_jax.prepare synsets TAR --name=fall2011`."""
+  _synsets(config, 'fall2011')
+
+
+def _synsets(config, name):
+  config.data.name = f'ilsvrc/{name}'
+  config.data.train_split, config.data.validation_split, config.data.test_split = 'train[:99%]', 'train[99%:]', 'test'
+  config.log_every = 100
+
+
 def imagenette(config: ConfigDict) -> None:
   """Ten easy classes of ImageNet, which TFDS downloads (1.5 GB)."""
   config.data.name = 'imagenette/full-size-v2'
@@ -225,6 +245,59 @@ def run150(config: ConfigDict) -> None:
   config.model.kernels.update(conv2=160, fc6=4096)
 
 
+def bottleneck(config: ConfigDict) -> None:
+  """1024 + 1024 linear units before fc8, for a head of 21,843 classes (facts, 4)."""
+  config.model.kernels.bottleneck = 2048 // config.model.num_towers
+  config.model.meet += ('bottleneck',)
+
+
+def finetune(config: ConfigDict) -> None:
+  """All of the network that `init_from` names but its last layer, which learns ten times as fast as the others."""
+  config.init_fresh = ('fc8',)
+  config.optimizer.rate *= 0.1
+  config.optimizer.layer_factor.fc8 = 10.0
+
+
+def run146_2009(config: ConfigDict) -> None:
+  """Pre-training of the networks with a star, first part: conv1 to conv5 of run 145, on Fall 2009 (facts, 4)."""
+  _pretrain(config, fresh=('conv6', 'fc6', 'fc7', 'fc8'), num_epochs=6.65, slow_from=2.16)
+
+
+def run146_2011(config: ConfigDict) -> None:
+  """Their pre-training, second part: conv1 to conv6 of run 146-2009, on Fall 2011 (facts, 4)."""
+  bottleneck(config)
+  _pretrain(config, fresh=('fc6', 'fc7', 'bottleneck', 'fc8'), num_epochs=8.11, slow_from=6)
+
+
+def _pretrain(config, fresh, num_epochs, slow_from):
+  """Fresh layers learn ten times as fast as the others until the epoch `slow_from`. No other change is recorded."""
+  as_run(config)
+  conv6(config)
+  if config.data.name in ('ilsvrc/fall2009', 'ilsvrc/fall2011'):
+    config.num_epochs = num_epochs
+  config.init_fresh = fresh
+  config.augment.colour_until = 1.0
+  config.optimizer.rate, config.optimizer.steps = 0.001, ()
+  config.optimizer.layer_changes.conv1 = ()
+  for name in fresh:
+    config.optimizer.layer_factor[name] = 10.0
+    config.optimizer.layer_changes[name] = ((slow_from / num_epochs, 0.1, 1.0),)
+
+
+def run146_2012(config: ConfigDict) -> None:
+  """Their fine-tuning: all of run 146-2011 but the bottleneck and fc8, on ILSVRC-2012, 54 epochs (facts, 1.6)."""
+  as_run(config)
+  conv6(config)
+  if config.data.name == 'ilsvrc/2012':
+    config.num_epochs = 54
+  config.init_fresh = ('fc8',)
+  config.augment.colour_until = 38 / 54
+  config.optimizer.rate, config.optimizer.steps = 0.001, (22 / 54, 42 / 54)
+  config.optimizer.layer_factor.conv1 = 0.1
+  config.optimizer.layer_changes.conv1 = ((5 / 54, 0.1, 1.0), (7 / 54, 0.0, 0.0))
+  config.optimizer.layer_changes.fc8 = ((300 / (54 * 10_010), 10.0, 10.0), (9 / 54, 1.0, 1.0))  # after 300 batches
+
+
 def without_conv3(config: ConfigDict) -> None:
   """Section 7: conv4 reads both towers' pooled conv2 instead."""
   config.model.kernels.conv3 = 0
@@ -287,11 +360,17 @@ def by_name(*functions):
   return {function.__name__: function for function in functions}
 
 
-DATASETS = by_name(digits, imagenet2012, ilsvrc2010, imagenette, cifar10)
+DATASETS = by_name(digits, imagenet2012, ilsvrc2010, fall2009, fall2011, imagenette, cifar10)
 # Applied in this order, in whatever order they are named.
 VARIANTS = by_name(as_run, one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)
+VARIANTS |= by_name(bottleneck, finetune, run146_2009, run146_2011, run146_2012)
 VARIANTS |= by_name(no_lrn, no_overlap, tanh, no_dropout, no_colour, no_augmentation, no_decay, zero_bias)
+RUN_146 = ('run146_2009', 'run146_2011', 'run146_2012')
 CONFLICTS = {
+  **{pair: 'each is a run of its own' for pair in itertools.combinations(RUN_146, 2)},
+  **{('conv6', run): 'it has conv6 already' for run in RUN_146},
+  **{('finetune', run): 'it says itself what is fine-tuned' for run in RUN_146},
+  ('bottleneck', 'run146_2011'): 'it has a bottleneck already',
   ('one_tower', 'no_communication'): 'a single tower has no other to meet',
   ('one_tower', 'run150'): 'a single tower has no other to meet',
   ('no_communication', 'run150'): 'run150 is without communication already, and of other widths',

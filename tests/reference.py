@@ -10,6 +10,10 @@ VARIANTS = {
   'as_run': dict(alpha=2e-5, norm1_first=True, within_map=True),
   'one_tower': dict(groups=1),
   'conv6': dict(joined=('conv3', 'conv6', 'fc6', 'fc7', 'fc8')),
+  'bottleneck': dict(joined=('conv3', 'fc6', 'fc7', 'bottleneck', 'fc8')),
+  'run146_2011': dict(
+    joined=('conv3', 'conv6', 'fc6', 'fc7', 'bottleneck', 'fc8'), alpha=2e-5, norm1_first=True, within_map=True
+  ),
   'no_communication': dict(joined=('fc8',)),
   'run150': dict(joined=('fc8',)),
   'without_conv3': dict(joined=('conv4', 'fc6', 'fc7', 'fc8')),
@@ -120,4 +124,6 @@ def forward(
   x = hidden(x, 'conv6', padding=1).flatten(1)
   for name, mask in zip(('fc6', 'fc7'), keep or (0.5, 0.5), strict=True):
     x = nonlinearity(linear(x, name)) * (mask if dropout else 1)
+  if 'bottleneck.weight' in w:
+    x = linear(x, 'bottleneck')
   return linear(x, 'fc8')

@@ -31,6 +31,7 @@ ORDER += [
   'evaluate',
   'ensemble',
   'predict',
+  'transfer',
   'progress',
   'train',
   'shards',
