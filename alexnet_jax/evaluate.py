@@ -59,7 +59,10 @@ def report(trained: Trained, source: data.Source, config: ConfigDict, folder: pa
     What `results.json` holds.
   """
   results = {'dataset': source.dataset, 'split': source.split, 'num_examples': len(source), 'step': trained.num_steps}
-  protocols = {'centre': augment.centre_view()} | ({'ten_view': augment.ten_views()} if config.eval.ten_view else {})
+  border = trained.config.border
+  protocols = {'centre': augment.centre_view(border)}
+  if config.eval.ten_view:
+    protocols['ten_view'] = augment.ten_views(border)
   for name, views in protocols.items():
     row = evaluate(trained, source, config, views)
     results['num_examples'] = row.pop('num_examples')

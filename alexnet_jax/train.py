@@ -40,7 +40,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   print(towers.describe(mesh))
   train, validation, test = data.open_splits(
     config.data,
-    config.model.image_size + augment.BORDER,
+    config.model.image_size + config.model.border,
     (config.data.train_split, config.data.validation_split, config.data.test_split),
   )
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')
@@ -102,7 +102,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         progress.step_dispatched(done, rates.of_kernels(num_drops), metrics)
         if done % eval_every == 0:
           with progress.paused():
-            results = evaluate.evaluate(trained(state), validation, config, augment.centre_view())
+            views = augment.centre_view(config.model.border)
+            results = evaluate.evaluate(trained(state), validation, config, views)
           schedule.observe(results['top1_error'])
           progress.evaluated(done, results)
         if done % checkpoint_every == 0 or done == last_step or schedule.finished:

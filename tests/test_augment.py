@@ -86,3 +86,13 @@ def test_the_ten_views_are_four_corners_and_the_centre_and_their_reflections():
   assert {(v.top, v.left) for v in views} == {(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)}
   assert sum(v.mirrored for v in views) == 5
   assert augment.centre_view() == (augment.View(16, 16, False),)
+
+
+def test_patches_of_227_pixels_have_other_places():
+  """In images of 256 pixels there are 0 to 29 (facts, 1.3), and 14 is the centre, as Caffe rounds."""
+  places = {(view.top, view.left) for view in augment.ten_views(29)}
+  assert places == {(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)}
+  assert augment.centre_view(29) == (augment.View(14, 14, False),)
+  assert augment.mean_view(augment.View(3, 29, True), True, 29) == (14, 14, False)
+  config = ConfigDict(dict(crop=False, mirror=True, offsets=30, shared_by=1))
+  assert np.all(augment.random_views(np.random.default_rng(0), 5, config, 29).top == 14)
