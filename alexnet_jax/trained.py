@@ -21,8 +21,8 @@ class Trained(NamedTuple):
   """A network with its parameters, and what belongs to them.
 
   Images are always stored images, [batch, size, size, rgb] uint8, `config.border` pixels larger than what the network
-  sees (section 4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a multiple
-  of the data axis of the mesh.
+  sees (section 4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a
+  multiple of the data axis of the mesh.
 
   Attributes:
     network: the network.

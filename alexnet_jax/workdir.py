@@ -51,18 +51,24 @@ def check(folder: pathlib.Path, config: ConfigDict) -> None:
   Raises:
     UsageError: if the folder cannot be written to, or holds a run of another config.
   """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / '.writable', '')
-    (folder / '.writable').unlink()
-  except OSError as error:
-    raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
+  _check_writable(folder)
   if not _has_checkpoints(folder):
     return
   if differing := _differences(fields.flat(load_config(folder)), fields.flat(config)):
     raise UsageError(
       f'{folder} holds a run of another config ({"; ".join(differing)}); choose another --workdir, or the same config.'
     )
+
+
+def check_free(folder: pathlib.Path) -> None:
+  """Checks that a folder can take a run and holds none.
+
+  Raises:
+    UsageError: if the folder cannot be written to, or holds a run.
+  """
+  _check_writable(folder)
+  if _has_checkpoints(folder):
+    raise UsageError(f'{folder} holds a run; choose another folder.')
 
 
 def start(folder: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:
@@ -134,6 +140,15 @@ def write_results(folder: pathlib.Path, results: dict) -> None:
     _write(folder / 'results.json', json.dumps(results, indent=2) + '\n')
   except OSError as error:
     raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); it would say {results}') from error
+
+
+def _check_writable(folder):
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / '.writable', '')
+    (folder / '.writable').unlink()
+  except OSError as error:
+    raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
 
 
 def _has_checkpoints(folder):

@@ -43,8 +43,8 @@ def paper() -> ConfigDict:
   config.model.kernels.update(conv1=48, conv2=128, conv3=192, conv4=192, conv5=128, conv6=0, fc6=2048, fc7=2048)
   config.model.kernels.bottleneck = 0  # linear units before fc8, for very many classes (facts, 4)
   config.model.meet = ('conv3', 'fc6', 'fc7', 'fc8')  # figure 2: layers that read both towers
-  # Zeros around maps: on each side, or (above and left, below and right). Figure 2: 224 pixels give 55 outputs a row, so
-  # the last window of conv1 ends 3 pixels outside (facts, 1.3); the other layers keep the size of their maps.
+  # Zeros around maps: on each side, or (above and left, below and right). Figure 2: 224 pixels give 55 outputs a row,
+  # so that the last window of conv1 ends 3 pixels outside (facts, 1.3); the other layers keep the size of their maps.
   config.model.padding = ConfigDict({'conv1': (0, 3), 'conv2': 2, 'conv5': 1})
   config.model.pool_size = 3  # section 3.4: z = 3 with s = 2
   config.model.nonlinearity = 'relu'  # section 3.1; or 'tanh'
@@ -205,7 +205,7 @@ def as_run(config: ConfigDict) -> None:
 
 
 def bvlc_alexnet(config: ConfigDict) -> None:
-  """Caffe's AlexNet: patches of 227 pixels, normalised across both towers, with k = 1 and alpha / 5 (facts, 1.2, 1.3)."""
+  """Caffe's AlexNet: patches of 227 pixels, normalised across both towers with k = 1, alpha / 5 (facts, 1.2, 1.3)."""
   config.model.image_size, config.model.border = 227, 29
   config.model.padding.conv1 = (0, 0)
   config.model.norm.update(k=1.0, alpha=1e-4 / 5, before=(), after=('conv1', 'conv2'), within=(), joined=True)
