@@ -91,6 +91,7 @@ def _message_class(name):
         one.type, one.type_name = field.TYPE_MESSAGE, f'.caffe.{kind}'
       else:
         one.type = getattr(field, f'TYPE_{kind.upper()}')
+        one.options.packed = label == 'repeated'
   pool = descriptor_pool.DescriptorPool()  # of its own: Caffe itself may be loaded beside it
   pool.Add(file)
   return message_factory.GetMessageClass(pool.FindMessageTypeByName(f'caffe.{name}'))

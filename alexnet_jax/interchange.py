@@ -193,9 +193,9 @@ def from_metadata(file: object, texts: Mapping[str, str], tensors: dict[str, np.
     class_names, num_steps = json.loads(texts['class_names']), int(texts['num_steps'])
     fields.check(config)
     expected = shapes(config.model, len(class_names))
-  except (KeyError, ValueError, TypeError, AttributeError) as error:
-    raise UsageError(f'the metadata of {file} is damaged ({error}); export it again.') from error
+  except (KeyError, ValueError, TypeError, AttributeError, UsageError) as error:
+    raise UsageError(f'the metadata of {file} is damaged ({str(error).rstrip(".")}); export it again.') from error
   size = config.model.image_size + config.model.border
   check(file, {name: x.shape for name, x in tensors.items()}, expected | {'mean_image': (size, size, 3)})
-  mean_image = tensors.pop('mean_image')
-  return Weights(config, tensors, mean_image, class_names, num_steps)
+  layers = {name: x for name, x in tensors.items() if name != 'mean_image'}
+  return Weights(config, layers, tensors['mean_image'], class_names, num_steps)

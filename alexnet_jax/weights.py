@@ -116,7 +116,7 @@ def import_file(
   """
   from alexnet_jax.workdir import check_free
 
-  check_free(workdir)
+  check_free(workdir)  # before much is read
   weights = read(file, net=net)
   if mean is not None:
     weights = weights._replace(mean_image=_read_mean(mean, file, weights))
@@ -254,15 +254,18 @@ def _read_caffe(file, net):
 
 def _recipe(variant, tensors, num_towers):
   """Returns the config of a network of others, as wide as its tensors are, and the number of its classes."""
-  from configs import alexnet
-
+  try:
+    from configs import alexnet
+  except ImportError as error:
+    raise UsageError('the recipes in configs/ are not there; start this in the folder of the project.') from error
   config = alexnet.get_config(f'imagenet2012,{variant}')
   config.model.num_towers = num_towers
-  for layer in config.model.kernels:
-    if layer != 'bottleneck' and f'{layer}.bias' in tensors:
-      config.model.kernels[layer] = max(1, tensors[f'{layer}.bias'].size // num_towers)
-  num_classes = tensors['fc8.bias'].size if 'fc8.bias' in tensors else 1000
-  return config, max(2, num_classes)
+  num_out = {}
+  for name, x in tensors.items():
+    num_out.setdefault(name.partition('.')[0], x.shape[0] if x.shape else 1)
+  for layer in config.model.kernels.keys() & num_out.keys():
+    config.model.kernels[layer] = max(1, num_out[layer] // num_towers)
+  return config, num_out.get('fc8', 1000)
 
 
 def _float32(tensors):
@@ -309,6 +312,7 @@ def _write_workdir(folder, weights):
 
   config = weights.config
   statistics = Statistics(np.asarray(weights.mean_image, np.float64), np.zeros((3, 3)), 0)
+  workdir.check(folder, config)
   workdir.start(folder, config, statistics, weights.class_names)
   mesh = towers.make_mesh(1, 1, num_towers=config.model.num_towers, batches={})
   with jax.set_mesh(mesh):

@@ -51,7 +51,12 @@ def check(folder: pathlib.Path, config: ConfigDict) -> None:
   Raises:
     UsageError: if the folder cannot be written to, or holds a run of another config.
   """
-  _check_writable(folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / '.writable', '')
+    (folder / '.writable').unlink()
+  except OSError as error:
+    raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
   if not _has_checkpoints(folder):
     return
   if differing := _differences(fields.flat(load_config(folder)), fields.flat(config)):
@@ -61,14 +66,13 @@ def check(folder: pathlib.Path, config: ConfigDict) -> None:
 
 
 def check_free(folder: pathlib.Path) -> None:
-  """Checks that a folder can take a run and holds none.
+  """Checks that a folder holds no run.
 
   Raises:
-    UsageError: if the folder cannot be written to, or holds a run.
+    UsageError: if it does.
   """
-  _check_writable(folder)
   if _has_checkpoints(folder):
-    raise UsageError(f'{folder} holds a run; choose another folder.')
+    raise UsageError(f'{folder} holds a run already; choose another folder.')
 
 
 def start(folder: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:
@@ -140,15 +144,6 @@ def write_results(folder: pathlib.Path, results: dict) -> None:
     _write(folder / 'results.json', json.dumps(results, indent=2) + '\n')
   except OSError as error:
     raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); it would say {results}') from error
-
-
-def _check_writable(folder):
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / '.writable', '')
-    (folder / '.writable').unlink()
-  except OSError as error:
-    raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
 
 
 def _has_checkpoints(folder):
