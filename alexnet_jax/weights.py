@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
+  except KeyboardInterrupt:
+    print('error: interrupted; start again.', file=sys.stderr)
+    return 1
   return 0
 
 
