@@ -19,9 +19,9 @@ from alexnet_jax.model import Network, build
 class Trained(NamedTuple):
   """A network with its parameters, and what belongs to them.
 
-  Images are always stored images, [batch, size, size, rgb] uint8, 32 pixels larger than what the network sees (section
-  4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a multiple of the data
-  axis of the mesh.
+  Images are always stored images, [batch, size, size, rgb] uint8, `config.border` pixels larger than what the network
+  sees (section 4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a
+  multiple of the data axis of the mesh.
 
   Attributes:
     network: the network.
@@ -62,13 +62,13 @@ class Trained(NamedTuple):
       looks = (ask(self.params, images, self.mean_image, *self._traced(view)) for view in views)
       return functools.reduce(jnp.logaddexp, looks) - np.float32(np.log(len(views)))
 
-  def activations(self, images: np.ndarray, stage: str, view: augment.View = augment.CENTRE) -> jax.Array:
+  def activations(self, images: np.ndarray, stage: str, view: augment.View | None = None) -> jax.Array:
     """Computes what a stage of the network says of a view of each image.
 
     Args:
       images: stored images, on the devices or this process's share of them.
       stage: 'conv1', 'pool1', 'conv2', ... 'fc7', 'fc8', see `stages`.
-      view: the view.
+      view: the view; the centre patch if none is given.
 
     Returns:
       [batch, height, width, channel] or [batch, unit] float32, see `model.AlexNet.activations`.
@@ -78,6 +78,7 @@ class Trained(NamedTuple):
     """
     if stage not in self.stages():
       raise UsageError(f"this network has no '{stage}'; it has {', '.join(self.stages())}.")
+    view = view or augment.centre(self.config.border)
     ask = functools.partial(step.activations, network=self.network, image_size=self.config.image_size, stage=stage)
     with jax.set_mesh(self.mesh):
       return ask(self.params, self._put(images), self.mean_image, *self._traced(view))
@@ -97,7 +98,7 @@ class Trained(NamedTuple):
 
   def _traced(self, view):
     """The view of the image and that of the mean image, as numbers of one type, so that all views share a program."""
-    for one in (view, augment.mean_view(view, self.config.centre_mean)):
+    for one in (view, augment.mean_view(view, self.config.centre_mean, self.config.border)):
       yield augment.View(np.int32(one.top), np.int32(one.left), np.bool_(one.mirrored))
 
 

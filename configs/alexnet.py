@@ -38,7 +38,8 @@ def paper() -> ConfigDict:
   config.mesh.tower = 0  # devices that share the towers, 1 or 2; 0: 2 where the number of devices is even
 
   config.model = ConfigDict()
-  config.model.image_size = 224  # section 4.1; images are stored 32 pixels larger, 256 in the paper
+  config.model.image_size = 224  # section 4.1
+  config.model.border = 32  # section 4.1: pixels by which the stored images are larger, 256 in the paper
   config.model.centre_mean = False  # section 2: the mean is cropped like the image; True: its centre, for every crop
   config.model.num_towers = 2  # section 3.2; 1 for the one-GPU network
   config.model.width = 1.0  # factor on the numbers that follow
@@ -46,7 +47,9 @@ def paper() -> ConfigDict:
   config.model.kernels.update(conv1=48, conv2=128, conv3=192, conv4=192, conv5=128, conv6=0, fc6=2048, fc7=2048)
   config.model.kernels.bottleneck = 0  # linear units before fc8, for very many classes (facts, 4)
   config.model.meet = ('conv3', 'fc6', 'fc7', 'fc8')  # figure 2: layers that read both towers
-  config.model.padding = ConfigDict({'conv2': 2, 'conv5': 1})  # figure 2: maps keep their size
+  # Zeros around maps: on each side, or (above and left, below and right). Figure 2: 224 pixels give 55 outputs a row,
+  # so that the last window of conv1 ends 3 pixels outside (facts, 1.3); the other layers keep the size of their maps.
+  config.model.padding = ConfigDict({'conv1': (0, 3), 'conv2': 2, 'conv5': 1})
   config.model.pool_size = 3  # section 3.4: z = 3 with s = 2
   config.model.nonlinearity = 'relu'  # section 3.1; or 'tanh'
   config.model.norm = ConfigDict()
@@ -54,6 +57,8 @@ def paper() -> ConfigDict:
   config.model.norm.after = ('conv1', 'conv2')  # section 3.5: layers whose outputs are normalised
   config.model.norm.before = ()  # layers normalised before the nonlinearity instead
   config.model.norm.within = ()  # layers normalised once more, each map within itself
+  config.model.norm.pooled = ()  # layers normalised after they are pooled instead
+  config.model.norm.joined = False  # facts, 1.2: within a tower; True: across the maps of all towers as one
   config.model.dropout = True  # section 4.2, in fc6 and fc7
   config.model.init_std = ConfigDict({name: 0.01 for name in LAYERS})  # section 5
   config.model.init_bias = ConfigDict({name: 0.0 for name in LAYERS})  # section 5 ...
@@ -219,6 +224,31 @@ def as_run(config: ConfigDict) -> None:
   config.data.reshuffle = False
 
 
+# Networks of others, as their weights need them (see `python -m alexnet_jax.weights`).
+
+
+def bvlc_alexnet(config: ConfigDict) -> None:
+  """Caffe's AlexNet: patches of 227 pixels, normalised across both towers with k = 1, alpha / 5 (facts, 1.2, 1.3)."""
+  config.model.image_size, config.model.border = 227, 29
+  config.model.padding.conv1 = (0, 0)
+  config.model.norm.update(k=1.0, alpha=1e-4 / 5, before=(), after=('conv1', 'conv2'), within=(), joined=True)
+  config.augment.offsets = 30
+
+
+def bvlc_reference_caffenet(config: ConfigDict) -> None:
+  """Caffe's CaffeNet: its AlexNet, but pooled before it is normalised (facts, 1.7)."""
+  bvlc_alexnet(config)
+  config.model.norm.after, config.model.norm.pooled = (), ('conv1', 'conv2')
+
+
+def torchvision(config: ConfigDict) -> None:
+  """The network of torchvision: one tower of other widths, padded by 2, without normalisation."""
+  config.model.num_towers = 1
+  config.model.kernels.update(conv1=64, conv2=192, conv3=384, conv4=256, conv5=256, fc6=4096, fc7=4096)
+  config.model.padding.conv1 = (2, 2)
+  config.model.norm.before = config.model.norm.after = config.model.norm.within = ()
+
+
 # What was taken away, or added.
 
 
@@ -315,7 +345,8 @@ def without_conv5(config: ConfigDict) -> None:
 
 def no_lrn(config: ConfigDict) -> None:
   """No response normalisation of any kind (section 3.3; run 148)."""
-  config.model.norm.before = config.model.norm.after = config.model.norm.within = ()
+  norm = config.model.norm
+  norm.before = norm.after = norm.within = norm.pooled = ()
 
 
 def no_overlap(config: ConfigDict) -> None:
@@ -362,7 +393,8 @@ def by_name(*functions):
 
 DATASETS = by_name(digits, imagenet2012, ilsvrc2010, fall2009, fall2011, imagenette, cifar10)
 # Applied in this order, in whatever order they are named.
-VARIANTS = by_name(as_run, one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)
+VARIANTS = by_name(as_run, bvlc_alexnet, bvlc_reference_caffenet, torchvision)
+VARIANTS |= by_name(one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)
 VARIANTS |= by_name(bottleneck, finetune, run146_2009, run146_2011, run146_2012)
 VARIANTS |= by_name(no_lrn, no_overlap, tanh, no_dropout, no_colour, no_augmentation, no_decay, zero_bias)
 RUN_146 = ('run146_2009', 'run146_2011', 'run146_2012')
@@ -373,6 +405,12 @@ CONFLICTS = {
   ('bottleneck', 'run146_2011'): 'it has a bottleneck already',
   ('one_tower', 'no_communication'): 'a single tower has no other to meet',
   ('one_tower', 'run150'): 'a single tower has no other to meet',
+  ('bvlc_alexnet', 'bvlc_reference_caffenet'): 'these are two networks',
+  ('bvlc_alexnet', 'torchvision'): 'these are two networks',
+  ('bvlc_reference_caffenet', 'torchvision'): 'these are two networks',
+  ('one_tower', 'torchvision'): 'torchvision has one tower already, and of other widths',
+  ('torchvision', 'no_communication'): 'a single tower has no other to meet',
+  ('torchvision', 'run150'): 'a single tower has no other to meet',
   ('no_communication', 'run150'): 'run150 is without communication already, and of other widths',
   ('without_conv3', 'without_conv4', 'without_conv5'): 'of these layers one must stay',
 }

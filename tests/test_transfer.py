@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alexnet_jax import fields, model, step, train, trained, transfer
+from alexnet_jax import fields, model, step, train, trained, transfer, weights
 from alexnet_jax.datasets.digits import Digits
 from alexnet_jax.errors import UsageError
 from configs import alexnet
@@ -75,7 +75,8 @@ CONVOLUTIONS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')
 def test_layers_are_taken_by_name_on_any_mesh(config, origin, shape, capsys):
   config = small(config, 'digits,conv6,finetune')
   config.init_from, config.init_fresh = str(origin), ('fc7', 'fc8')
-  with jax.set_mesh(mesh(*shape)) as current:
+  current = mesh(*shape)
+  with jax.set_mesh(current):
     network = model.build(config.model, 10)
     fresh = step.init_state(jax.random.key(3), network=network, hyper=step.hyperparameters(config.optimizer)).params
     found = transfer.initial_params(fresh, config, current)
@@ -111,6 +112,20 @@ def test_the_chain_of_the_networks_with_a_star(config, origin, tmp_path, capsys)
   assert 'bottleneck' not in params_of(tmp_path / 'run146_2012')
 
 
+def test_a_file_of_weights_is_as_good_as_the_run(config, origin, tmp_path):
+  weights.export_workdir(origin, tmp_path / 'digits.safetensors')
+  config = small(config, 'digits,finetune')
+  current, found = mesh(1, 2), []
+  with jax.set_mesh(current):
+    network = model.build(config.model, 10)
+    fresh = step.init_state(jax.random.key(3), network=network, hyper=step.hyperparameters(config.optimizer)).params
+    for config.init_from in (str(origin), str(tmp_path / 'digits.safetensors')):
+      found.append(transfer.initial_params(fresh, config, current))
+  assert_same(*found, found[0])
+  shardings = [jax.tree.map(lambda x: x.sharding, params) for params in found]
+  assert shardings[0] == shardings[1]
+
+
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_fine_tuning_beats_training_from_scratch_at_equal_steps(config, origin, tmp_path, seed):
   errors = {}
@@ -127,11 +142,13 @@ def test_fine_tuning_beats_training_from_scratch_at_equal_steps(config, origin, 
 @pytest.mark.parametrize(
   ('changes', 'sentence'),
   [
-    ({'init_from': 'nowhere'}, 'init_from=nowhere holds no checkpoint'),
+    ({'init_from': 'nowhere'}, 'init_from=nowhere does not exist'),
+    ({'init_from': 'tests'}, 'init_from=tests holds no checkpoint'),
+    ({'init_from': 'README.md'}, r'README\.md has no suffix that says what it is'),
     ({'init_fresh': ('fc9',)}, 'init_fresh names fc9; this network has .*conv1'),
     ({'model.kernels.conv4': 96}, 'layers of other shapes: conv4 is .* there and .* here; conv5 is .*init_fresh'),
     ({'init_fresh': (*CONVOLUTIONS, 'fc6', 'fc7', 'fc8')}, 'has no layer to take'),
-    ({'init_from': ''}, 'init_fresh=.* starts layers fresh'),
+    ({'init_from': ''}, 'init_fresh=.* is of layers that start fresh'),
   ],
 )
 def test_what_cannot_be_taken_says_why(config, origin, tmp_path, changes, sentence):
@@ -145,7 +162,8 @@ def test_what_cannot_be_taken_says_why(config, origin, tmp_path, changes, senten
 def test_what_weights_meant_there_is_said(config, origin, capsys):
   config = small(config, 'digits,tanh,finetune')
   config.init_from = str(origin)
-  with jax.set_mesh(mesh(1, 1)) as current:
+  current = mesh(1, 1)
+  with jax.set_mesh(current):
     network = model.build(config.model, 10)
     fresh = step.init_state(jax.random.key(3), network=network, hyper=step.hyperparameters(config.optimizer)).params
     transfer.initial_params(fresh, config, current)

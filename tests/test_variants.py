@@ -38,6 +38,9 @@ EXPECTED = {
   'no_augmentation': (UNCHANGED, 5),
   'no_decay': (UNCHANGED, 5),
   'zero_bias': (UNCHANGED, 5),
+  'bvlc_alexnet': (UNCHANGED, 7),  # the two normalisations read both towers, too
+  'bvlc_reference_caffenet': (UNCHANGED, 7),
+  'torchvision': (61_100_840, None),  # as torchvision's documentation counts
 }
 # The shapes that differ from those of the paper: kernels, and what comes out for a batch of 4.
 PAPER_SHAPES = {
@@ -85,6 +88,16 @@ OTHER_SHAPES = {
   'without_conv3': {'conv3': None, 'conv4': ((2, 3, 3, 256, 192), (2, 4, 13, 13, 192))},
   'without_conv4': {'conv4': None},
   'without_conv5': {'conv5': None, 'fc6': ((2, 13_824, 2048), (2, 4, 2048))},
+  'torchvision': {
+    'conv1': ((1, 11, 11, 3, 64), (1, 4, 55, 55, 64)),
+    'conv2': ((1, 5, 5, 64, 192), (1, 4, 27, 27, 192)),
+    'conv3': ((1, 3, 3, 192, 384), (1, 4, 13, 13, 384)),
+    'conv4': ((1, 3, 3, 384, 256), (1, 4, 13, 13, 256)),
+    'conv5': ((1, 3, 3, 256, 256), (1, 4, 13, 13, 256)),
+    'fc6': ((1, 9216, 4096), (1, 4, 4096)),
+    'fc7': ((1, 4096, 4096), (1, 4, 4096)),
+    'fc8': ((1, 4096, 1000), (1, 4, 1000)),
+  },
   'no_overlap': {
     'conv2': ((2, 5, 5, 48, 128), (2, 4, 26, 26, 128)),
     'conv5': ((2, 3, 3, 192, 128), (2, 4, 11, 11, 128)),
@@ -114,9 +127,10 @@ def test_parameters_and_shapes_at_full_width(variant, one_device, monkeypatch):
     return y
 
   monkeypatch.setattr(model.AlexNet, 'layer', spy)
-  network = model.build(alexnet.get_config('' if variant == 'paper' else variant).model, 1000)
+  config = alexnet.get_config('' if variant == 'paper' else variant).model
+  network = model.build(config, 1000)
   params = jax.eval_shape(network.init, jax.random.key(0))
-  logits = jax.eval_shape(network.apply, params, image_shape(one_device, 4, 224))
+  logits = jax.eval_shape(network.apply, params, image_shape(one_device, 4, config.image_size))
   assert logits.shape == (4, 1000)
   assert sum(x.size for x in jax.tree.leaves(params)) == EXPECTED[variant][0]
   expected = PAPER_SHAPES | OTHER_SHAPES.get(variant, {})
@@ -281,11 +295,11 @@ def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_devic
     except ValueError as error:
       assert 'exclude each other: ' in str(error)  # noqa: PT017
       continue
-    config.init_from = 'runs/before'  # which some variants need
     fields.check(config)
     network = model.build(config.model, 1000)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    assert jax.eval_shape(network.apply, params, image_shape(one_device, 4, 224)).shape == (4, 1000)
+    x = image_shape(one_device, 4, config.model.image_size)
+    assert jax.eval_shape(network.apply, params, x).shape == (4, 1000)
 
 
 @pytest.mark.parametrize(
