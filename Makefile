@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRAIN_FLAGS ?=
 BENCH_FLAGS ?=
+IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: train test test-all bench bench-data lint clean
 .DELETE_ON_ERROR:
@@ -12,10 +13,10 @@ train: $(VENV)/ready
 	$(BIN)/python main.py --config=configs/alexnet.py $(TRAIN_FLAGS)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
 
 test-all: $(VENV)/ready-test $(VENV)-beam/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/speed.py $(BENCH_FLAGS)

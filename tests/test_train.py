@@ -111,7 +111,7 @@ def test_the_run_leaves_what_the_contract_says(config, tmp_path, capsys):
   assert results['dataset'] == 'digits/1.0.0'
   assert (results['split'], results['num_examples'], results['step']) == ('test', 360, 4)
   for protocol in ('centre', 'ten_view'):
-    assert set(results[protocol]) == {'top1_error', 'top5_error', 'log_prob'}
+    assert set(results[protocol]) == {'top1_error', 'top5_error', 'log_prob', 'confused'}
     assert 0 <= results[protocol]['top5_error'] <= results[protocol]['top1_error'] <= 100
     assert results[protocol]['log_prob'] < 0
   assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
@@ -190,7 +190,7 @@ def test_evaluating_what_does_not_fit_says_so(config, tmp_path):
   with pytest.raises(UsageError, match=r'digits/.* has 10 classes and the network in .*run tells 3 apart'):
     evaluate.open_split(config, 'test', 96, 3, tmp_path / 'run')
   (tmp_path / 'run' / 'classes.txt').write_text('one\ntwo\nthree\n')
-  with pytest.raises(UsageError, match=r'step 4 in .* fc8 is 2 x 256 x 5 there and 2 x 256 x 2 here.*; put back'):
+  with pytest.raises(UsageError, match=r'step 4 in .*fc8 is 2 x 256 x 5 there and 2 x 256 x 2 here.*; put back'):
     evaluate.evaluate_workdir(config, tmp_path / 'run')
 
 

@@ -126,7 +126,7 @@ def test_a_file_of_weights_is_as_good_as_the_run(config, origin, tmp_path):
   assert shardings[0] == shardings[1]
 
 
-@pytest.mark.parametrize('seed', [0, 1, 2])
+@pytest.mark.parametrize('seed', [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_fine_tuning_beats_training_from_scratch_at_equal_steps(config, origin, tmp_path, seed):
   errors = {}
   for names in ('digits', 'digits,finetune'):
