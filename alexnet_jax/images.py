@@ -1,13 +1,68 @@
 """Image files to RGB pixels and back, and the square that is stored (section 2). numpy, Pillow and simplejpeg only."""
 
+import glob
 import io
+import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 import PIL.Image
 import simplejpeg
 
+from alexnet_jax.errors import UsageError
+
 MAX_PIXELS = 89_000_000  # larger ones are taken for decompression bombs; Pillow warns a little above this
 PLAIN_JPEG = ('YCbCr', 'Gray', 'RGB')  # what libjpeg-turbo itself turns into RGB; Pillow knows about inks
+
+
+def find(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
+  """Finds the image files that a user means.
+
+  Args:
+    paths: files, whatever their names; folders, of which all files count that are named like images, at any depth and
+      unless hidden; and patterns such as 'photos/*.jpg' or '**/*.png'.
+
+  Returns:
+    Each file once, those of a folder or pattern in the order of their names.
+
+  Raises:
+    UsageError: if a path is not there, or there is no image in it.
+  """
+  found = []
+  for path in map(pathlib.Path, paths):
+    if path.is_dir():
+      inside = sorted(
+        one for one in path.rglob('*') if _is_named_like_an_image(one.relative_to(path)) and one.is_file()
+      )
+    elif path.exists():
+      inside = [path]
+    else:
+      inside = [pathlib.Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+      inside = [one for one in inside if one.is_file()]
+    if not inside:
+      reason = 'has no image in it' if path.is_dir() else 'does not exist'
+      raise UsageError(f"{path} {reason}; name image files, folders of them, or patterns such as 'photos/*.jpg'.")
+    found += inside
+  return list(dict.fromkeys(found))
+
+
+def _is_named_like_an_image(path):
+  PIL.Image.init()  # Pillow then knows all its formats
+  form = PIL.Image.EXTENSION.get(path.suffix.lower())
+  return form in PIL.Image.OPEN and not any(part.startswith('.') for part in path.parts)
+
+
+def read_square(path: pathlib.Path, size: int) -> np.ndarray:
+  """Reads an image file as it would be stored in a dataset, [size, size, rgb] uint8.
+
+  Raises:
+    ValueError: saying why the file cannot be read or decoded.
+  """
+  try:
+    encoded = path.read_bytes()
+  except OSError as error:
+    raise ValueError(error.strerror or str(error)) from error
+  return square(decode(encoded), size)
 
 
 def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:

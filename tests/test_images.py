@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from alexnet_jax import images
+from alexnet_jax.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -144,3 +145,29 @@ def test_photographs_decode(shared_data):
   assert len(photographs) == 70
   for path in photographs:
     assert images.square(images.decode(path.read_bytes()), 256).shape == (256, 256, 3)
+
+
+def test_files_folders_and_patterns_are_found_once_each(tmp_path):
+  for name in ('b.JPEG', 'a.png', 'deep/er/c.webp', 'notes.txt', '.hidden/d.jpg', '._a.png', 'video.mp4', 'odd[1].jpg'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b'')
+  inside = [tmp_path / name for name in ('a.png', 'b.JPEG', 'deep/er/c.webp', 'odd[1].jpg')]
+  assert images.find([tmp_path]) == inside
+  assert images.find([str(tmp_path / 'b.JPEG'), tmp_path]) == [inside[1], inside[0], *inside[2:]]
+  assert images.find([tmp_path / '*.p*', tmp_path / '**/*.webp']) == [inside[0], inside[2]]
+  assert images.find([tmp_path / 'notes.txt', tmp_path / 'odd[1].jpg']) == [tmp_path / 'notes.txt', inside[3]]
+  (tmp_path / 'empty').mkdir()
+  for wrong, reason in (('empty', 'has no image in it'), ('nowhere', 'does not exist'), ('*.bmp', 'does not exist')):
+    with pytest.raises(UsageError, match=reason):
+      images.find([tmp_path / 'a.png', tmp_path / wrong])
+
+
+def test_a_file_is_read_as_it_would_be_stored(tmp_path):
+  path = tmp_path / 'photograph'
+  path.write_bytes(encoded(photograph(), 'JPEG'))
+  np.testing.assert_array_equal(images.read_square(path, 32), images.square(images.decode(path.read_bytes()), 32))
+  path.write_bytes(b'no image')
+  with pytest.raises(ValueError, match='it is no image'):
+    images.read_square(path, 32)
+  with pytest.raises(ValueError, match='No such file'):
+    images.read_square(tmp_path / 'nowhere', 32)
