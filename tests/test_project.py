@@ -19,6 +19,7 @@ ORDER += [
   'memory',
   'cache',
   'images',
+  'drawing',
   'datasets',
   'data',
   'statistics',
@@ -26,11 +27,15 @@ ORDER += [
   'workdir',
   'checkpoint',
   'trained',
+  'architecture',
+  'neighbours',
+  'features',
   'evaluate',
   'progress',
   'train',
   'shards',
   'prepare',
+  'figures',
 ]
 
 
