@@ -125,9 +125,13 @@ def draw(found: Sequence[Layer], image_size: int, num_classes: int, mesh: Mesh, 
   axes.text(classes.centre, min(lines) - 1.55, 'softmax', ha='center', va='top', weight='bold')
   _draw_devices(axes, begin, end, lines, mesh, num_towers)
   total = sum(layer.num_parameters for layer in found)
-  axes.text(image.centre, min(lines) - 1.55, f'{total:,}\nparameters', ha='center', va='top', fontsize=13)
-  width, height = classes.right + 1.0, max(lines) - min(lines) + 6.2
-  axes.set(xlim=(-0.8, classes.right + 0.2), ylim=(min(lines) - 3.9, max(lines) + 2.1))
+  axes.text(image.centre, min(lines) - 3.75, 'parameters', ha='center', va='top', fontsize=12)
+  axes.text(classes.centre, min(lines) - 3.75, f'{total:,}', ha='center', va='top', fontsize=12, weight='bold')
+  if any(layer.sees_all for layer in found):
+    meaning = "dashed: reads the other tower's maps"
+    axes.text(end, max(lines) + 1.53, meaning, ha='right', va='bottom', fontsize=13)
+  width, height = classes.right + 1.0, max(lines) - min(lines) + 6.4
+  axes.set(xlim=(-0.8, classes.right + 0.2), ylim=(min(lines) - 4.1, max(lines) + 2.1))
   figure.set_size_inches(0.92 * width, 0.92 * height)
   return figure
 
@@ -140,7 +144,7 @@ class _Box:
     if sides:
       height, into, width = 2.5 * math.sqrt(sides[0] / 224), 2.5 * math.sqrt(sides[1] / 224), 0.085 * math.sqrt(depth)
     else:
-      height, into, width = 0.034 * math.sqrt(depth), 0.35, 0.26
+      height, into, width = 0.03 * math.sqrt(depth), 0.35, 0.26
     x, z = OBLIQUE[0] * into, OBLIQUE[1] * into
     self.y, self.right, self.end = y, left + width + x, left + width + x / 2
     self.left, self.centre = left, left + (width + x) / 2
@@ -156,7 +160,9 @@ class _Box:
     label = dict(fontsize=12, zorder=5)
     axes.text((left + right) / 2, low - 0.06, f'{depth:,}', ha='center', va='top', **label)
     if sides:
-      axes.text(left - 0.06, (low + high) / 2 + 0.12, sides[0], ha='right', va='bottom', **label)
+      is_wide = width > 0.4
+      place = ((left + right) / 2, 'center') if is_wide else (left - 0.06, 'right')
+      axes.text(place[0], (low + high) / 2, sides[0], ha=place[1], va='center', **label)
       axes.text(left + x / 2 - 0.03, high + z / 2 + 0.02, sides[1], ha='right', va='bottom', **label)
 
 
@@ -181,9 +187,10 @@ def _arrow(axes, source, target, *, is_crossing):
 
 def _describe(axes: Axes, x, y, layer):
   axes.text(x, y, layer.name, ha='center', va='top', weight='bold')
-  window = [f'{layer.kernel[0]} x {layer.kernel[1]} x {layer.kernel[2]}'] if len(layer.kernel) == 4 else []
-  text = '\n'.join((*window, *layer.notes, f'{layer.num_parameters:,}'))
-  axes.text(x, y - 0.42, text, ha='center', va='top', fontsize=11, linespacing=1.35)
+  *window, num_seen, _ = layer.kernel
+  seen = ' x '.join(map(str, (*window, num_seen))) if window else f'reads {num_seen:,}'
+  axes.text(x, y - 0.42, '\n'.join((seen, *layer.notes)), ha='center', va='top', fontsize=12, linespacing=1.35)
+  axes.text(x, y - 2.2, f'{layer.num_parameters:,}', ha='center', va='top', fontsize=12)
 
 
 def _draw_devices(axes, begin, end, lines, mesh, num_towers):

@@ -73,6 +73,8 @@ def short_name(name: str, length: int = 22) -> str:
 
 # Figure 3.
 
+NOISE_SHARE = 2 / 3  # of colour in noise, where the three channels have nothing to do with each other
+
 
 def colour_shares(kernels: np.ndarray) -> np.ndarray:
   """Measures how colourful kernels are.
@@ -118,9 +120,10 @@ def draw_kernels(kernels: np.ndarray, *, common_scale: bool = False) -> Figure:
     axes = figure.add_subplot(grid[tower, 1])
     axes.hist(100 * shares[tower], bins, color=TOWERS[tower % len(TOWERS)], edgecolor='white')
     axes.set(xlim=(0, 100), ylim=(0, 1.25 * most), ylabel='kernels', xticks=(0, 50, 100))
+    axes.axvline(100 * NOISE_SHARE, color=BLACK, linestyle=':')
     axes.set_title(f'colour: {100 * shares[tower].mean():.0f} % of the energy', fontsize=15)
     if tower == num_towers - 1:
-      axes.set_xlabel("colour's share in a kernel, %")
+      axes.set_xlabel("colour's share in a kernel, % (dotted: noise)")
   return figure
 
 
@@ -185,8 +188,8 @@ def _draw_bars(axes, percent, names, are_true):
       bar.set(facecolor=ORANGE, edgecolor='white', hatch='//', linewidth=0)
     text = axes.text(2, place, name, va='center', weight='bold' if is_true else 'normal')
     text.set_bbox({'facecolor': 'white', 'alpha': 0.6, 'edgecolor': 'none', 'pad': 1})
-    axes.text(101, place, f'{percent[place]:.0f} %', va='center', ha='left', color='dimgrey', fontsize=13)
-  axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.text(122, place, f'{percent[place]:.0f} %', va='center', ha='right', color='dimgrey', fontsize=13)
+  axes.set(xlim=(0, 122), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=[])
   axes.spines[['bottom', 'left']].set_visible(False)
   axes.axvline(0, color='black', linewidth=1)
 
@@ -208,7 +211,7 @@ def draw_neighbours(
       marked.
   """
   num_rows, num_neighbours = neighbours.shape[:2]
-  figure = Figure(figsize=(2 * num_neighbours + 2.6, 2.35 * num_rows + 0.5), layout='constrained')
+  figure = Figure(figsize=(2 * num_neighbours + 2.6, 2.35 * num_rows + 0.5), layout='compressed')
   widths = [1, 0.18, *[1] * num_neighbours]
   axes = figure.subplots(num_rows, num_neighbours + 2, squeeze=False, width_ratios=widths)
   for row in range(num_rows):
@@ -226,7 +229,9 @@ def draw_neighbours(
         mark = '' if is_same else '≠ '
         one.set_xlabel(mark + short_name(name, 16), fontsize=13, color=BLACK if is_same else VERMILLION)
   axes[0, 0].set_title('image', fontsize=15)
-  axes[0, 2].set_title('nearest training images, the nearest first', loc='left', fontsize=15)
+  above = axes[0, 2].transAxes
+  title = axes[0, 2].text(0, 1.04, 'nearest training images, the nearest first', transform=above)
+  title.set_in_layout(False)  # it is wider than its column
   return figure
 
 
@@ -309,7 +314,9 @@ def draw_saliency(images: np.ndarray, gradients: np.ndarray, titles: Sequence[st
   for column, (image, gradient, title) in enumerate(zip(images, gradients, titles, strict=True)):
     _show_image(axes[0, column], image)
     axes[0, column].set_title(title, fontsize=14)
-    _show_image(axes[1, column], strong(gradient, threshold), cmap='Greys', vmin=0)
+    size = strong(gradient, threshold)
+    vmax = np.percentile(size[size > 0], 90) if size.any() else 1.0  # a few are so large that all others would pale
+    _show_image(axes[1, column], size, cmap='Greys', vmin=0, vmax=vmax)
     axes[1, column].spines[:].set(visible=True, color='0.8')
   return figure
 

@@ -129,21 +129,21 @@ class Dataset:
 
   def __init__(self, source: 'Source', config: 'ConfigDict'):
     """Takes what `data.evaluation_batches` takes."""
-    self._source, self._config = source, config
+    self.source, self._config = source, config
     self.about = {'dataset': source.dataset, 'split': source.split}
 
   def __len__(self) -> int:
-    return len(self._source)
+    return len(self.source)
 
   def name(self, index: int) -> str:
     """Names an image: 'train/123'."""
-    return f'{self._source.split}/{index}'
+    return f'{self.source.split}/{index}'
 
   def batches(self, first: int) -> Iterator[tuple['Batch', dict[int, str]]]:
     """Yields batches from the given one on, and {index: why it cannot be read}, which is empty here."""
     from alexnet_jax import data
 
-    for batch in data.evaluation_batches(self._source, self._config, share=(0, 1), first=first):
+    for batch in data.evaluation_batches(self.source, self._config, share=(0, 1), first=first):
       yield batch, {}
 
 

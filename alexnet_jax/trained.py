@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment, step, towers, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model import Network, build
+from alexnet_jax.model import LAYERS, Network, build
 
 
 class Trained(NamedTuple):
@@ -124,7 +124,7 @@ class Trained(NamedTuple):
 
 
 def stage_shapes(network: Network, params: dict, image_size: int, mesh: Mesh) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of what each stage of a network says of one image; nothing is computed.
+  """Returns the shape of what each stage of a network says of one image, in their order; nothing is computed.
 
   Args:
     network: built for the mesh.
@@ -139,7 +139,8 @@ def stage_shapes(network: Network, params: dict, image_size: int, mesh: Mesh) ->
       sharding=jax.NamedSharding(mesh, towers.BATCH),
     )
     shapes = jax.eval_shape(network.activations, params, images)
-  return {name: x.shape[1:] for name, x in shapes.items()}
+  in_order = (stage for name in LAYERS for stage in (name, name.replace('conv', 'pool')))
+  return {stage: shapes[stage].shape[1:] for stage in dict.fromkeys(in_order) if stage in shapes}
 
 
 def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower: int = 0) -> Trained:
