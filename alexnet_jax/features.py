@@ -14,6 +14,7 @@ for images that cannot be read (they are named), 75 stopped.
 import argparse
 import concurrent.futures
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -130,6 +131,7 @@ class Dataset:
   def __init__(self, source: 'Source', config: 'ConfigDict'):
     """Takes what `data.evaluation_batches` takes."""
     self.source, self._config = source, config
+    self.batch_size = config.eval.batch_size
     self.about = {'dataset': source.dataset, 'split': source.split}
 
   def __len__(self) -> int:
@@ -152,7 +154,7 @@ class Files:
 
   def __init__(self, paths: Sequence[pathlib.Path], size: int, batch_size: int):
     """Reads files, `batch_size` at a time, to squares of the stored `size`."""
-    self._paths, self._size, self._batch_size = paths, size, batch_size
+    self._paths, self._size, self.batch_size = paths, size, batch_size
     names = '\n'.join(map(str, paths))
     self.about = {'images': f'{len(paths):,} files from {paths[0]} to {paths[-1]}', 'crc32': zlib.crc32(names.encode())}
 
@@ -174,14 +176,14 @@ class Files:
         return str(error)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      for start in range(first * self._batch_size, len(self), self._batch_size):
+      for start in range(first * self.batch_size, len(self), self.batch_size):
         batch = {
-          'image': np.zeros((self._batch_size, self._size, self._size, 3), np.uint8),
-          'label': np.full(self._batch_size, -1, np.int32),
-          'weight': np.zeros(self._batch_size, np.float32),
+          'image': np.zeros((self.batch_size, self._size, self._size, 3), np.uint8),
+          'label': np.full(self.batch_size, -1, np.int32),
+          'weight': np.zeros(self.batch_size, np.float32),
         }
         skipped = {}
-        for row, found in enumerate(pool.map(read, self._paths[start : start + self._batch_size])):
+        for row, found in enumerate(pool.map(read, self._paths[start : start + self.batch_size])):
           if isinstance(found, str):
             skipped[start + row] = found
           else:
@@ -221,20 +223,19 @@ def extract(
       _Growing(working / 'features.npy', shape, np.float32) as rows,
       _Growing(working / 'labels.npy', (), np.int32) as labels,
     ):
-      done = _continue(working, about, rows, labels)
+      done = _continue(working, {'about': about, 'batch_size': images.batch_size}, rows, labels)
       _check_space(working, (len(images) - rows.length) * 4 * math.prod(shape))
       bar = tqdm.tqdm(total=len(images), initial=done['seen'], unit=' images', desc=layer, mininterval=1)
       for batch, skipped in images.batches(done['batches']):
-        size = len(batch['weight'])
         is_image = batch['weight'] > 0
         rows.append(np.asarray(trained.activations(batch['image'], layer))[is_image])
         labels.append(batch['label'][is_image])
         for index, reason in skipped.items():
           bar.write(f'left out: {images.name(index)}: {reason}', sys.stderr)
           done['skipped'][str(index)] = reason
-        seen = min(done['seen'] + size, len(images))
+        seen = min(done['seen'] + images.batch_size, len(images))
         bar.update(seen - done['seen'])
-        done |= {'batch_size': size, 'batches': done['batches'] + 1, 'seen': seen, 'rows': rows.length}
+        done |= {'batches': done['batches'] + 1, 'seen': seen, 'rows': rows.length}
         _write_json(working / 'done.json', done)
       bar.close()
       if not rows.length:
@@ -254,17 +255,16 @@ def extract(
   return {images.name(int(index)): reason for index, reason in done['skipped'].items()}
 
 
-def _continue(working, about, rows, labels):
-  """Says what an interrupted call has done, and takes back what it did not finish; or begins."""
-  nothing = {'about': about, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
+def _continue(working, job, rows, labels):
+  """Says what an interrupted call of the same job has done, and takes back what it did not finish; or begins."""
+  nothing = {'job': job, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
   try:
     done = json.loads((working / 'done.json').read_text())
-    is_whole = min(rows.length, labels.length) >= done['rows']
   except (OSError, ValueError):
-    done, is_whole = nothing, True
-  if done['about'] != about or not is_whole:
     done = nothing
-  elif done['rows']:
+  if done['job'] != job or min(rows.length, labels.length) < done['rows']:
+    done = nothing
+  elif done['seen']:
     print(f'going on: {done["seen"]:,} images are done', flush=True)
   rows.cut(done['rows'])
   labels.cut(done['rows'])
@@ -363,8 +363,8 @@ def _extract(options):
   num_images = len(looked_at) - len(skipped)
   print(f'{options.output}: {options.layer} of {num_images:,} images, {network.shape(options.layer)} float32 each')
   if skipped:
-    print(f'{len(skipped):,} image(s) cannot be read and were left out:')
-    for name, reason in skipped.items():
+    print(f'{len(skipped):,} image(s) cannot be read and were left out, such as')
+    for name, reason in itertools.islice(skipped.items(), 5):
       print(f'  {name}: {reason}')
   return len(skipped)
 

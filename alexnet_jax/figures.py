@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet_jax import cache
+from alexnet_jax import cache, memory
 from alexnet_jax.errors import RunError, UsageError
 
 SHOWN = {  # curve: (tag in TensorBoard, what the axis says)
@@ -164,7 +164,9 @@ def _curves(options):
 
 
 def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Reads the TensorBoard curves of a run: {'train/loss': (steps [point], values [point]), ...}."""
+  """Reads the TensorBoard curves of a run, {'train/loss': (steps [point], values [point]), ...}, which may be none."""
+  if not (folder / 'tensorboard').is_dir():
+    return {}
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # else TensorFlow, which only reads here, speaks of them
   from tensorboard.backend.event_processing import event_accumulator
   from tensorboard.util import tensor_util
@@ -397,4 +399,5 @@ def _seen(images):
 
 
 if __name__ == '__main__':
+  memory.use_huge_pages()
   sys.exit(main())

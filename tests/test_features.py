@@ -71,12 +71,14 @@ def test_an_interrupted_extraction_never_looks_finished_and_goes_on(run_folder, 
     assert (out / name).read_bytes() == (tmp_path / 'through' / name).read_bytes()
 
 
-def test_another_extraction_of_that_name_begins_anew(run_folder, network, tmp_path):
-  split = of_split(run_folder, 'test[:37]')
+@pytest.mark.parametrize(('layer', 'batch_size'), [('fc6', 8), ('fc7', 4)])
+def test_another_extraction_of_that_name_begins_anew(run_folder, network, tmp_path, layer, batch_size):
+  other = of_split(run_folder, 'test[:21]', batch_size)
   with pytest.raises(KeyboardInterrupt):
-    features.extract(network, Interrupted(split.source, split._config), 'fc6', run_folder, tmp_path / 'out')
-  features.extract(network, split, 'fc7', run_folder, tmp_path / 'out')
-  assert features.load(tmp_path / 'out').features.shape == (37, 256)
+    features.extract(network, Interrupted(other.source, other._config), layer, run_folder, tmp_path / 'out')
+  features.extract(network, of_split(run_folder, 'test[:21]'), 'fc7', run_folder, tmp_path / 'out')
+  features.extract(network, of_split(run_folder, 'test[:21]'), 'fc7', run_folder, tmp_path / 'through')
+  assert (tmp_path / 'out' / 'features.npy').read_bytes() == (tmp_path / 'through' / 'features.npy').read_bytes()
 
 
 def test_two_at_once_do_not_mix(run_folder, network, tmp_path):
