@@ -246,8 +246,8 @@ def extract(
       names = [images.name(index) for index in range(len(images)) if str(index) not in done['skipped']]
       _write_json(working / 'names.json', names)
       _write_json(working / 'about.json', about)
-      (working / 'done.json').unlink()
       os.replace(working, output)
+      (output / 'done.json').unlink()
   except OSError as error:
     raise RunError(
       f'{working} cannot be written ({error.strerror}); what is done is kept: make room and start again.'
