@@ -1,9 +1,11 @@
-"""Trains or evaluates AlexNet.
+"""Trains AlexNet, evaluates it, or shows it pictures.
 
     python main.py --config=configs/alexnet.py
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10
+    python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10,runs/cifar10-tanh
+    python main.py --mode=predict --workdir=runs/cifar10 FILE FOLDER 'more/*.jpg'
 
-Exit status: 0 done, 1 failed at run time, 2 wrong usage.
+Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for pictures that cannot be read (they are named).
 """
 
 import os
@@ -21,25 +23,44 @@ from alexnet_jax import cache, fields, memory
 from alexnet_jax.errors import RunError, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/ + names of data and variants by default.')
-MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train and then evaluate, or evaluate alone.')
+WORKDIR = flags.DEFINE_list(
+  'workdir', None, 'Folder of the run; runs/ + names of data and variants by default. In eval several, for an ensemble.'
+)
+MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'eval', 'predict'], 'Train and then evaluate, evaluate alone, or say what pictures show.'
+)
+OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png or .svg: also write predictions there.')
 
 
-def main(arguments):
-  """Does what the flags ask for."""
-  if surplus := arguments[1:]:
-    raise UsageError(f"'{' '.join(surplus)}' is not a flag; flags begin with --, and --help lists them.")
+def main(arguments) -> int:
+  """Does what the flags ask for and returns the exit status."""
+  pictures = arguments[1:]
+  if pictures and MODE.value != 'predict':
+    raise UsageError(
+      f"'{' '.join(pictures)}' is not a flag; flags begin with --, as --help shows; pictures go with --mode=predict."
+    )
   logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
   cache.keep_compiled_programs()
   # Imported here, so that --help and a wrong flag are answered at once.
-  from alexnet_jax import evaluate, train, workdir
+  from alexnet_jax import ensemble, evaluate, predict, train, workdir
 
   config = CONFIG.value
-  folder = pathlib.Path(WORKDIR.value) if WORKDIR.value else workdir.default(config)
+  if config is None and not WORKDIR.value:
+    raise UsageError('name the run with --workdir=FOLDER.')
+  folders = [pathlib.Path(folder) for folder in WORKDIR.value or [workdir.default(config)]]
+  if MODE.value == 'eval' and len(folders) > 1:
+    ensemble.evaluate_ensemble(config, folders)
+    return 0
+  if len(folders) > 1:
+    raise UsageError(f'--workdir={",".join(map(str, folders))} names {len(folders)} runs; several are for --mode=eval.')
   if MODE.value == 'train':
-    train.train_and_evaluate(config, folder)
+    train.train_and_evaluate(config, folders[0])
+  elif MODE.value == 'eval':
+    evaluate.evaluate_workdir(config, folders[0])
   else:
-    evaluate.evaluate_workdir(config, folder)
+    config = config or workdir.load_config(folders[0])
+    return 3 if predict.predict_files(pictures, folders[0], config, OUTPUT.value) else 0
+  return 0
 
 
 def parse(arguments):
@@ -50,6 +71,8 @@ def parse(arguments):
   """
   try:
     remaining = flags.FLAGS(arguments)
+    if CONFIG.value is None and MODE.value == 'predict':
+      return remaining  # it then takes that of the run
     if CONFIG.value is None:
       raise UsageError('name a config, such as --config=configs/alexnet.py.')
     CONFIG.value.lock()  # a config that could not be loaded says so when it is first touched

@@ -60,30 +60,42 @@ class Checkpoints:
     )
     return restored.state, restored.run
 
-  def restore_params(self, abstract_params: dict, mesh: Mesh) -> dict:
-    """Loads parameters of the newest checkpoint alone, without their velocities.
-
-    Args:
-      abstract_params: shapes, dtypes and partition specs of those to load, which may be some of the layers.
-      mesh: where to load them.
-    """
-    target = {'params': _on_mesh(abstract_params, mesh)}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-    with ocp.PyTreeCheckpointer() as reader:
-      args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
-      return reader.restore(self._newest_state(), args=args)['params']
-
-  def param_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Returns the shapes of the parameters in the newest checkpoint, {'conv1': {'kernel': ..., 'bias': ...}, ...}."""
-    with ocp.PyTreeCheckpointer() as reader:
-      return jax.tree.map(lambda x: x.shape, reader.metadata(self._newest_state()).item_metadata.tree['params'])
-
-  def _newest_state(self):
-    return self._manager.directory / str(self.newest_step()) / 'state'
-
   def close(self) -> None:
     """Waits for the last save to end."""
     self._manager.close()
+
+
+def newest_step(workdir: pathlib.Path) -> int | None:
+  """Returns the step of the newest whole checkpoint of a run, or None; makes no folder."""
+  return max(ocp.utils.checkpoint_steps(workdir / 'checkpoints'), default=None)
+
+
+def load_params(workdir: pathlib.Path, step: int, abstract_params: dict, mesh: Mesh) -> dict:
+  """Loads parameters alone, without their velocities.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint.
+    abstract_params: shapes, dtypes and partition specs of those to load, which may be some of the layers.
+    mesh: where to load them.
+  """
+  target = {'params': _on_mesh(abstract_params, mesh)}
+  with ocp.PyTreeCheckpointer() as reader:
+    args = ocp.args.PyTreeRestore(
+      target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    return reader.restore(_state_folder(workdir, step), args=args)['params']
+
+
+def param_shapes(workdir: pathlib.Path, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
+  """Returns the shapes of the parameters in a checkpoint, {'conv1': {'kernel': ..., 'bias': ...}, ...}."""
+  with ocp.PyTreeCheckpointer() as reader:
+    tree = reader.metadata(_state_folder(workdir, step)).item_metadata.tree['params']
+  return {layer: {name: tuple(x.shape) for name, x in arrays.items()} for layer, arrays in tree.items()}
+
+
+def _state_folder(workdir, step):
+  return (workdir / 'checkpoints' / str(step) / 'state').absolute()
 
 
 def _on_mesh(abstract_arrays, mesh):

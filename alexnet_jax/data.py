@@ -41,15 +41,17 @@ class Source:
     size: side of the images in pixels.
     num_classes: number of classes.
     class_names: their names, in the order of the labels.
+    ilsvrc_ids: numbers of the classes in submissions to ILSVRC, in the order of the labels; empty for other datasets.
   """
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, size: int):
+  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, size: int, *, may_lack_labels: bool = False):
     """Opens a split.
 
     Args:
       builder: of a dataset that is prepared.
       split: in TFDS's notation.
       size: side of the square images to make.
+      may_lack_labels: whether -1, for an image whose class was not released, is a label, too.
 
     Raises:
       UsageError: if there is no such split, or the examples are not images with one label.
@@ -74,6 +76,9 @@ class Source:
     label = builder.info.features[self._label_key]
     self.dataset, self.split, self.directory, self.size = builder.info.full_name, split, builder.data_path, size
     self.num_classes, self.class_names = label.num_classes, tuple(label.names)
+    metadata = builder.info.metadata
+    self.ilsvrc_ids = tuple(metadata.get('ilsvrc_ids', ())) if isinstance(metadata, dict) else ()
+    self._least_label = -1 if may_lack_labels else 0
 
   def __len__(self) -> int:
     return len(self._records)
@@ -108,7 +113,7 @@ class Source:
         raise RunError(
           f'{self._name(index)} cannot be read or decoded ({error}); prepare the dataset again.'
         ) from error
-      if not 0 <= label < self.num_classes:
+      if not self._least_label <= label < self.num_classes:
         raise RunError(f'{self._name(index)} has the label {label}, which is none; choose a split with labels.')
       yield images.square(image, self.size), np.int32(label)
 
@@ -121,7 +126,9 @@ class Source:
     return f"image {index} of split '{self.split}' of {self.dataset}"
 
 
-def open_splits(config: ConfigDict, size: int, splits: Sequence[str]) -> tuple[Source, ...]:
+def open_splits(
+  config: ConfigDict, size: int, splits: Sequence[str], *, may_lack_labels: bool = False
+) -> tuple[Source, ...]:
   """Opens splits of the dataset that a config's `data` part names, preparing it at first use.
 
   With `data.dir` set nothing is downloaded: the dataset must be there (the embedded `digits` is built there).
@@ -130,6 +137,7 @@ def open_splits(config: ConfigDict, size: int, splits: Sequence[str]) -> tuple[S
     config: the `data` part of a config.
     size: side of the square images to make.
     splits: in TFDS's notation.
+    may_lack_labels: whether -1 is a label, too.
 
   Raises:
     UsageError: if there is no such dataset, folder or split, or it has no images with labels.
@@ -155,7 +163,7 @@ def open_splits(config: ConfigDict, size: int, splits: Sequence[str]) -> tuple[S
     raise UsageError(f"data.name='{config.name}' cannot be opened: {_first_line(error)}") from error
   if not builder.is_prepared():
     _prepare(builder, config)
-  return tuple(Source(builder, split, size) for split in splits)
+  return tuple(Source(builder, split, size, may_lack_labels=may_lack_labels) for split in splits)
 
 
 def _prepare(builder, config):

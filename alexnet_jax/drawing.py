@@ -27,7 +27,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
   '#CC79A7',
 )
 TOWERS = (BLUE, VERMILLION, GREEN, PURPLE)  # one colour for each tower
-FORMATS = ('.png', '.svg')
+FORMATS = ('.png', '.svg', '.pdf')
 
 LINES = tuple(zip((BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK), ('-', '--', '-.', ':', '-', '--'), strict=True))
 STYLE = {
@@ -41,7 +41,7 @@ STYLE = {
 
 @matplotlib.rc_context(STYLE)
 def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes a figure as PNG or SVG.
+  """Writes a figure as PNG, SVG or PDF.
 
   Raises:
     UsageError: if the name ends otherwise.
@@ -56,13 +56,15 @@ def save(figure: Figure, path: pathlib.Path) -> None:
 
 
 def check_suffix(path: pathlib.Path) -> None:
-  """Finds a name that is neither PNG nor SVG.
+  """Finds a name that is neither PNG nor SVG nor PDF.
 
   Raises:
     UsageError: saying which names are.
   """
   if path.suffix.lower() not in FORMATS:
-    raise UsageError(f"'{path}' does not end in {' or '.join(FORMATS)}; name the --output so that it does.")
+    raise UsageError(
+      f"'{path}' does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; name the --output so that it does."
+    )
 
 
 def short_name(name: str, length: int = 22) -> str:

@@ -1,72 +1,163 @@
 """Top-1 and top-5 error on a held-out split, from the centre patch or from ten views (section 4.1)."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, data, fields, step, towers, workdir
+from alexnet_jax import augment, checkpoint, data, fields, predictions, scores, towers, workdir
 from alexnet_jax.errors import UsageError
+from alexnet_jax.predictions import Block, Predictions
 from alexnet_jax.trained import Trained, load
 
+PROTOCOLS = {'centre': augment.centre_view(), 'ten_view': augment.ten_views()}
+TITLES = {'centre': 'centre', 'ten_view': 'ten views'}
+NUM_SUBMITTED = 5  # classes of each image, in ILSVRC
+NUM_CONFUSED = 3  # pairs of classes that are printed
 
-def evaluate(
-  trained: Trained, source: data.Source, config: ConfigDict, views: Sequence[augment.View]
-) -> dict[str, float]:
+
+def evaluate(trained: Trained, source: data.Source, config: ConfigDict, protocol: str) -> dict:
   """Looks at every example of a split exactly once.
 
   Args:
     trained: the network.
     source: the split.
     config: the whole config.
-    views: the patches whose predicted probabilities are averaged.
+    protocol: 'centre' or 'ten_view'.
 
   Returns:
-    'top1_error' and 'top5_error' in percent, 'log_prob' (the mean log-probability of the true class, nats), and
-    'num_examples'.
+    The error rates, see `scores.Tally.result`.
   """
-  totals = {'top1': 0.0, 'top5': 0.0, 'log_prob': 0.0, 'weight': 0.0}
-  title = f'{source.split}, {len(views)} view(s)'
-  progress = tqdm.tqdm(total=len(source), desc=title, unit=' images', leave=False, mininterval=1)
-  for batch in data.evaluation_batches(source, config, share=towers.data_share(trained.mesh)):
-    batch = towers.put_batch(trained.mesh, batch)
-    for name, value in score(trained.log_probs(batch['image'], views), batch['label'], batch['weight']).items():
-      totals[name] += float(value)
-    progress.update(min(config.eval.batch_size, len(source) - progress.n))
-  progress.close()
-  seen = totals['weight']
-  return {
-    'top1_error': 100 * (1 - totals['top1'] / seen),
-    'top5_error': 100 * (1 - totals['top5'] / seen),
-    'log_prob': totals['log_prob'] / seen,
-    'num_examples': round(seen),
-  }
+  return score(predict(trained, source, config, protocol), trained.class_names).result()
+
+
+def score(blocks: Iterable[Block], class_names: Sequence[str]) -> scores.Tally:
+  """Counts over predictions."""
+  tally = scores.Tally(class_names)
+  for log_probs, labels in blocks:
+    tally.add(log_probs, labels)
+  return tally
+
+
+def predict(trained: Trained, source: data.Source, config: ConfigDict, protocol: str) -> Iterator[Block]:
+  """Yields the log-probabilities and labels of every example once, in order; the same in every process."""
+  title = f'{source.split}, {TITLES[protocol]}'
+  with tqdm.tqdm(total=len(source), desc=title, unit=' images', leave=False, mininterval=1) as progress:
+    for batch in data.evaluation_batches(source, config, share=towers.data_share(trained.mesh)):
+      batch = towers.put_batch(trained.mesh, batch)
+      log_probs = trained.log_probs(batch['image'], PROTOCOLS[protocol])
+      log_probs, labels, weight = towers.fetch(trained.mesh, (log_probs, batch['label'], batch['weight']))
+      yield log_probs[weight > 0], labels[weight > 0]
+      progress.update(np.count_nonzero(weight))
+
+
+def keep_predictions(
+  network: Callable[[], Trained], source: data.Source, config: ConfigDict, protocol: str, folder: pathlib.Path
+) -> Predictions:
+  """Predicts a split and keeps that in the folder of the run; what is kept of its newest checkpoint is read instead.
+
+  Args:
+    network: loads the network; called only where it must be asked.
+    source: the split.
+    config: the whole config.
+    protocol: 'centre' or 'ten_view'.
+    folder: of the run; without checkpoints, what is kept there is taken as it is.
+  """
+  kept = predictions.load(folder, source.dataset, source.split, protocol)
+  if kept is not None and len(kept.labels) == len(source) and checkpoint.newest_step(folder) in (None, kept.num_steps):
+    print(f'{source.split}, {TITLES[protocol]}: as predicted before, kept in {folder}/predictions')
+    return kept
+  trained = network()
+  blocks = predict(trained, source, config, protocol)
+  if jax.process_index() == 0:
+    shape = len(source), trained.network.num_classes
+    predictions.keep(
+      blocks,
+      folder,
+      dataset=source.dataset,
+      split=source.split,
+      protocol=protocol,
+      num_steps=trained.num_steps,
+      shape=shape,
+    )
+  else:
+    for _ in blocks:  # takes part in what all processes compute
+      pass
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('predictions are kept')
+  return predictions.load(folder, source.dataset, source.split, protocol)
 
 
 def report(trained: Trained, source: data.Source, config: ConfigDict, folder: pathlib.Path) -> dict:
-  """Evaluates a split for the record: prints a table and writes `results.json`.
+  """Evaluates a split for the record: prints a table and writes `results.json`, and what else `eval` asks for.
 
   Args:
     trained: the network.
     source: the split.
-    config: the whole config; `eval.ten_view` asks for ten views beside the centre.
+    config: the whole config.
     folder: of the run.
 
   Returns:
     What `results.json` holds.
+
+  Raises:
+    UsageError: if a submission is asked for and the classes have no ILSVRC ids.
+    RunError: if a file cannot be written.
   """
+  check_submission(source, config)
   results = {'dataset': source.dataset, 'split': source.split, 'num_examples': len(source), 'step': trained.num_steps}
-  protocols = {'centre': augment.centre_view()} | ({'ten_view': augment.ten_views()} if config.eval.ten_view else {})
-  for name, views in protocols.items():
-    row = evaluate(trained, source, config, views)
-    results['num_examples'] = row.pop('num_examples')
-    results[name] = row
-  workdir.write_results(folder, results)
-  print(table(results), flush=True)
+  kept = None
+  for protocol in protocols(config):
+    if config.eval.save_predictions or config.eval.submission:
+      kept = keep_predictions(lambda: trained, source, config, protocol, folder)
+    blocks = kept.blocks() if kept else predict(trained, source, config, protocol)
+    results[protocol] = score(blocks, trained.class_names).result()
+  publish(results, folder)
+  if config.eval.submission:
+    submit(kept.blocks(), source, folder)
   return results
+
+
+def protocols(config: ConfigDict) -> list[str]:
+  """Returns how to look at images; the last is the one whose predictions are submitted."""
+  return ['centre', 'ten_view'] if config.eval.ten_view else ['centre']
+
+
+def publish(results: dict, folder: pathlib.Path) -> None:
+  """Prints what `results.json` holds, and writes it."""
+  if jax.process_index() == 0:
+    workdir.write_results(folder, results)
+    print(table(results), flush=True)
+
+
+def check_submission(source: data.Source, config: ConfigDict) -> None:
+  """Finds a submission that cannot be.
+
+  Raises:
+    UsageError: if one is asked for and the classes have no ILSVRC ids.
+  """
+  if config.eval.submission and not source.ilsvrc_ids:
+    raise UsageError(
+      f'{source.dataset} is no ILSVRC dataset, whose classes have ids to submit; leave eval.submission out.'
+    )
+
+
+def submit(blocks: Iterable[Block], source: data.Source, folder: pathlib.Path) -> None:
+  """Writes `submission.txt` as ILSVRC takes it: a line for each image, the ids of its five best classes, best first.
+
+  Raises:
+    RunError: if it cannot be written.
+  """
+  ids = np.asarray(source.ilsvrc_ids)
+  best = [ids[scores.best_classes(log_probs, NUM_SUBMITTED)] for log_probs, _ in blocks]
+  lines = [' '.join(map(str, row)) for row in np.concatenate(best).tolist()]
+  if jax.process_index() == 0:
+    workdir.write_submission(folder, lines)
+    print(f'{folder}/submission.txt: five ILSVRC ids for each of {len(lines):,} images')
 
 
 def evaluate_workdir(config: ConfigDict, folder: pathlib.Path) -> dict:
@@ -85,45 +176,55 @@ def evaluate_workdir(config: ConfigDict, folder: pathlib.Path) -> dict:
   """
   fields.check(config)
   print(towers.versions())
-  trained = load(folder, batch_size=config.eval.batch_size, num_data=config.mesh.data, num_tower=config.mesh.tower)
+  trained = open_run(config, folder)
   print(towers.describe(trained.mesh))
-  (source,) = data.open_splits(config.data, trained.stored_size, [config.data.test_split])
-  if source.num_classes != trained.network.num_classes:
-    raise UsageError(
-      f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells '
-      f'{trained.network.num_classes} apart; name the data it was trained for.'
-    )
+  source = open_split(config, config.data.test_split, trained.stored_size, trained.network.num_classes, folder)
   return report(trained, source, config, folder)
 
 
-@jax.jit
-def score(log_probs: jax.Array, label: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-  """Sums over a batch, in which weight 0 marks what is no example.
+def open_run(config: ConfigDict, folder: pathlib.Path) -> Trained:
+  """Loads the newest checkpoint of a run onto the mesh of a config."""
+  return load(folder, batch_size=config.eval.batch_size, num_data=config.mesh.data, num_tower=config.mesh.tower)
+
+
+def open_split(config: ConfigDict, split: str, size: int, num_classes: int, folder: pathlib.Path) -> data.Source:
+  """Opens a split for a network.
 
   Args:
-    log_probs: [batch, class] float32, nats.
-    label: [batch] int32.
-    weight: [batch] float32, 1 or 0.
+    config: names the data.
+    split: in TFDS's notation.
+    size: of the images that the network takes, pixels.
+    num_classes: that it tells apart.
+    folder: of its run.
 
-  Returns:
-    Sums of 'top1' and 'top5' credit, of the label's 'log_prob', and of 'weight'.
+  Raises:
+    UsageError: if the data has another number of classes.
   """
-  return {
-    'top1': jnp.sum(weight * step.top_k_credit(log_probs, label, 1)),
-    'top5': jnp.sum(weight * step.top_k_credit(log_probs, label, 5)),
-    'log_prob': jnp.sum(jnp.where(weight > 0, step.label_log_prob(log_probs, label), 0)),
-    'weight': jnp.sum(weight),
-  }
+  keeps = config.eval.save_predictions or config.eval.submission
+  (source,) = data.open_splits(config.data, size, [split], may_lack_labels=keeps)
+  if source.num_classes != num_classes:
+    raise UsageError(
+      f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells {num_classes} apart; '
+      'name the data it was trained for.'
+    )
+  return source
 
 
 def table(results: dict) -> str:
   """Sets out what `results.json` holds for a reader."""
+  steps = f', step {results["step"]:,}' if 'step' in results else ''
   lines = [
-    f'{results["dataset"]}, split {results["split"]}, {results["num_examples"]:,} images, step {results["step"]:,}',
+    f'{results["dataset"]}, split {results["split"]}, {results["num_examples"]:,} images{steps}',
     f'{"":10}{"top-1 error":>13}{"top-5 error":>13}{"log-prob":>11}',
   ]
-  for name, title in (('centre', 'centre'), ('ten_view', 'ten views')):
-    if name in results:
-      row = results[name]
+  confused = []
+  for name, title in TITLES.items():
+    if row := results.get(name):
       lines.append(f'{title:10}{row["top1_error"]:11.2f} %{row["top5_error"]:11.2f} %{row["log_prob"]:11.4f}')
+      confused = row['confused']
+    elif name in results:
+      lines.append(f'{title:10}no image has a label')
+  if confused:
+    pairs = (f'{true} for {other} ({count:,})' for true, other, count in confused[:NUM_CONFUSED])
+    lines.append(f'mistaken most often: {"; ".join(pairs)}')
   return '\n'.join(lines)

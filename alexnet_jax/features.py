@@ -5,7 +5,7 @@
     python -m alexnet_jax.features extract runs/digits mine --images PHOTOGRAPHS
     python -m alexnet_jax.features neighbours test-fc7 train-fc7 --k=6
 
-extract makes a folder: features.npy [image, ...] float32, labels.npy [image] int32 (-1 for files), names.json, and
+extract makes a folder: features.npy [image, ...] float32, labels.npy [image] int32 (-1 if not known), names.json, and
 about.json, which says whose features they are. Stopped and started again, it goes on where it was. neighbours writes
 indices [query, k] and distances [query, k] to an .npz file. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but
 for images that cannot be read (they are named), 75 stopped.
@@ -396,7 +396,7 @@ def dataset(
   config = workdir.load_config(run)
   config.data.name, config.data.dir = name or config.data.name, directory or config.data.dir
   config.eval.batch_size = batch_size
-  (source,) = data.open_splits(config.data, size, [split or config.data.train_split])
+  (source,) = data.open_splits(config.data, size, [split or config.data.train_split], may_lack_labels=True)
   return Dataset(source, config)
 
 

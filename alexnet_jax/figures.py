@@ -8,9 +8,9 @@
     python -m alexnet_jax.figures saliency runs/digits cat.jpg dog.jpg
     python -m alexnet_jax.figures architecture --config=configs/alexnet.py:one_tower               # figure 2
 
-Each writes a PNG, or an SVG where --output says so. Where images are named they are files, folders or patterns; else
-images of the run's test split are drawn at random. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for images
-that cannot be read (they are named).
+Each writes a PNG, or an SVG or PDF where --output says so. Where images are named they are files, folders or patterns;
+else images of the run's test split are drawn at random. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for
+images that cannot be read (they are named).
 """
 
 import argparse
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
   def figure(name, do, description):
     one = figures.add_parser(name, help=description, description=description)
     one.set_defaults(do=do)
-    one.add_argument('--output', type=pathlib.Path, help=f'.png or .svg ({name}.png)')
+    one.add_argument('--output', type=pathlib.Path, help=f'.png, .svg or .pdf ({name}.png)')
     return one.add_argument
 
   def of_images(add, num_images):
@@ -214,7 +214,7 @@ class Pictures(NamedTuple):
 
   Attributes:
     images: stored images [image, size, size, rgb] uint8.
-    labels: [image] int32; -1 for a user's files.
+    labels: [image] int32; -1 where the class is not known, as of a user's files.
     num_skipped: files that cannot be read.
   """
 
@@ -273,7 +273,9 @@ def _test_split(options, trained):
 
   config = workdir.load_config(options.workdir)
   config.data.dir = options.data_dir or config.data.dir
-  (source,) = data.open_splits(config.data, trained.stored_size, [options.split or config.data.test_split])
+  (source,) = data.open_splits(
+    config.data, trained.stored_size, [options.split or config.data.test_split], may_lack_labels=True
+  )
   return source
 
 
@@ -308,13 +310,13 @@ def _errors(options, trained):
     for start in range(0, len(order), batch_size):
       some = _stacked(source.read(order[start : start + batch_size].tolist()))
       log_probs = _log_probs(trained, some.images)
-      wrong = log_probs.argmax(axis=1) != some.labels
+      wrong = (log_probs.argmax(axis=1) != some.labels) & (some.labels >= 0)
       found += zip(some.images[wrong], some.labels[wrong], log_probs[wrong], strict=True)
       bar.update(len(some.images))
       if len(found) >= options.num_images:
         break
   if not found:
-    raise RunError(f'all of the {len(source):,} first guesses are right; leave out --only_errors.')
+    raise RunError(f'none of the {len(source):,} first guesses is known to be wrong; leave out --only_errors.')
   images, labels, log_probs = map(np.stack, zip(*found[: options.num_images], strict=True))
   return Pictures(images, labels, 0), log_probs
 

@@ -166,8 +166,7 @@ class Progress:
     """Reports an evaluation on the validation split."""
     print(
       f'step {step:,}  validation: top-1 error {results["top1_error"]:.2f} %, '
-      f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f} '
-      f'({results["num_examples"]:,} images)',
+      f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f}',
       flush=True,
     )
     self._writer.write_scalars(

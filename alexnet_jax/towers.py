@@ -100,6 +100,12 @@ def put_batch(mesh: Mesh, batch):
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x), batch)
 
 
+def fetch(mesh: Mesh, tree):
+  """Brings arrays of the mesh to this host, whole, whatever process holds their parts: a pytree of numpy arrays."""
+  everywhere = NamedSharding(mesh, P())
+  return jax.tree.map(lambda x: np.asarray(jax.device_put(x, everywhere)), tree)
+
+
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=((0, 0), (0, 0))) -> jax.Array:
   """Convolves with each tower's own kernels.
 

@@ -43,6 +43,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     config.model.image_size + augment.BORDER,
     (config.data.train_split, config.data.validation_split, config.data.test_split),
   )
+  evaluate.check_submission(test, config)
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')
   steps_per_epoch = len(train) / config.batch_size
   last_step = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
@@ -102,7 +103,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         progress.step_dispatched(done, rates.of_kernels(num_drops), metrics)
         if done % eval_every == 0:
           with progress.paused():
-            results = evaluate.evaluate(trained(state), validation, config, augment.centre_view())
+            results = evaluate.evaluate(trained(state), validation, config, 'centre')
           schedule.observe(results['top1_error'])
           progress.evaluated(done, results)
         if done % checkpoint_every == 0 or done == last_step or schedule.finished:

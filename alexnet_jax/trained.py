@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, step, towers, workdir
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax import augment, checkpoint, step, towers, workdir
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model import LAYERS, Network, build
 
@@ -159,13 +158,11 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
   class_names = workdir.load_classes(folder)
   mean_image = jnp.asarray(workdir.load_statistics(folder).mean_image, jnp.float32)
   mesh = towers.make_mesh(num_data, num_tower, num_towers=config.num_towers, batches={'eval.batch_size': batch_size})
-  checkpoints = Checkpoints(folder)
+  num_steps = checkpoint.newest_step(folder)
+  if num_steps is None:
+    raise UsageError(f'{folder} holds no checkpoint yet; train there first.')
   with jax.set_mesh(mesh):
     network = build(config, len(class_names))
-    num_steps = checkpoints.newest_step()
-    if num_steps is None:
-      raise UsageError(f'{folder} holds no checkpoint yet; train there first.')
     abstract_params = jax.eval_shape(network.init, jax.random.key(0))
-    params = checkpoints.restore_params(abstract_params, mesh)
-  checkpoints.close()
+  params = checkpoint.load_params(folder, num_steps, abstract_params, mesh)
   return Trained(network, params, mean_image, class_names, num_steps, config, mesh)

@@ -7,6 +7,8 @@ checkpoints/     see `checkpoint.py`
 tensorboard/     curves
 results.json     the last evaluation
 features/        of the training images, see `figures.py`; may be removed
+predictions/     what was predicted for a split, see `predictions.py`
+submission.txt   the five best classes of each image, as ILSVRC takes them
 """
 
 import json
@@ -135,6 +137,18 @@ def write_results(folder: pathlib.Path, results: dict) -> None:
     _write(folder / 'results.json', json.dumps(results, indent=2) + '\n')
   except OSError as error:
     raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); it would say {results}') from error
+
+
+def write_submission(folder: pathlib.Path, lines: Sequence[str]) -> None:
+  """Writes `submission.txt`.
+
+  Raises:
+    RunError: if it cannot be written.
+  """
+  try:
+    _write(folder / 'submission.txt', ''.join(f'{line}\n' for line in lines))
+  except OSError as error:
+    raise RunError(f'{folder}/submission.txt cannot be written ({error.strerror}).') from error
 
 
 def _has_checkpoints(folder):

@@ -94,6 +94,9 @@ def paper() -> ConfigDict:
   config.eval = ConfigDict()
   config.eval.batch_size = 128  # changes nothing but speed and memory
   config.eval.ten_view = True  # section 4.1: at the end also the mean over ten views
+  config.eval.save_predictions = False  # keep what is predicted, image by image, in the folder of the run
+  config.eval.submission = False  # also write submission.txt, as ILSVRC takes it
+  config.eval.ensemble = 'mean'  # section 6, of several runs; or 'search': weights found on the validation split
   return config
 
 

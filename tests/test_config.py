@@ -1,7 +1,8 @@
 import ml_collections
 import pytest
 
-from alexnet_jax import fields, train, workdir
+from alexnet_jax import ensemble, fields, train, workdir
+from alexnet_jax.errors import UsageError
 from configs import alexnet
 
 
@@ -84,7 +85,7 @@ def test_every_field_is_read_by_something(config, tmp_path, monkeypatch):
     read.add(names.get(id(self), '?') + str(key))
     return original(self, key)
 
-  config.model.kernels.conv6 = 128  # so that its fields are read, too
+  config.model.kernels.update(conv6=128, bottleneck=128)  # so that their fields are read, too
   names_of_all = set(fields.flat(config))
   for schedule in ('plateau', 'steps'):
     config.optimizer.schedule = schedule
@@ -98,4 +99,6 @@ def test_every_field_is_read_by_something(config, tmp_path, monkeypatch):
       patched.setattr(ml_collections.ConfigDict, '__getitem__', recording)
       workdir.default(config)
       train.train_and_evaluate(config, tmp_path / schedule)
+      with pytest.raises(UsageError, match=r'classes\.txt is missing'):
+        ensemble.evaluate_ensemble(config, [tmp_path / 'plateau', tmp_path / 'steps'])
   assert names_of_all - read == set()

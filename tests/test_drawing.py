@@ -160,7 +160,7 @@ def test_figures_are_written_as_their_name_says_and_always_alike(tmp_path):
   assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
   figure = drawing.draw_kernels(kernels())
   for name in ('a.gif', 'a'):
-    with pytest.raises(UsageError, match=r'does not end in \.png or \.svg'):
+    with pytest.raises(UsageError, match=r'does not end in \.png, \.svg or \.pdf'):
       drawing.save(figure, tmp_path / name)
   with pytest.raises(RunError, match='cannot be written'):
     drawing.save(figure, tmp_path / 'nowhere' / 'a.png')

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import augment, data, evaluate, model, towers
+from alexnet_jax import augment, data, evaluate, model, predictions, towers
+from alexnet_jax.errors import UsageError
 from alexnet_jax.trained import Trained
 from tests.conftest import mesh
 
@@ -25,24 +26,30 @@ def untrained(config, shape=(1, 1)):
 MEAN = np.full((96, 96, 3), 80, np.float32)
 
 
-def run(config, source, shape, views, batch_size=32):
+def run(config, source, shape, protocol, batch_size=32):
   config.eval.batch_size = batch_size
-  return evaluate.evaluate(untrained(config, shape), source, config, views)
+  return evaluate.evaluate(untrained(config, shape), source, config, protocol)
 
 
-def test_errors_are_those_of_a_plain_recomputation(config, test_source, one_device):
-  trained = untrained(config)
-  images = np.stack([test_source[i]['image'] for i in range(360)])
-  labels = np.array([int(test_source[i]['label']) for i in range(360)])
-  probabilities = np.zeros((360, 10))
+def recompute(trained, source):
+  """Probabilities [image, class] of ten views, and labels, without anything of the module."""
+  images = np.stack([source[i]['image'] for i in range(len(source))])
+  labels = np.array([int(source[i]['label']) for i in range(len(source))])
   apply = jax.jit(trained.network.apply)
-  for top, left, mirrored in augment.ten_views():
-    x = (images - MEAN)[:, top : top + 64, left : left + 64]
-    x = x[:, :, ::-1] if mirrored else x
-    probabilities += np.asarray(jax.nn.softmax(apply(trained.params, towers.put_batch(one_device, x)))) / 10
+  probabilities = np.zeros((len(source), 10))
+  with jax.set_mesh(trained.mesh):
+    for top, left in [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]:
+      crops = (images - MEAN)[:, top : top + 64, left : left + 64]
+      for x in (crops, crops[:, :, ::-1]):
+        probabilities += np.asarray(jax.nn.softmax(apply(trained.params, towers.put_batch(trained.mesh, x)))) / 10
+  return probabilities, labels
+
+
+def test_errors_are_those_of_a_plain_recomputation(config, test_source):
+  trained = untrained(config)
+  probabilities, labels = recompute(trained, test_source)
   ranks = np.argsort(-probabilities, axis=1)
-  found = evaluate.evaluate(trained, test_source, config, augment.ten_views())
-  assert found['num_examples'] == 360
+  found = evaluate.evaluate(trained, test_source, config, 'ten_view')
   assert found['top1_error'] == pytest.approx(100 * np.mean(ranks[:, 0] != labels), abs=1e-3)
   assert found['top5_error'] == pytest.approx(100 * np.mean(~(ranks[:, :5] == labels[:, None]).any(1)), abs=1e-3)
   assert found['log_prob'] == pytest.approx(np.log(probabilities[np.arange(360), labels]).mean(), rel=1e-4)
@@ -50,25 +57,62 @@ def test_errors_are_those_of_a_plain_recomputation(config, test_source, one_devi
 
 @pytest.mark.parametrize(('shape', 'batch_size'), [((1, 1), 7), ((1, 1), 500), ((2, 2), 100), ((4, 1), 32)])
 def test_batch_size_and_mesh_change_nothing(config, test_source, shape, batch_size):
-  plain = run(config, test_source, (1, 1), augment.centre_view())
-  other = run(config, test_source, shape, augment.centre_view(), batch_size)
-  assert other == pytest.approx(plain, rel=1e-4)
+  plain = run(config, test_source, (1, 1), 'centre')
+  other = run(config, test_source, shape, 'centre', batch_size)
+  for name in ('top1_error', 'top5_error', 'log_prob'):
+    assert other[name] == pytest.approx(plain[name], rel=1e-4)
 
 
-def test_blanks_that_fill_the_last_batch_count_for_nothing(one_device):
-  log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.5, 0.5]]))
-  with_blank = evaluate.score(
-    jnp.concatenate([log_probs, jnp.full((1, 2), jnp.nan)]), jnp.array([0, 1, 0]), jnp.array([1.0, 1.0, 0.0])
-  )
-  without = evaluate.score(log_probs, jnp.array([0, 1]), jnp.array([1.0, 1.0]))
-  assert jax.tree.map(float, with_blank) == jax.tree.map(float, without)
+def test_predictions_are_kept_in_order_and_read_until_the_network_is_another(config, test_source, tmp_path):
+  config.eval.save_predictions, config.eval.ten_view = True, False
+  trained = untrained(config)
+  first = evaluate.report(trained, test_source, config, tmp_path)
+  kept = predictions.load(tmp_path, 'digits/1.0.0', 'test', 'centre')
+  assert kept.log_probs.shape == (360, 10)
+  np.testing.assert_array_equal(kept.labels, [int(test_source[i]['label']) for i in range(360)])
+  image = np.stack([test_source[i]['image'] for i in (7, 300)])
+  np.testing.assert_allclose(kept.log_probs[[7, 300]], trained.log_probs(image, (augment.CENTRE,)), rtol=1e-4)
+
+  def nobody():
+    raise AssertionError('asked again')
+
+  again = evaluate.keep_predictions(nobody, test_source, config, 'centre', tmp_path)
+  assert evaluate.score(again.blocks(), trained.class_names).result() == first['centre']
+  (tmp_path / 'checkpoints' / '7').mkdir(parents=True)  # trained on since
+  with pytest.raises(AssertionError, match='asked again'):
+    evaluate.keep_predictions(nobody, test_source, config, 'centre', tmp_path)
+
+
+def test_submission_has_five_ilsvrc_ids_a_line_best_first(config, test_source, tmp_path):
+  config.eval.submission, config.eval.ten_view = True, False
+  test_source.ilsvrc_ids = (70, 10, 40, 20, 90, 100, 60, 50, 30, 80)  # our order is that of the WordNet ids
+  test_source._least_label = -1
+  trained = untrained(config)
+  evaluate.report(trained, test_source, config, tmp_path)
+  lines = (tmp_path / 'submission.txt').read_text().splitlines()
+  kept = predictions.load(tmp_path, 'digits/1.0.0', 'test', 'centre')
+  assert len(lines) == 360
+  ids = np.array(test_source.ilsvrc_ids)
+  assert lines[17] == ' '.join(str(ids[label]) for label in np.argsort(-kept.log_probs[17])[:5])
+
+
+def test_a_submission_of_another_dataset_says_why_not(config, test_source, tmp_path):
+  config.eval.submission, config.eval.ten_view = True, False
+  with pytest.raises(UsageError, match=r'digits/1\.0\.0 is no ILSVRC dataset'):
+    evaluate.report(untrained(config), test_source, config, tmp_path)
 
 
 def test_table_shows_what_was_measured():
-  row = {'top1_error': 37.5, 'top5_error': 17.0, 'log_prob': -1.61466}
+  row = {
+    'top1_error': 37.5,
+    'top5_error': 17.0,
+    'log_prob': -1.61466,
+    'confused': [['maillot', 'maillot, tank suit', 9]],
+  }
   results = {'dataset': 'ilsvrc/2010', 'split': 'test', 'num_examples': 150_000, 'step': 1000, 'ten_view': row}
   text = evaluate.table(results)
   assert '150,000 images' in text
   assert 'ten views' in text
   assert '37.50 %' in text
+  assert 'maillot for maillot, tank suit (9)' in text
   assert 'centre' not in text

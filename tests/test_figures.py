@@ -138,7 +138,7 @@ def test_curves_are_those_of_the_run(run_folder, data_dir, tmp_path, capsys):
     (['maps', '{run}', '--layer=conv9'], "this network has no 'conv9'"),
     (['maps', '{run}', '--layer=fc7'], 'fc7 has no maps; choose one of conv1, pool1'),
     (['saliency', '{run}', '--threshold=-1'], '--threshold=-1.0 must be 0 or more'),
-    (['kernels', '{run}', '--output=figure.pdf'], "'figure.pdf' does not end in .png or .svg"),
+    (['kernels', '{run}', '--output=figure.gif'], "'figure.gif' does not end in .png, .svg or .pdf"),
     (['architecture', '--config=configs/alexnet.py:nothing'], "there is no variant 'nothing'"),
     (['architecture', '--config=nowhere.py'], "--config='nowhere.py' cannot be loaded"),
   ],

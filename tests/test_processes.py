@@ -22,7 +22,7 @@ def work(process_index, port, axis, data_dir, place):
   if port:
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(f'127.0.0.1:{port}', 2, process_index)
-  from alexnet_jax import augment, data, evaluate, model, towers
+  from alexnet_jax import data, evaluate, model, towers
   from alexnet_jax.trained import Trained
   from configs import alexnet
 
@@ -43,7 +43,8 @@ def work(process_index, port, axis, data_dir, place):
     params = jax.jit(network.init)(jax.random.key(0))
   mean_image = np.full((96, 96, 3), 60, np.float32)
   untrained = Trained(network, params, mean_image, test.class_names, 0, config.model, mesh)
-  results = evaluate.evaluate(untrained, test, config, augment.centre_view())
+  tally = evaluate.score(evaluate.predict(untrained, test, config, 'centre'), test.class_names)
+  results = tally.result() | {'num_examples': tally.num_examples}
   (place / f'results{process_index}.json').write_text(json.dumps(results))
 
 
@@ -97,7 +98,8 @@ def config(data_dir):
 def assert_same_results(found, alone):
   for results in found:
     assert results['num_examples'] == 101
-    assert results == pytest.approx(alone[1][0], rel=1e-5)
+    expected = alone[1][0]
+    assert results == {name: x if name == 'confused' else pytest.approx(x, rel=1e-5) for name, x in expected.items()}
 
 
 def test_with_the_data_axis_across_them_they_read_parts_of_the_batch(config, alone, tmp_path):
