@@ -71,9 +71,10 @@ def layers(config: ConfigDict, num_classes: int, mesh: Mesh) -> list[Layer]:
       )
     else:
       size = config.pool_size
-      found[-1] = found[-1]._replace(
-        notes=(*found[-1].notes, f'max pooling {size} x {size}', f'to {shape[0]} x {shape[1]}')
-      )
+      notes = [f'max pooling {size} x {size}', f'to {shape[0]} x {shape[1]}']
+      if found[-1].name in config.norm.pooled:
+        notes.append(_normalised(config))
+      found[-1] = found[-1]._replace(notes=(*found[-1].notes, *notes))
     seen = shape
   return found
 
@@ -82,9 +83,13 @@ def _notes(name, config):
   if name in model.WINDOWS and model.WINDOWS[name][1] > 1:
     yield f'stride {model.WINDOWS[name][1]}'
   if name in (*config.norm.before, *config.norm.after, *config.norm.within):
-    yield 'normalised'
+    yield _normalised(config)
   if config.dropout and name in ('fc6', 'fc7'):
     yield 'dropout'
+
+
+def _normalised(config):
+  return 'normalised\nacross all towers' if config.norm.joined and config.num_towers > 1 else 'normalised'
 
 
 @matplotlib.rc_context(drawing.STYLE)
@@ -209,7 +214,10 @@ def _draw_devices(axes, begin, end, lines, mesh, num_towers):
     which = ' and '.join(f'tower {tower}' for tower in range(first, first + held))
     devices = [f'{device.platform}:{device.id}' for device in mesh.devices[:, share]]
     sharing = ', which share each batch' if len(devices) > 1 else ''
-    axes.text(begin + 0.15, high + 0.08, f'{which} on {" and ".join(devices)}{sharing}', weight='bold', va='bottom')
+    text = axes.text(
+      begin + 0.15, high + 0.1, f'{which} on {" and ".join(devices)}{sharing}', weight='bold', va='bottom'
+    )
+    text.set(zorder=6, bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1})  # above the arrows that cross there
 
 
 def _tint(colour):

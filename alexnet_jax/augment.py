@@ -12,8 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-BORDER = 32  # pixels between the stored image and the crop, 256 - 224 in the paper
-
 
 class View(NamedTuple):
   """A patch of an image, or, with arrays [image] for fields, one of each of several images.
@@ -29,10 +27,12 @@ class View(NamedTuple):
   mirrored: bool | np.ndarray
 
 
-CENTRE = View(BORDER // 2, BORDER // 2, False)
+def centre(border: int) -> View:
+  """The centre patch of images that are so many pixels larger than it, 32 in the paper."""
+  return View(border // 2, border // 2, False)
 
 
-def random_views(rng: np.random.Generator, count: int, config: ConfigDict) -> View:
+def random_views(rng: np.random.Generator, count: int, config: ConfigDict, border: int) -> View:
   """'Extracting random 224 x 224 patches (and their horizontal reflections)', each as far as the config wants it.
 
   Args:
@@ -41,6 +41,7 @@ def random_views(rng: np.random.Generator, count: int, config: ConfigDict) -> Vi
     config: the `augment` part of a config. With 32 `offsets` on each axis, 0 to 31, and reflections there are
       32 * 32 * 2 = 2048 views, the paper's factor; the code of 2012 had 33, 0 to 32, and one view for every 32
       consecutive images, `shared_by` (facts, section 2).
+    border: pixels by which the images are larger than the patches.
 
   Returns:
     A view [count] with int32, int32 and bool.
@@ -49,20 +50,22 @@ def random_views(rng: np.random.Generator, count: int, config: ConfigDict) -> Vi
   top, left = rng.integers(0, config.offsets, (2, num_groups), np.int32)
   mirrored = rng.integers(0, 2, num_groups).astype(bool)
   if not config.crop:
-    top, left = np.full_like(top, CENTRE.top), np.full_like(left, CENTRE.left)
+    top, left = np.full_like(top, centre(border).top), np.full_like(left, centre(border).left)
   if not config.mirror:
     mirrored = np.zeros_like(mirrored)
   return View(*(np.repeat(draw, config.shared_by)[:count] for draw in (top, left, mirrored)))
 
 
-def mean_view(view: View, centre_mean: bool) -> View:
+def mean_view(view: View, centre_mean: bool, border: int) -> View:
   """Says which part of the mean image is subtracted from a view.
 
   The paper subtracts the mean from the whole image before patches are cut out (section 2): so the part that lies under
   the view, mirrored like it. The code of 2012 subtracted the centre of the mean image from every patch, mirrored or not
   (facts, section 2).
   """
-  return View(*(np.full_like(own, centre) for own, centre in zip(view, CENTRE, strict=True))) if centre_mean else view
+  if not centre_mean:
+    return view
+  return View(*(np.full_like(own, place) for own, place in zip(view, centre(border), strict=True)))
 
 
 def colour_shifts(rng: np.random.Generator, count: int, covariance: np.ndarray, std: float) -> np.ndarray:
@@ -86,12 +89,12 @@ def colour_shifts(rng: np.random.Generator, count: int, covariance: np.ndarray, 
   return ((alpha * np.sqrt(np.maximum(eigenvalues, 0.0))) @ eigenvectors.T).astype(np.float32)
 
 
-def centre_view() -> tuple[View, ...]:
+def centre_view(border: int) -> tuple[View, ...]:
   """The centre patch alone."""
-  return (CENTRE,)
+  return (centre(border),)
 
 
-def ten_views() -> tuple[View, ...]:
+def ten_views(border: int) -> tuple[View, ...]:
   """'Five patches (the four corner patches and the center patch) as well as their horizontal reflections'."""
-  positions = [(0, 0), (0, BORDER), (BORDER, 0), (BORDER, BORDER), CENTRE[:2]]
+  positions = [(0, 0), (0, border), (border, 0), (border, border), centre(border)[:2]]
   return tuple(View(top, left, mirrored) for mirrored in (False, True) for top, left in positions)

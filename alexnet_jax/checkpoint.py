@@ -94,6 +94,19 @@ def param_shapes(workdir: pathlib.Path, step: int) -> dict[str, dict[str, tuple[
   return {layer: {name: tuple(x.shape) for name, x in arrays.items()} for layer, arrays in tree.items()}
 
 
+def differing(there: dict, here: dict) -> list[str]:
+  """Says how shapes of parameters differ, layer by layer: 'fc8 is 2 x 4096 x 5 there and 2 x 4096 x 500 here'."""
+
+  def say(layers, name):
+    return ' x '.join(map(str, layers[name]['kernel'])) if name in layers else 'absent'
+
+  return [
+    f'{name} is {say(there, name)} there and {say(here, name)} here'
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]
+
+
 def _state_folder(workdir, step):
   return (workdir / 'checkpoints' / str(step) / 'state').absolute()
 

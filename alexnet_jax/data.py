@@ -236,7 +236,7 @@ def training_batches(
   """Streams augmented batches without end.
 
   Args:
-    source: examples at the stored size, `model.image_size` + 32.
+    source: examples at the stored size, `model.image_size` + `model.border`.
     covariance: [rgb, rgb] of the training pixels.
     config: the whole config.
     first_step: the step whose batch comes first.
@@ -254,10 +254,10 @@ def training_batches(
     indices = _shown_at(step, len(source), config)[mine]
     rng = _generator(config.seed, 'augmentation', step)
     std = config.augment.colour_std if step < colour_steps else 0.0
-    views = augment.random_views(rng, batch_size, config.augment)
+    views = augment.random_views(rng, batch_size, config.augment, config.model.border)
     colours = augment.colour_shifts(rng, batch_size, covariance, std)
     views = augment.View(*(field[mine] for field in views))
-    mean_views = augment.mean_view(views, config.model.centre_mean)
+    mean_views = augment.mean_view(views, config.model.centre_mean, config.model.border)
     batch = {
       'image': np.empty((len(indices), size, size, 3), np.uint8),
       'mirrored': views.mirrored,

@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, evaluate, fields, towers, workdir
+from alexnet_jax import evaluate, fields, towers, workdir
 from alexnet_jax.errors import UsageError
 from alexnet_jax.predictions import Block, Predictions
 from alexnet_jax.scores import top_k_credit
@@ -50,17 +50,18 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
       raise UsageError(f'{folder} tells other classes apart than {folders[0]}; average runs on the same data.')
   is_searched = config.eval.ensemble == 'search'
   protocols, test, validation = evaluate.protocols(config), config.data.test_split, config.data.validation_split
-  predicted = collections.defaultdict(list)  # of every member, by split and protocol
+  sources, predicted = {}, collections.defaultdict(list)  # predictions of every member, by split and protocol
   for folder in folders:
-    size = workdir.load_config(folder).model.image_size + augment.BORDER
+    model = workdir.load_config(folder).model
     network = functools.cache(functools.partial(evaluate.open_run, config, folder))
     for split in dict.fromkeys((test, validation) if is_searched else (test,)):
-      source = evaluate.open_split(config, split, size, len(class_names), folder)
+      source = evaluate.open_split(config, split, model.image_size + model.border, len(class_names), folder)
       evaluate.check_submission(source, config)
+      sources[split] = source
       for protocol in protocols:
         predicted[split, protocol].append(evaluate.keep_predictions(network, source, config, protocol, folder))
 
-  source = evaluate.open_split(config, test, size, len(class_names), folder)
+  source = sources[test]
   results = {'dataset': source.dataset, 'split': test, 'num_examples': len(source), 'weights': {}}
   results['members'] = [{'workdir': str(folder)} for folder in folders]
   for protocol in protocols:

@@ -14,7 +14,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.predictions import Block, Predictions
 from alexnet_jax.trained import Trained, load
 
-PROTOCOLS = {'centre': augment.centre_view(), 'ten_view': augment.ten_views()}
+PROTOCOLS = {'centre': augment.centre_view, 'ten_view': augment.ten_views}
 TITLES = {'centre': 'centre', 'ten_view': 'ten views'}
 NUM_SUBMITTED = 5  # classes of each image, in ILSVRC
 NUM_CONFUSED = 3  # pairs of classes that are printed
@@ -49,7 +49,7 @@ def predict(trained: Trained, source: data.Source, config: ConfigDict, protocol:
   with tqdm.tqdm(total=len(source), desc=title, unit=' images', leave=False, mininterval=1) as progress:
     for batch in data.evaluation_batches(source, config, share=towers.data_share(trained.mesh)):
       batch = towers.put_batch(trained.mesh, batch)
-      log_probs = trained.log_probs(batch['image'], PROTOCOLS[protocol])
+      log_probs = trained.log_probs(batch['image'], PROTOCOLS[protocol](trained.config.border))
       log_probs, labels, weight = towers.fetch(trained.mesh, (log_probs, batch['label'], batch['weight']))
       yield log_probs[weight > 0], labels[weight > 0]
       progress.update(np.count_nonzero(weight))

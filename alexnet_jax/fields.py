@@ -5,7 +5,6 @@ import math
 
 from ml_collections import ConfigDict
 
-from alexnet_jax.augment import BORDER
 from alexnet_jax.errors import UsageError
 
 ONE_OR_MORE = (
@@ -29,6 +28,7 @@ ZERO_OR_MORE = (
   'optimizer.plateau_drops',
   'optimizer.bias_factor',
   'augment.colour_std',
+  'model.border',
 )
 ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.')
 
@@ -64,9 +64,10 @@ def check(config: ConfigDict) -> None:
     raise UsageError(f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0; the paper has 10.')
   if values['optimizer.bias_drops'] < -1:
     raise UsageError(f'optimizer.bias_drops={values["optimizer.bias_drops"]} must be -1, for all, or more.')
-  if not 1 <= values['augment.offsets'] <= BORDER + 1:
+  num_places = values['model.border'] + 1
+  if not 1 <= values['augment.offsets'] <= num_places:
     raise UsageError(
-      f'augment.offsets={values["augment.offsets"]} must be 1 to {BORDER + 1}, the places of a patch on each axis.'
+      f'augment.offsets={values["augment.offsets"]} must be 1 to {num_places}, the places of a patch on each axis.'
     )
   fractions = {'augment.colour_until': [values['augment.colour_until']], 'optimizer.steps': values['optimizer.steps']}
   for field in (name for name in values if name.startswith('optimizer.layer_changes.')):

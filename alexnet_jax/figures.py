@@ -243,7 +243,7 @@ def _ask(trained, question, images):
 def _log_probs(trained, images):
   from alexnet_jax import augment
 
-  return _ask(trained, lambda filled: trained.log_probs(filled, augment.centre_view()), images)
+  return _ask(trained, lambda filled: trained.log_probs(filled, augment.centre_view(trained.config.border)), images)
 
 
 def _pictures(options, trained):
@@ -369,7 +369,11 @@ def _maps(options):
     raise UsageError(f'maps are drawn of one image and {len(pictures.images)} are named; name one.')
   (maps,) = _ask(trained, lambda filled: trained.activations(filled, options.layer), pictures.images)
   figure = drawing.draw_maps(
-    _seen(pictures.images)[0], maps, options.layer, trained.network.num_towers, common_scale=options.common_scale
+    _seen(pictures.images, trained)[0],
+    maps,
+    options.layer,
+    trained.network.num_towers,
+    common_scale=options.common_scale,
   )
   return figure, pictures.num_skipped
 
@@ -388,15 +392,17 @@ def _saliency(options):
     f'{drawing.short_name(trained.class_names[one])}, {100 * np.exp(row[one]):.0f} %'
     for one, row in zip(best, log_probs, strict=True)
   ]
-  return drawing.draw_saliency(_seen(pictures.images), gradients, titles, options.threshold), pictures.num_skipped
+  return drawing.draw_saliency(
+    _seen(pictures.images, trained), gradients, titles, options.threshold
+  ), pictures.num_skipped
 
 
-def _seen(images):
+def _seen(images, trained):
   """Cuts out the centre patch, which is what the network saw."""
   from alexnet_jax import augment
 
-  size = images.shape[1] - augment.BORDER
-  top, left, _ = augment.CENTRE
+  size = trained.config.image_size
+  top, left, _ = augment.centre(trained.config.border)
   return images[:, top : top + size, left : left + size]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 # Section 3.5: side, stride and padding of the kernels. A config says how many there are, which layers see both towers,
-# and the padding that is None here. The image is 224 pixels wide and conv1 has 55 outputs a row: its last window ends 3
-# pixels outside (facts, 1.3). conv6 is not in figure 2 but in the networks marked with a star (section 6).
+# and the padding that is None here. conv6 is not in figure 2 but in the networks marked with a star (section 6).
 WINDOWS = {
-  'conv1': (11, 4, (0, 3)),
+  'conv1': (11, 4, None),
   'conv2': (5, 1, None),
   'conv3': (3, 1, (1, 1)),
   'conv4': (3, 1, (1, 1)),
@@ -54,13 +53,13 @@ class AlexNet(nnx.Module):
     """
     self.num_classes, self.num_towers, self.meet = num_classes, config.num_towers, tuple(config.meet)
     self.nonlinearity = NONLINEARITIES[config.nonlinearity]
-    self.pool = functools.partial(max_pool, size=config.pool_size)
     self.dropout = dropout if config.dropout else lambda x, key: x
-    norm = config.norm
-    self.across_maps = functools.partial(
+    self.pool_size, norm = config.pool_size, config.norm
+    self.local_response_norm = functools.partial(
       local_response_norm, k=norm.k, size=norm.size, alpha=norm.alpha, beta=norm.beta
     )
     self.norm_before, self.norm_after, self.norm_within = tuple(norm.before), tuple(norm.after), tuple(norm.within)
+    self.norm_pooled, self.norm_joined = tuple(norm.pooled), norm.joined
 
     def start(name):
       return dict(std=config.init_std[name], bias=config.init_bias[name], num_towers=self.num_towers, rngs=rngs)
@@ -75,7 +74,7 @@ class AlexNet(nnx.Module):
     for name, (size, stride, padding) in WINDOWS.items():
       channels = num_seen(name, channels)
       if config.kernels[name]:
-        padding = padding or (config.padding[name],) * 2
+        padding = padding or both_sides(config.padding[name])
         conv = Conv(channels, num_kernels(name), size, stride=stride, padding=(padding, padding), **start(name))
         setattr(self, name, conv)
         side, channels = (side + sum(padding) - size) // stride + 1, num_kernels(name)
@@ -119,13 +118,13 @@ class AlexNet(nnx.Module):
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
     yield 'conv1', (x := self.layer('conv1', x))  # [2, N, 55, 55, 48]
-    yield 'pool1', (x := self.pool(x))  # [2, N, 27, 27, 48]
+    yield 'pool1', (x := self.pool('conv1', x))  # [2, N, 27, 27, 48]
     yield 'conv2', (x := self.layer('conv2', x))  # [2, N, 27, 27, 128]
-    yield 'pool2', (x := self.pool(x))  # [2, N, 13, 13, 128]
+    yield 'pool2', (x := self.pool('conv2', x))  # [2, N, 13, 13, 128]
     yield 'conv3', (x := self.layer('conv3', x))  # [2, N, 13, 13, 192]
     yield 'conv4', (x := self.layer('conv4', x))  # [2, N, 13, 13, 192]
     yield 'conv5', (x := self.layer('conv5', x))  # [2, N, 13, 13, 128]
-    yield 'pool5', (x := self.pool(x))  # [2, N, 6, 6, 128]
+    yield 'pool5', (x := self.pool('conv5', x))  # [2, N, 6, 6, 128]
     yield 'conv6', (x := self.layer('conv6', x))  # left out: the same
     yield 'fc6', (x := self.layer('fc6', x))  # [2, N, 2048]
     x = self.dropout(x, keys[0])
@@ -152,6 +151,22 @@ class AlexNet(nnx.Module):
     if name in self.norm_within:
       x = within_map_norm(x)
     return x
+
+  def pool(self, name: str, x: jax.Array) -> jax.Array:
+    """Pools what a layer says; there are networks which normalise after that."""
+    x = max_pool(x, self.pool_size)
+    return self.across_maps(x) if name in self.norm_pooled else x
+
+  def across_maps(self, x: jax.Array) -> jax.Array:
+    """Normalises across the maps of each tower, or of all as if there was one."""
+    if self.norm_joined:
+      return towers.scatter(self.local_response_norm(towers.gather(x)[None])[0], self.num_towers)
+    return self.local_response_norm(x)
+
+
+def both_sides(padding: int | Sequence[int]) -> tuple[int, int]:
+  """Spells out a config's padding: one number for both sides, or (top and left, bottom and right)."""
+  return (padding, padding) if isinstance(padding, int) else tuple(padding)
 
 
 class Network(NamedTuple):
@@ -215,7 +230,10 @@ def check(config: ConfigDict) -> None:
     f'is unknown; choose {" or ".join(map(repr, NONLINEARITIES))}',
   )
   for name, padding in config.padding.items():
-    demand(0 <= padding < WINDOWS[name][0], f'padding.{name}={padding}', f'must be 0 to {WINDOWS[name][0] - 1}')
+    size = WINDOWS[name][0]
+    demand(
+      all(0 <= side < size for side in both_sides(padding)), f'padding.{name}={padding}', f'must be 0 to {size - 1}'
+    )
   norm = config.norm
   demand(norm.size > 0 and norm.size % 2, f'norm.size={norm.size}', 'must be odd and 1 or more; the paper has 5')
   demand(0 < norm.k < math.inf, f'norm.k={norm.k}', 'must be above 0; the paper has 2')
@@ -231,6 +249,8 @@ def check(config: ConfigDict) -> None:
     f'meet={tuple(config.meet)}',
     f'may name {", ".join(LAYERS[1:])}; conv1 reads the image',
   )
+  pooled_norms = tuple(norm.pooled)
+  demand(set(pooled_norms) <= set(POOLED), f'norm.pooled={pooled_norms}', f'may name {", ".join(POOLED)}')
   left_out = [name for name in WINDOWS if name in config.meet and not config.kernels[name]]
   demand(
     not left_out or (left_out == ['conv3'] and not {'conv4', 'conv5'} & set(config.meet)),

@@ -102,7 +102,9 @@ def predict(
   batch, names = np.zeros((batch_size, size, size, 3), np.uint8), []
 
   def ask():
-    log_probs = towers.fetch(trained.mesh, trained.log_probs(batch, evaluate.PROTOCOLS[protocol]))
+    log_probs = towers.fetch(
+      trained.mesh, trained.log_probs(batch, evaluate.PROTOCOLS[protocol](trained.config.border))
+    )
     for path, image, row in zip(names, batch.copy(), log_probs, strict=False):  # the last batch may not be full
       yield Prediction(path, image, row)
 

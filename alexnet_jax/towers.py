@@ -146,6 +146,11 @@ def gather(x: jax.Array) -> jax.Array:
   return jnp.concatenate(list(jax.reshard(x, P(None, 'data'))), axis=-1)  # the all-gather
 
 
+def scatter(x: jax.Array, num_towers: int) -> jax.Array:
+  """Hands each tower its own channels back, the inverse of `gather`: [batch, ..., tower * channel] -> [tower, ...]."""
+  return jax.reshard(jnp.stack(jnp.split(x, num_towers, axis=-1)), MAPS)
+
+
 def broadcast(x: jax.Array, num_towers: int) -> jax.Array:
   """Hands each tower its copy of what all see: [batch, ...] -> [tower, batch, ...]."""
   return jnp.broadcast_to(x, (num_towers, *x.shape), out_sharding=MAPS)

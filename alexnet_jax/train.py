@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, data, evaluate, fields, model, optimizer, statistics, step, towers, workdir
+from alexnet_jax import data, evaluate, fields, model, optimizer, statistics, step, towers, transfer, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError
 from alexnet_jax.progress import Progress
@@ -30,6 +30,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     RunError: if the data cannot be read, or the loss is not finite; checkpoints stay as they are.
   """
   fields.check(config)
+  transfer.check(config)
   print(towers.versions())
   mesh = towers.make_mesh(
     config.mesh.data,
@@ -40,7 +41,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   print(towers.describe(mesh))
   train, validation, test = data.open_splits(
     config.data,
-    config.model.image_size + augment.BORDER,
+    config.model.image_size + config.model.border,
     (config.data.train_split, config.data.validation_split, config.data.test_split),
   )
   evaluate.check_submission(test, config)
@@ -70,6 +71,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     ):
       if checkpoints.newest_step() is None:
         state = step.init_state(init_key, network=network, hyper=hyper)
+        if config.init_from:
+          state = state._replace(params=transfer.initial_params(state.params, config, mesh))
       else:
         state, kept = checkpoints.restore(step.abstract_state(network, hyper), mesh)
         schedule.restore(kept['schedule'])

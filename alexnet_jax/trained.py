@@ -19,9 +19,9 @@ from alexnet_jax.model import LAYERS, Network, build
 class Trained(NamedTuple):
   """A network with its parameters, and what belongs to them.
 
-  Images are always stored images, [batch, size, size, rgb] uint8, 32 pixels larger than what the network sees (section
-  4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a multiple of the data
-  axis of the mesh.
+  Images are always stored images, [batch, size, size, rgb] uint8, `config.border` pixels larger than what the network
+  sees (section 4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a
+  multiple of the data axis of the mesh.
 
   Attributes:
     network: the network.
@@ -62,13 +62,13 @@ class Trained(NamedTuple):
       looks = (ask(self.params, images, self.mean_image, *self._traced(view)) for view in views)
       return functools.reduce(jnp.logaddexp, looks) - np.float32(np.log(len(views)))
 
-  def activations(self, images: np.ndarray, stage: str, view: augment.View = augment.CENTRE) -> jax.Array:
+  def activations(self, images: np.ndarray, stage: str, view: augment.View | None = None) -> jax.Array:
     """Computes what a stage of the network says of a view of each image.
 
     Args:
       images: stored images, on the devices or this process's share of them.
       stage: 'conv1', 'pool1', 'conv2', ... 'fc7', 'fc8', see `stages`.
-      view: the view.
+      view: the view; the centre patch if none is given.
 
     Returns:
       [batch, height, width, channel] or [batch, unit] float32, see `model.AlexNet.activations`.
@@ -76,6 +76,7 @@ class Trained(NamedTuple):
     Raises:
       UsageError: if the network has no such stage.
     """
+    view = view or augment.centre(self.config.border)
     ask = functools.partial(step.activations, network=self.network, image_size=self.config.image_size, stage=stage)
     with jax.set_mesh(self.mesh):
       try:
@@ -84,16 +85,17 @@ class Trained(NamedTuple):
         self.shape(stage)
         raise
 
-  def saliency(self, images: np.ndarray, view: augment.View = augment.CENTRE) -> jax.Array:
+  def saliency(self, images: np.ndarray, view: augment.View | None = None) -> jax.Array:
     """Computes how the log-probability of each image's top class changes with the pixels of a view.
 
     Args:
       images: stored images, on the devices or this process's share of them.
-      view: the view.
+      view: the view; the centre patch if none is given.
 
     Returns:
       [batch, height, width, rgb] float32, nats for a grey level, in the places of the view.
     """
+    view = view or augment.centre(self.config.border)
     ask = functools.partial(step.saliency, network=self.network, image_size=self.config.image_size)
     with jax.set_mesh(self.mesh):
       return ask(self.params, self._put(images), self.mean_image, *self._traced(view))
@@ -118,7 +120,7 @@ class Trained(NamedTuple):
 
   def _traced(self, view):
     """The view of the image and that of the mean image, as numbers of one type, so that all views share a program."""
-    for one in (view, augment.mean_view(view, self.config.centre_mean)):
+    for one in (view, augment.mean_view(view, self.config.centre_mean, self.config.border)):
       yield augment.View(np.int32(one.top), np.int32(one.left), np.bool_(one.mirrored))
 
 
@@ -152,7 +154,7 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
     num_tower: devices that share the towers; 0 for 2 where the number of devices is even.
 
   Raises:
-    UsageError: if there is no run or checkpoint, or the devices do not fit it.
+    UsageError: if there is no run or checkpoint, it is not that of its config, or the devices do not fit it.
   """
   config = workdir.load_config(folder).model
   class_names = workdir.load_classes(folder)
@@ -164,5 +166,11 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
   with jax.set_mesh(mesh):
     network = build(config, len(class_names))
     abstract_params = jax.eval_shape(network.init, jax.random.key(0))
+  shapes = jax.tree.map(lambda x: x.shape, abstract_params)
+  if differing := checkpoint.differing(checkpoint.param_shapes(folder, num_steps), shapes):
+    raise UsageError(
+      f'the checkpoint of step {num_steps:,} in {folder} does not fit config.json and classes.txt there '
+      f'({"; ".join(differing)}); put back those of the run.'
+    )
   params = checkpoint.load_params(folder, num_steps, abstract_params, mesh)
   return Trained(network, params, mean_image, class_names, num_steps, config, mesh)

@@ -68,6 +68,16 @@ def check(folder: pathlib.Path, config: ConfigDict) -> None:
     )
 
 
+def check_free(folder: pathlib.Path) -> None:
+  """Checks that a folder holds no run.
+
+  Raises:
+    UsageError: if it does.
+  """
+  if _has_checkpoints(folder):
+    raise UsageError(f'{folder} holds a run already; choose another folder.')
+
+
 def start(folder: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:
   """Keeps what describes the run in a folder that `check` found good.
 

@@ -9,6 +9,7 @@ Variants are functions of this file, applied one after the other: configs/alexne
 its section of the paper. 'Paper:' marks where we had to choose or depart from it.
 """
 
+import itertools
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -29,12 +30,16 @@ def paper() -> ConfigDict:
   config.checkpoint_every = 0  # steps between checkpoints; 0: once an epoch
   config.log_every = 10  # steps between lines on the terminal and points of the TensorBoard curves
 
+  config.init_from = ''  # section 6: folder of a run from which layers are taken by name, instead of drawn
+  config.init_fresh = ()  # layers that are drawn all the same
+
   config.mesh = ConfigDict()
   config.mesh.data = 0  # devices that share a batch; 0: what the tower axis leaves
   config.mesh.tower = 0  # devices that share the towers, 1 or 2; 0: 2 where the number of devices is even
 
   config.model = ConfigDict()
-  config.model.image_size = 224  # section 4.1; images are stored 32 pixels larger, 256 in the paper
+  config.model.image_size = 224  # section 4.1
+  config.model.border = 32  # section 4.1: pixels by which the stored images are larger, 256 in the paper
   config.model.centre_mean = False  # section 2: the mean is cropped like the image; True: its centre, for every crop
   config.model.num_towers = 2  # section 3.2; 1 for the one-GPU network
   config.model.width = 1.0  # factor on the numbers that follow
@@ -42,7 +47,9 @@ def paper() -> ConfigDict:
   config.model.kernels.update(conv1=48, conv2=128, conv3=192, conv4=192, conv5=128, conv6=0, fc6=2048, fc7=2048)
   config.model.kernels.bottleneck = 0  # linear units before fc8, for very many classes (facts, 4)
   config.model.meet = ('conv3', 'fc6', 'fc7', 'fc8')  # figure 2: layers that read both towers
-  config.model.padding = ConfigDict({'conv2': 2, 'conv5': 1})  # figure 2: maps keep their size
+  # Zeros around maps: on each side, or (above and left, below and right). Figure 2: 224 pixels give 55 outputs a row,
+  # so that the last window of conv1 ends 3 pixels outside (facts, 1.3); the other layers keep the size of their maps.
+  config.model.padding = ConfigDict({'conv1': (0, 3), 'conv2': 2, 'conv5': 1})
   config.model.pool_size = 3  # section 3.4: z = 3 with s = 2
   config.model.nonlinearity = 'relu'  # section 3.1; or 'tanh'
   config.model.norm = ConfigDict()
@@ -50,6 +57,8 @@ def paper() -> ConfigDict:
   config.model.norm.after = ('conv1', 'conv2')  # section 3.5: layers whose outputs are normalised
   config.model.norm.before = ()  # layers normalised before the nonlinearity instead
   config.model.norm.within = ()  # layers normalised once more, each map within itself
+  config.model.norm.pooled = ()  # layers normalised after they are pooled instead
+  config.model.norm.joined = False  # facts, 1.2: within a tower; True: across the maps of all towers as one
   config.model.dropout = True  # section 4.2, in fc6 and fc7
   config.model.init_std = ConfigDict({name: 0.01 for name in LAYERS})  # section 5
   config.model.init_bias = ConfigDict({name: 0.0 for name in LAYERS})  # section 5 ...
@@ -129,6 +138,22 @@ def ilsvrc2010(config: ConfigDict) -> None:
   config.log_every = 100
 
 
+def fall2009(config: ConfigDict) -> None:
+  """ImageNet, Fall 2009: 10,184 classes, made by `python -m alexnet_jax.prepare synsets TAR --name=fall2009`."""
+  _synsets(config, 'fall2009')
+
+
+def fall2011(config: ConfigDict) -> None:
+  """ImageNet, Fall 2011: 22 thousand classes, made by `python -m alexnet_jax.prepare synsets TAR --name=fall2011`."""
+  _synsets(config, 'fall2011')
+
+
+def _synsets(config, name):
+  config.data.name = f'ilsvrc/{name}'
+  config.data.train_split, config.data.validation_split, config.data.test_split = 'train[:99%]', 'train[99%:]', 'test'
+  config.log_every = 100
+
+
 def imagenette(config: ConfigDict) -> None:
   """Ten easy classes of ImageNet, which TFDS downloads (1.5 GB)."""
   config.data.name = 'imagenette/full-size-v2'
@@ -199,6 +224,31 @@ def as_run(config: ConfigDict) -> None:
   config.data.reshuffle = False
 
 
+# Networks of others, as their weights need them (see `python -m alexnet_jax.weights`).
+
+
+def bvlc_alexnet(config: ConfigDict) -> None:
+  """Caffe's AlexNet: patches of 227 pixels, normalised across both towers with k = 1, alpha / 5 (facts, 1.2, 1.3)."""
+  config.model.image_size, config.model.border = 227, 29
+  config.model.padding.conv1 = (0, 0)
+  config.model.norm.update(k=1.0, alpha=1e-4 / 5, before=(), after=('conv1', 'conv2'), within=(), joined=True)
+  config.augment.offsets = 30
+
+
+def bvlc_reference_caffenet(config: ConfigDict) -> None:
+  """Caffe's CaffeNet: its AlexNet, but pooled before it is normalised (facts, 1.7)."""
+  bvlc_alexnet(config)
+  config.model.norm.after, config.model.norm.pooled = (), ('conv1', 'conv2')
+
+
+def torchvision(config: ConfigDict) -> None:
+  """The network of torchvision: one tower of other widths, padded by 2, without normalisation."""
+  config.model.num_towers = 1
+  config.model.kernels.update(conv1=64, conv2=192, conv3=384, conv4=256, conv5=256, fc6=4096, fc7=4096)
+  config.model.padding.conv1 = (2, 2)
+  config.model.norm.before = config.model.norm.after = config.model.norm.within = ()
+
+
 # What was taken away, or added.
 
 
@@ -225,6 +275,59 @@ def run150(config: ConfigDict) -> None:
   config.model.kernels.update(conv2=160, fc6=4096)
 
 
+def bottleneck(config: ConfigDict) -> None:
+  """1024 + 1024 linear units before fc8, for a head of 21,843 classes (facts, 4)."""
+  config.model.kernels.bottleneck = 2048 // config.model.num_towers
+  config.model.meet += ('bottleneck',)
+
+
+def finetune(config: ConfigDict) -> None:
+  """All of the network that `init_from` names but its last layer, which learns ten times as fast as the others."""
+  config.init_fresh = ('fc8',)
+  config.optimizer.rate *= 0.1
+  config.optimizer.layer_factor.fc8 = 10.0
+
+
+def run146_2009(config: ConfigDict) -> None:
+  """Pre-training of the networks with a star, first part: conv1 to conv5 of run 145, on Fall 2009 (facts, 4)."""
+  _pretrain(config, fresh=('conv6', 'fc6', 'fc7', 'fc8'), num_epochs=6.65, slow_from=2.16)
+
+
+def run146_2011(config: ConfigDict) -> None:
+  """Their pre-training, second part: conv1 to conv6 of run 146-2009, on Fall 2011 (facts, 4)."""
+  bottleneck(config)
+  _pretrain(config, fresh=('fc6', 'fc7', 'bottleneck', 'fc8'), num_epochs=8.11, slow_from=6)
+
+
+def _pretrain(config, fresh, num_epochs, slow_from):
+  """Fresh layers learn ten times as fast as the others until the epoch `slow_from`. No other change is recorded."""
+  as_run(config)
+  conv6(config)
+  if config.data.name in ('ilsvrc/fall2009', 'ilsvrc/fall2011'):
+    config.num_epochs = num_epochs
+  config.init_fresh = fresh
+  config.augment.colour_until = 1.0
+  config.optimizer.rate, config.optimizer.steps = 0.001, ()
+  config.optimizer.layer_changes.conv1 = ()
+  for name in fresh:
+    config.optimizer.layer_factor[name] = 10.0
+    config.optimizer.layer_changes[name] = ((slow_from / num_epochs, 0.1, 1.0),)
+
+
+def run146_2012(config: ConfigDict) -> None:
+  """Their fine-tuning: all of run 146-2011 but the bottleneck and fc8, on ILSVRC-2012, 54 epochs (facts, 1.6)."""
+  as_run(config)
+  conv6(config)
+  if config.data.name == 'ilsvrc/2012':
+    config.num_epochs = 54
+  config.init_fresh = ('fc8',)
+  config.augment.colour_until = 38 / 54
+  config.optimizer.rate, config.optimizer.steps = 0.001, (22 / 54, 42 / 54)
+  config.optimizer.layer_factor.conv1 = 0.1
+  config.optimizer.layer_changes.conv1 = ((5 / 54, 0.1, 1.0), (7 / 54, 0.0, 0.0))
+  config.optimizer.layer_changes.fc8 = ((300 / (54 * 10_010), 10.0, 10.0), (9 / 54, 1.0, 1.0))  # after 300 batches
+
+
 def without_conv3(config: ConfigDict) -> None:
   """Section 7: conv4 reads both towers' pooled conv2 instead."""
   config.model.kernels.conv3 = 0
@@ -242,7 +345,8 @@ def without_conv5(config: ConfigDict) -> None:
 
 def no_lrn(config: ConfigDict) -> None:
   """No response normalisation of any kind (section 3.3; run 148)."""
-  config.model.norm.before = config.model.norm.after = config.model.norm.within = ()
+  norm = config.model.norm
+  norm.before = norm.after = norm.within = norm.pooled = ()
 
 
 def no_overlap(config: ConfigDict) -> None:
@@ -287,13 +391,26 @@ def by_name(*functions):
   return {function.__name__: function for function in functions}
 
 
-DATASETS = by_name(digits, imagenet2012, ilsvrc2010, imagenette, cifar10)
+DATASETS = by_name(digits, imagenet2012, ilsvrc2010, fall2009, fall2011, imagenette, cifar10)
 # Applied in this order, in whatever order they are named.
-VARIANTS = by_name(as_run, one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)
+VARIANTS = by_name(as_run, bvlc_alexnet, bvlc_reference_caffenet, torchvision)
+VARIANTS |= by_name(one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)
+VARIANTS |= by_name(bottleneck, finetune, run146_2009, run146_2011, run146_2012)
 VARIANTS |= by_name(no_lrn, no_overlap, tanh, no_dropout, no_colour, no_augmentation, no_decay, zero_bias)
+RUN_146 = ('run146_2009', 'run146_2011', 'run146_2012')
 CONFLICTS = {
+  **{pair: 'each is a run of its own' for pair in itertools.combinations(RUN_146, 2)},
+  **{('conv6', run): 'it has conv6 already' for run in RUN_146},
+  **{('finetune', run): 'it says itself what is fine-tuned' for run in RUN_146},
+  ('bottleneck', 'run146_2011'): 'it has a bottleneck already',
   ('one_tower', 'no_communication'): 'a single tower has no other to meet',
   ('one_tower', 'run150'): 'a single tower has no other to meet',
+  ('bvlc_alexnet', 'bvlc_reference_caffenet'): 'these are two networks',
+  ('bvlc_alexnet', 'torchvision'): 'these are two networks',
+  ('bvlc_reference_caffenet', 'torchvision'): 'these are two networks',
+  ('one_tower', 'torchvision'): 'torchvision has one tower already, and of other widths',
+  ('torchvision', 'no_communication'): 'a single tower has no other to meet',
+  ('torchvision', 'run150'): 'a single tower has no other to meet',
   ('no_communication', 'run150'): 'run150 is without communication already, and of other widths',
   ('without_conv3', 'without_conv4', 'without_conv5'): 'of these layers one must stay',
 }

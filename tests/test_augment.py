@@ -9,7 +9,7 @@ IMAGENET_COVARIANCE = np.cov(np.random.default_rng(7).normal(size=(3, 50)) * 60)
 
 def draw(count, **settings):
   config = ConfigDict(dict(crop=True, mirror=True, offsets=32, shared_by=1) | settings)
-  return augment.random_views(np.random.default_rng(0), count, config)
+  return augment.random_views(np.random.default_rng(0), count, config, 32)
 
 
 @pytest.mark.parametrize('num_offsets', [32, 33])
@@ -48,9 +48,9 @@ def test_consecutive_images_share_a_view(shared_by):
 
 def test_the_mean_image_is_cut_like_the_image_or_at_its_centre():
   view = augment.View(3, 30, True)
-  assert augment.mean_view(view, centre_mean=False) == view
-  assert augment.mean_view(view, centre_mean=True) == (16, 16, False)
-  centres = augment.mean_view(draw(5), centre_mean=True)
+  assert augment.mean_view(view, False, 32) == view
+  assert augment.mean_view(view, True, 32) == (16, 16, False)
+  centres = augment.mean_view(draw(5), True, 32)
   assert [field.dtype for field in centres] == [np.int32, np.int32, bool]
   assert np.stack(centres, 1).tolist() == [[16, 16, 0]] * 5
 
@@ -81,8 +81,18 @@ def test_grey_data_shifts_all_channels_alike():
 
 
 def test_the_ten_views_are_four_corners_and_the_centre_and_their_reflections():
-  views = augment.ten_views()
+  views = augment.ten_views(32)
   assert len(set(views)) == 10
   assert {(v.top, v.left) for v in views} == {(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)}
   assert sum(v.mirrored for v in views) == 5
-  assert augment.centre_view() == (augment.View(16, 16, False),)
+  assert augment.centre_view(32) == (augment.View(16, 16, False),)
+
+
+def test_patches_of_227_pixels_have_other_places():
+  """In images of 256 pixels there are 0 to 29 (facts, 1.3), and 14 is the centre, as Caffe rounds."""
+  places = {(view.top, view.left) for view in augment.ten_views(29)}
+  assert places == {(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)}
+  assert augment.centre_view(29) == (augment.View(14, 14, False),)
+  assert augment.mean_view(augment.View(3, 29, True), True, 29) == (14, 14, False)
+  config = ConfigDict(dict(crop=False, mirror=True, offsets=30, shared_by=1))
+  assert np.all(augment.random_views(np.random.default_rng(0), 5, config, 29).top == 14)

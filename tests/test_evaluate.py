@@ -71,7 +71,7 @@ def test_predictions_are_kept_in_order_and_read_until_the_network_is_another(con
   assert kept.log_probs.shape == (360, 10)
   np.testing.assert_array_equal(kept.labels, [int(test_source[i]['label']) for i in range(360)])
   image = np.stack([test_source[i]['image'] for i in (7, 300)])
-  np.testing.assert_allclose(kept.log_probs[[7, 300]], trained.log_probs(image, (augment.CENTRE,)), rtol=1e-4)
+  np.testing.assert_allclose(kept.log_probs[[7, 300]], trained.log_probs(image, (augment.centre(32),)), rtol=1e-4)
 
   def nobody():
     raise AssertionError('asked again')

@@ -127,6 +127,8 @@ def test_any_size_of_image_from_64(one_device, size):
     ('meet', ('fc9',), 'may name conv2, .*fc8'),
     ('meet', ('conv3', 'conv6', 'fc6', 'fc7', 'fc8'), 'has conv6 without kernels; only conv3'),
     ('padding.conv5', 3, 'padding.conv5=3 must be 0 to 2'),
+    ('padding.conv1', (0, 11), r'padding.conv1=\(0, 11\) must be 0 to 10'),
+    ('norm.pooled', ('conv3',), 'norm.pooled=.* may name conv1, conv2, conv5'),
     ('norm.size', 4, 'norm.size=4 must be odd'),
     ('norm.size', -1, 'norm.size=-1 must be odd'),
     ('norm.k', -1.0, 'norm.k=-1.0 must be above 0'),

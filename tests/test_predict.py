@@ -59,7 +59,7 @@ def test_pictures_get_the_classes_that_the_network_gives_them(run, pictures, con
   network = trained.load(run, batch_size=1, num_data=1)
   for i in (0, 20, 34):
     image = images.read_square(pictures / f'{i:02}.png', 96)[None]
-    probs = np.exp(np.asarray(network.log_probs(image, augment.ten_views()))[0])
+    probs = np.exp(np.asarray(network.log_probs(image, augment.ten_views(32)))[0])
     best = np.argsort(-probs)[:5]
     assert [row['class'] for row in found['pictures'][i]['classes']] == [NAMES[label] for label in best]
     np.testing.assert_allclose([row['probability'] for row in found['pictures'][i]['classes']], probs[best], rtol=1e-4)
@@ -98,6 +98,6 @@ def test_what_a_stage_says(run, config):
   for stage, shape in network.stages().items():
     assert network.activations(image, stage).shape == (4, *shape)
   log_probs = jax.nn.log_softmax(np.asarray(network.activations(image, 'fc8')))
-  np.testing.assert_allclose(log_probs, network.log_probs(image, (augment.CENTRE,)), rtol=1e-5)
+  np.testing.assert_allclose(log_probs, network.log_probs(image, (augment.centre(32),)), rtol=1e-5)
   with pytest.raises(UsageError, match="this network has no 'conv7'; it has conv1, "):
     network.activations(image, 'conv7')

@@ -120,7 +120,7 @@ def test_a_view_is_cropped_and_mirrored_after_the_mean_is_subtracted(one_device)
   np.testing.assert_allclose(ours, expected((images - MEAN)[:, 32:96, 5:69][:, :, ::-1]), rtol=1e-5, atol=1e-5)
 
   as_run = step.log_probs(
-    params, towers.put_batch(one_device, images), jnp.asarray(MEAN), view, augment.CENTRE, **constants
+    params, towers.put_batch(one_device, images), jnp.asarray(MEAN), view, augment.centre(32), **constants
   )
   x = images[:, 32:96, 5:69][:, :, ::-1] - MEAN[16:80, 16:80]
   np.testing.assert_allclose(as_run, expected(x), rtol=1e-5, atol=1e-5)

@@ -24,6 +24,12 @@ EXPECTED = {
   'without_conv3': (UNCHANGED - 663_936, 5),  # conv4 is as large as conv3 was, since it reads both towers
   'without_conv4': (UNCHANGED - 663_936, 5),
   'without_conv5': (UNCHANGED - 442_624 + 6 * 6 * (384 - 256) * 4096, 5),
+  # 4096*2048 + 2048 in the bottleneck, and an fc8 of 2048*1000 + 1000
+  'bottleneck': (UNCHANGED + 8_390_656 - 2_048_000, 6),
+  'finetune': (UNCHANGED, 5),
+  'run146_2009': (61_555_304, 6),
+  'run146_2011': (61_555_304 + 8_390_656 - 2_048_000, 7),
+  'run146_2012': (61_555_304, 6),
   'no_lrn': (UNCHANGED, 5),
   'no_overlap': (UNCHANGED, 5),
   'tanh': (UNCHANGED, 5),
@@ -32,6 +38,9 @@ EXPECTED = {
   'no_augmentation': (UNCHANGED, 5),
   'no_decay': (UNCHANGED, 5),
   'zero_bias': (UNCHANGED, 5),
+  'bvlc_alexnet': (UNCHANGED, 7),  # the two normalisations read both towers, too
+  'bvlc_reference_caffenet': (UNCHANGED, 7),
+  'torchvision': (61_100_840, None),  # as torchvision's documentation counts
 }
 # The shapes that differ from those of the paper: kernels, and what comes out for a batch of 4.
 PAPER_SHAPES = {
@@ -44,6 +53,11 @@ PAPER_SHAPES = {
   'fc7': ((2, 4096, 2048), (2, 4, 2048)),
   'fc8': ((2, 4096, 500), (2, 4, 500)),
 }
+CONV6 = {'conv6': ((2, 3, 3, 256, 128), (2, 4, 6, 6, 128))}
+BOTTLENECK = {
+  'bottleneck': ((2, 4096, 1024), (2, 4, 1024)),
+  'fc8': ((2, 2048, 500), (2, 4, 500)),
+}
 OTHER_SHAPES = {
   'one_tower': {
     'conv1': ((1, 11, 11, 3, 48), (1, 4, 55, 55, 48)),
@@ -55,7 +69,11 @@ OTHER_SHAPES = {
     'fc7': ((1, 4096, 4096), (1, 4, 4096)),
     'fc8': ((1, 4096, 1000), (1, 4, 1000)),
   },
-  'conv6': {'conv6': ((2, 3, 3, 256, 128), (2, 4, 6, 6, 128))},
+  'conv6': CONV6,
+  'bottleneck': BOTTLENECK,
+  'run146_2009': CONV6,
+  'run146_2011': CONV6 | BOTTLENECK,
+  'run146_2012': CONV6,
   'no_communication': {
     'conv3': ((2, 3, 3, 128, 192), (2, 4, 13, 13, 192)),
     'fc6': ((2, 4608, 2048), (2, 4, 2048)),
@@ -70,6 +88,16 @@ OTHER_SHAPES = {
   'without_conv3': {'conv3': None, 'conv4': ((2, 3, 3, 256, 192), (2, 4, 13, 13, 192))},
   'without_conv4': {'conv4': None},
   'without_conv5': {'conv5': None, 'fc6': ((2, 13_824, 2048), (2, 4, 2048))},
+  'torchvision': {
+    'conv1': ((1, 11, 11, 3, 64), (1, 4, 55, 55, 64)),
+    'conv2': ((1, 5, 5, 64, 192), (1, 4, 27, 27, 192)),
+    'conv3': ((1, 3, 3, 192, 384), (1, 4, 13, 13, 384)),
+    'conv4': ((1, 3, 3, 384, 256), (1, 4, 13, 13, 256)),
+    'conv5': ((1, 3, 3, 256, 256), (1, 4, 13, 13, 256)),
+    'fc6': ((1, 9216, 4096), (1, 4, 4096)),
+    'fc7': ((1, 4096, 4096), (1, 4, 4096)),
+    'fc8': ((1, 4096, 1000), (1, 4, 1000)),
+  },
   'no_overlap': {
     'conv2': ((2, 5, 5, 48, 128), (2, 4, 26, 26, 128)),
     'conv5': ((2, 3, 3, 192, 128), (2, 4, 11, 11, 128)),
@@ -99,13 +127,25 @@ def test_parameters_and_shapes_at_full_width(variant, one_device, monkeypatch):
     return y
 
   monkeypatch.setattr(model.AlexNet, 'layer', spy)
-  network = model.build(alexnet.get_config('' if variant == 'paper' else variant).model, 1000)
+  config = alexnet.get_config('' if variant == 'paper' else variant).model
+  network = model.build(config, 1000)
   params = jax.eval_shape(network.init, jax.random.key(0))
-  logits = jax.eval_shape(network.apply, params, image_shape(one_device, 4, 224))
+  logits = jax.eval_shape(network.apply, params, image_shape(one_device, 4, config.image_size))
   assert logits.shape == (4, 1000)
   assert sum(x.size for x in jax.tree.leaves(params)) == EXPECTED[variant][0]
   expected = PAPER_SHAPES | OTHER_SHAPES.get(variant, {})
   assert found == {name: shapes for name, shapes in expected.items() if shapes}
+
+
+@pytest.mark.parametrize(
+  ('variant', 'num_classes', 'num_params'), [('run146_2009', 10_184, 99_182_152), ('run146_2011', 21_843, 110_605_267)]
+)
+def test_pre_training_has_as_many_parameters_as_in_2012(variant, num_classes, num_params, one_device):
+  """Facts, 1.8; an odd number of classes leaves a unit of fc8 that is not counted."""
+  network = model.build(alexnet.get_config(variant).model, num_classes)
+  params = jax.eval_shape(network.init, jax.random.key(0))
+  surplus = (params['fc8']['bias'].size - num_classes) * (params['fc8']['kernel'].shape[1] + 1)
+  assert sum(x.size for x in jax.tree.leaves(params)) - surplus == num_params
 
 
 @pytest.mark.parametrize('variant', [name for name, (_, gathers) in EXPECTED.items() if gathers is not None])
@@ -166,7 +206,8 @@ def dropout_masks(params, batch, key):
 
 
 AT_FULL_WIDTH = ('paper', 'as_run', 'one_tower', 'no_overlap', 'no_communication', 'run150', 'conv6')
-SAME_NETWORK = ('no_colour', 'no_augmentation', 'no_decay', 'zero_bias')  # they change training, not the network
+# They change training, not the network; or the network is one that is compared already.
+SAME_NETWORK = ('no_colour', 'no_augmentation', 'no_decay', 'zero_bias', 'finetune', 'run146_2009', 'run146_2012')
 
 
 @pytest.mark.parametrize('variant', [name for name in EXPECTED if name not in SAME_NETWORK])
@@ -247,7 +288,8 @@ def test_variants_compute_the_same_on_every_mesh(variant):
 
 @pytest.mark.parametrize('first', alexnet.VARIANTS)
 def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_device):
-  for second in alexnet.VARIANTS:
+  names = list(alexnet.VARIANTS)
+  for second in names[names.index(first) :]:
     try:
       config = alexnet.get_config(f'ilsvrc2010,{first},{second}')
     except ValueError as error:
@@ -256,7 +298,8 @@ def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_devic
     fields.check(config)
     network = model.build(config.model, 1000)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    assert jax.eval_shape(network.apply, params, image_shape(one_device, 4, 224)).shape == (4, 1000)
+    x = image_shape(one_device, 4, config.model.image_size)
+    assert jax.eval_shape(network.apply, params, x).shape == (4, 1000)
 
 
 @pytest.mark.parametrize(
