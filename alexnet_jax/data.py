@@ -296,13 +296,16 @@ def _generator(seed, purpose, number):
   return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), number)))
 
 
-def evaluation_batches(source: Source, config: ConfigDict, *, share: tuple[int, int]) -> Iterator[Batch]:
+def evaluation_batches(
+  source: Source, config: ConfigDict, *, share: tuple[int, int], first: int = 0
+) -> Iterator[Batch]:
   """Streams every example once, in order; the last batch is filled up with blanks of weight 0.
 
   Args:
     source: examples at the stored size.
     config: the whole config.
     share: (index, count): which of `count` equal shares of each batch to yield.
+    first: batches to leave out at the beginning.
 
   Yields:
     'image' [batch / count, size, size, rgb] uint8, 'label' [batch / count] int32, 'weight' [batch / count] float32.
@@ -323,7 +326,7 @@ def evaluation_batches(source: Source, config: ConfigDict, *, share: tuple[int, 
     return batch
 
   num_batches = -(-len(source) // config.eval.batch_size)
-  return iter(_read(grain.MapDataset.range(num_batches).map(load), config))
+  return iter(_read(grain.MapDataset.range(first, num_batches).map(load), config))
 
 
 def _read(batches, config):

@@ -77,7 +77,7 @@ def predict_files(paths: Sequence[str], folder: pathlib.Path, config: ConfigDict
     if suffix == '.json':
       pathlib.Path(output).write_text(json.dumps({'pictures': listed, 'skipped': skipped}, indent=2) + '\n')
     elif suffix:
-      draw(drawn, trained.class_names).savefig(output)
+      draw(drawn, trained.class_names).savefig(output, bbox_inches='tight')
   except OSError as error:
     raise RunError(f'{output} cannot be written ({error.strerror}).') from error
   return len(skipped)
@@ -124,8 +124,8 @@ def predict(
 
 def draw(predictions: Sequence[Prediction], class_names: Sequence[str]):
   """Draws pictures with their best classes; returns a matplotlib figure."""
-  from alexnet_jax import figures  # matplotlib takes a while
+  from alexnet_jax import drawing  # matplotlib takes a while
 
-  return figures.draw_predictions(
+  return drawing.draw_predictions(
     np.stack([one.image for one in predictions]), np.stack([one.log_probs for one in predictions]), class_names
   )

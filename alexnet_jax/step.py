@@ -149,6 +149,32 @@ def activations(
   return network.activations(params, _centred(images, mean_image, view, mean_view, image_size))[stage]
 
 
+@functools.partial(jax.jit, static_argnames=('network', 'image_size'))
+def saliency(
+  params: dict,
+  images: jax.Array,
+  mean_image: jax.Array,
+  view: View,
+  mean_view: View,
+  *,
+  network: Network,
+  image_size: int,
+) -> jax.Array:
+  """Computes how the log-probability of each image's top class changes with each of the pixels in a view.
+
+  The arguments are those of `log_probs`.
+
+  Returns:
+    [batch, height, width, rgb] float32, nats for a grey level, in the places of the view.
+  """
+
+  def top_log_prob(x):
+    scores = jax.nn.log_softmax(network.apply(params, x))
+    return jnp.sum(label_log_prob(scores, jnp.argmax(scores, axis=-1)))
+
+  return jax.grad(top_log_prob)(_centred(images, mean_image, view, mean_view, image_size))
+
+
 def _centred(images, mean_image, view, mean_view, image_size):
   return look(images.astype(jnp.float32), view, image_size) - look(mean_image, mean_view, image_size)
 

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, checkpoint, step, towers, workdir
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model import Network, build
+from alexnet_jax.model import LAYERS, POOLED, Network, build
+
+POOLS = tuple(name.replace('conv', 'pool') for name in POOLED)
 
 
 class Trained(NamedTuple):
@@ -76,22 +78,42 @@ class Trained(NamedTuple):
     Raises:
       UsageError: if the network has no such stage.
     """
-    if stage not in self.stages():
-      raise UsageError(f"this network has no '{stage}'; it has {', '.join(self.stages())}.")
     view = view or augment.centre(self.config.border)
+    if stage not in (*self.params, *POOLS):
+      self.shape(stage)  # says what there is
     ask = functools.partial(step.activations, network=self.network, image_size=self.config.image_size, stage=stage)
     with jax.set_mesh(self.mesh):
       return ask(self.params, self._put(images), self.mean_image, *self._traced(view))
 
+  def saliency(self, images: np.ndarray, view: augment.View | None = None) -> jax.Array:
+    """Computes how the log-probability of each image's top class changes with the pixels of a view.
+
+    Args:
+      images: stored images, on the devices or this process's share of them.
+      view: the view; the centre patch if none is given.
+
+    Returns:
+      [batch, height, width, rgb] float32, nats for a grey level, in the places of the view.
+    """
+    view = view or augment.centre(self.config.border)
+    ask = functools.partial(step.saliency, network=self.network, image_size=self.config.image_size)
+    with jax.set_mesh(self.mesh):
+      return ask(self.params, self._put(images), self.mean_image, *self._traced(view))
+
+  def shape(self, stage: str) -> tuple[int, ...]:
+    """Returns the shape of what a stage says of one image.
+
+    Raises:
+      UsageError: if the network has no such stage.
+    """
+    stages = self.stages()
+    if stage not in stages:
+      raise UsageError(f"this network has no '{stage}'; it has {', '.join(stages)}.")
+    return stages[stage]
+
   def stages(self) -> dict[str, tuple[int, ...]]:
     """Returns the shape of what each stage says of one image: {'conv1': (55, 55, 96), ..., 'fc8': (1000,)}."""
-    num_images, side = self.mesh.shape['data'], self.config.image_size
-    with jax.set_mesh(self.mesh):
-      images = jax.ShapeDtypeStruct(
-        (num_images, side, side, 3), jnp.float32, sharding=jax.NamedSharding(self.mesh, towers.BATCH)
-      )
-      shapes = jax.eval_shape(self.network.activations, self.params, images)
-    return {name: x.shape[1:] for name, x in shapes.items()}
+    return stage_shapes(self.network, self.params, self.config.image_size, self.mesh)
 
   def _put(self, images):
     return images if isinstance(images, jax.Array) else towers.put_batch(self.mesh, images)
@@ -100,6 +122,26 @@ class Trained(NamedTuple):
     """The view of the image and that of the mean image, as numbers of one type, so that all views share a program."""
     for one in (view, augment.mean_view(view, self.config.centre_mean, self.config.border)):
       yield augment.View(np.int32(one.top), np.int32(one.left), np.bool_(one.mirrored))
+
+
+def stage_shapes(network: Network, params: dict, image_size: int, mesh: Mesh) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of what each stage of a network says of one image, in their order; nothing is computed.
+
+  Args:
+    network: built for the mesh.
+    params: its parameters, or their shapes.
+    image_size: side of what it sees, pixels.
+    mesh: the devices.
+  """
+  with jax.set_mesh(mesh):
+    images = jax.ShapeDtypeStruct(
+      (mesh.shape['data'], image_size, image_size, 3),
+      jnp.float32,
+      sharding=jax.NamedSharding(mesh, towers.BATCH),
+    )
+    shapes = jax.eval_shape(network.activations, params, images)
+  in_order = (stage for name in LAYERS for stage in (name, name.replace('conv', 'pool')))
+  return {stage: shapes[stage].shape[1:] for stage in dict.fromkeys(in_order) if stage in shapes}
 
 
 def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower: int = 0) -> Trained:

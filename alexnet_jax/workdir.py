@@ -6,6 +6,7 @@ classes.txt      names of the classes, one a line, in the order of the labels
 checkpoints/     see `checkpoint.py`
 tensorboard/     curves
 results.json     the last evaluation
+features/        of the training images, see `figures.py`; may be removed
 predictions/     what was predicted for a split, see `predictions.py`
 submission.txt   the five best classes of each image, as ILSVRC takes them
 """

@@ -1,5 +1,6 @@
 """Four simulated devices for every test, and the fixtures that several files share."""
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -8,11 +9,14 @@ import pathlib
 os.environ['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 4)
 
-from alexnet_jax import data, towers  # noqa: E402
+from alexnet_jax import data, model, step, towers, workdir  # noqa: E402
+from alexnet_jax.checkpoint import Checkpoints  # noqa: E402
+from alexnet_jax.statistics import Statistics  # noqa: E402
 from configs import alexnet  # noqa: E402
 
 SHARED_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
@@ -54,6 +58,10 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def config(data_dir):
   """The default recipe, with a network small enough for a test: 3 + 3 kernels in conv1, images of 64 pixels."""
+  return small_config(data_dir)
+
+
+def small_config(data_dir):
   config = alexnet.get_config()
   config.data.dir = str(data_dir)
   config.model.image_size = 64
@@ -63,6 +71,23 @@ def config(data_dir):
   config.num_steps = 4
   config.mesh.data = config.mesh.tower = 1
   return config
+
+
+@pytest.fixture(scope='session')
+def run_folder(data_dir, tmp_path_factory):
+  """The folder of a run of the small network on the digits, which took no step; what it says of images differs."""
+  folder = tmp_path_factory.mktemp('runs') / 'small'
+  config = small_config(data_dir)
+  config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
+  (train,) = data.open_splits(config.data, 96, [config.data.train_split])
+  workdir.check(folder, config)
+  mean_image = np.random.default_rng(0).uniform(60, 100, (96, 96, 3))
+  workdir.start(folder, config, Statistics(mean_image, 1000 * np.eye(3), len(train)), train.class_names)
+  with jax.set_mesh(mesh(1, 1)), contextlib.closing(Checkpoints(folder)) as checkpoints:
+    network = model.build(config.model, 10)
+    hyper = step.hyperparameters(config.optimizer)
+    checkpoints.save(7, step.init_state(jax.random.key(0), network=network, hyper=hyper), {})
+  return folder
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ ORDER += [
   'memory',
   'cache',
   'images',
+  'drawing',
   'datasets',
   'data',
   'statistics',
@@ -26,6 +27,9 @@ ORDER += [
   'workdir',
   'checkpoint',
   'trained',
+  'architecture',
+  'neighbours',
+  'features',
   'interchange',
   'caffe',
   'torchvision',
@@ -41,6 +45,7 @@ ORDER += [
   'train',
   'shards',
   'prepare',
+  'figures',
 ]
 
 

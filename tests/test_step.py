@@ -8,7 +8,8 @@ from configs import alexnet
 from tests.conftest import mesh
 
 HYPER = step.hyperparameters(alexnet.paper().optimizer)
-RATES = {name: {'kernel': np.float32(1e-4), 'bias': np.float32(1e-4)} for name in alexnet.LAYERS if name != 'conv6'}
+NAMES = [name for name in alexnet.LAYERS if name not in ('conv6', 'bottleneck')]
+RATES = {name: {'kernel': np.float32(1e-4), 'bias': np.float32(1e-4)} for name in NAMES}
 MEAN = np.random.default_rng(1).uniform(80, 150, (96, 96, 3)).astype(np.float32)
 
 
@@ -123,6 +124,25 @@ def test_a_view_is_cropped_and_mirrored_after_the_mean_is_subtracted(one_device)
   )
   x = images[:, 32:96, 5:69][:, :, ::-1] - MEAN[16:80, 16:80]
   np.testing.assert_allclose(as_run, expected(x), rtol=1e-5, atol=1e-5)
+
+
+def test_saliency_is_the_gradient_that_pytorch_finds(one_device):
+  torch = pytest.importorskip('torch')
+  from tests import reference
+
+  network = small()
+  params = jax.jit(network.init)(jax.random.key(0))
+  images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
+  view = augment.View(np.int32(3), np.int32(20), np.bool_(True))
+  ours = step.saliency(
+    params, towers.put_batch(one_device, images), jnp.asarray(MEAN), view, view, network=network, image_size=64
+  )
+  x = torch.tensor((images - MEAN)[:, 3:67, 20:84][:, :, ::-1].copy(), requires_grad=True)
+  tensors = {name: torch.tensor(tensor) for name, tensor in reference.to_interchange(params).items()}
+  torch.log_softmax(reference.forward(tensors, x), dim=1).max(dim=1).values.sum().backward()
+  assert ours.shape == (3, 64, 64, 3)
+  expected = x.grad.numpy()
+  np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_shifted_image_is_scaled(one_device):

@@ -1,0 +1,411 @@
+"""The paper's figures, from a run of one's own.
+
+    python -m alexnet_jax.figures kernels runs/digits                      # figure 3, and how colourful each tower is
+    python -m alexnet_jax.figures predictions runs/digits --only_errors    # figure 4, left
+    python -m alexnet_jax.figures neighbours runs/digits                   # figure 4, right
+    python -m alexnet_jax.figures curves runs/digits runs/digits-tanh --show error validation      # as figure 1
+    python -m alexnet_jax.figures maps runs/digits cat.jpg --layer=conv2
+    python -m alexnet_jax.figures saliency runs/digits cat.jpg dog.jpg
+    python -m alexnet_jax.figures architecture --config=configs/alexnet.py:one_tower               # figure 2
+
+Each writes a PNG, or an SVG or PDF where --output says so. Where images are named they are files, folders or patterns;
+else images of the run's test split are drawn at random. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for
+images that cannot be read (they are named).
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet_jax import cache, memory
+from alexnet_jax.errors import RunError, UsageError
+
+SHOWN = {  # curve: (tag in TensorBoard, what the axis says)
+  'error': ('train/error', 'training error, %'),
+  'loss': ('train/loss', 'training loss, nats'),
+  'validation': ('validation/top1_error', 'validation error, %'),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Does what the command line asks for and returns the exit status."""
+  options = parser().parse_args(arguments)
+  options.output = options.output or pathlib.Path(f'{options.figure}.png')
+  cache.keep_compiled_programs()
+  try:
+    from alexnet_jax import drawing  # here, since matplotlib takes its time, too
+
+    drawing.check_suffix(options.output)
+    figure, num_skipped = options.do(options)
+    drawing.save(figure, options.output)
+  except (UsageError, RunError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1
+  except KeyboardInterrupt:
+    print('stopped; there is no figure.', file=sys.stderr)
+    return 75
+  print(f'{options.output} is drawn')
+  return 3 if num_skipped else 0
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.figures', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  figures = parser.add_subparsers(dest='figure', required=True, metavar='FIGURE')
+
+  def figure(name, do, description):
+    one = figures.add_parser(name, help=description, description=description)
+    one.set_defaults(do=do)
+    one.add_argument('--output', type=pathlib.Path, help=f'.png, .svg or .pdf ({name}.png)')
+    return one.add_argument
+
+  def of_images(add, num_images):
+    add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder of the run')
+    add('images', metavar='IMAGE', nargs='*', help='files, folders or patterns; none: images of the test split')
+    add('--num_images', type=int, default=num_images, help='drawn at random, where none are named (%(default)s)')
+    add('--seed', type=int, default=0, help='of the random draw (%(default)s)')
+    add('--split', help='to draw from; by default the test split of the run')
+    add('--data_dir', metavar='DIR', help='folder of the dataset; by default where the run found it')
+
+  add = figure('kernels', _kernels, 'the kernels of conv1, tower by tower')
+  add('source', metavar='WORKDIR | FILE.npz', type=pathlib.Path, help='a run, or `weights` (11, 11, 3, kernel)')
+  add('--towers', type=int, default=2, help='in a file, whose kernels are divided evenly (%(default)s)')
+  add('--bgr', action='store_true', help='the channels in the file are blue, green, red')
+  add('--common_scale', action='store_true', help='one scale for all kernels instead of one for each')
+
+  add = figure('predictions', _predictions, 'images and their five most probable classes')
+  of_images(add, 8)
+  add('--only_errors', action='store_true', help='draw among images whose first guess is wrong')
+
+  add = figure('neighbours', _neighbours, 'images and the training images nearest to them in fc7')
+  of_images(add, 5)
+  add('--k', type=int, default=6, help='neighbours (%(default)s)')
+  add('--layer', default='fc7', help='in which they are near (%(default)s)')
+
+  add = figure('curves', _curves, 'training curves of one or several runs')
+  add('workdirs', metavar='WORKDIR', nargs='+', type=pathlib.Path, help='folders of the runs')
+  add('--show', nargs='+', choices=SHOWN, default=['error'], help='one panel for each (error)')
+
+  add = figure('maps', _maps, "a layer's maps of one image, tower by tower")
+  of_images(add, 1)
+  add('--layer', default='conv1', help='conv1, pool1, ... conv5, pool5 (%(default)s)')
+  add('--common_scale', action='store_true', help='one scale for all maps instead of one for each')
+
+  add = figure('saliency', _saliency, 'which pixels the top class hangs on')
+  of_images(add, 4)
+  add('--threshold', type=float, default=3.0, help='gradients below so many standard deviations are 0 (%(default)s)')
+
+  add = figure('architecture', _architecture, 'the network and the devices that hold it')
+  add('workdir', metavar='WORKDIR', nargs='?', type=pathlib.Path, help='folder of a run')
+  add('--config', default='configs/alexnet.py', help='FILE.py:VARIANT,... where no run is named (%(default)s)')
+  add('--num_classes', type=int, default=1000, help='with --config (%(default)s)')
+  return parser
+
+
+# Figures of kernels, of runs, and of the network itself.
+
+
+def _kernels(options):
+  from alexnet_jax import drawing
+
+  if options.source.is_dir():
+    kernels = np.asarray(_load(options.source).params['conv1']['kernel'])
+  else:
+    kernels = _read_kernels(options.source, options.towers, options.bgr)
+  for tower, shares in enumerate(drawing.colour_shares(kernels)):
+    print(f'tower {tower}: {len(shares)} kernels, {100 * shares.mean():.1f} % of their energy is colour')
+  return drawing.draw_kernels(kernels, common_scale=options.common_scale), 0
+
+
+def _read_kernels(path, num_towers, is_bgr):
+  """Reads `weights` [height, width, rgb, kernel] as [tower, height, width, rgb, kernel]."""
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      kernels = arrays['weights']
+  except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    raise UsageError(
+      f'{path} is neither the folder of a run nor an .npz file with `weights` (height, width, 3, kernel).'
+    ) from error
+  if kernels.ndim != 4 or kernels.shape[2] != 3 or num_towers < 1 or kernels.shape[3] % num_towers:
+    raise UsageError(
+      f'the weights in {path} are {kernels.shape} and should be (height, width, 3, kernel), with as many kernels in '
+      f'each of --towers={num_towers}.'
+    )
+  kernels = kernels[:, :, ::-1] if is_bgr else kernels
+  return np.stack(np.split(kernels, num_towers, axis=3))
+
+
+def _curves(options):
+  from alexnet_jax import drawing, workdir
+
+  panels = {SHOWN[shown][1]: {} for shown in options.show}
+  names = [folder.absolute().name for folder in options.workdirs]
+  for folder, name in zip(options.workdirs, names, strict=True):
+    config = workdir.load_config(folder)
+    steps_per_epoch = workdir.load_statistics(folder).num_images / config.batch_size
+    curves = read_curves(folder)
+    for shown in options.show:
+      tag, quantity = SHOWN[shown]
+      if tag not in curves:
+        raise UsageError(f"{folder} holds no '{tag}'; its curves are {', '.join(curves) or 'not written yet'}.")
+      steps, values = curves[tag]
+      panels[quantity][name if names.count(name) == 1 else str(folder)] = (steps / steps_per_epoch, values)
+  return drawing.draw_curves(panels), 0
+
+
+def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Reads the TensorBoard curves of a run, {'train/loss': (steps [point], values [point]), ...}, which may be none."""
+  if not (folder / 'tensorboard').is_dir():
+    return {}
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # else TensorFlow, which only reads here, speaks of them
+  from tensorboard.backend.event_processing import event_accumulator
+  from tensorboard.util import tensor_util
+
+  kinds = {event_accumulator.TENSORS: 0, event_accumulator.SCALARS: 0}  # 0: all points
+  events = event_accumulator.EventAccumulator(str(folder / 'tensorboard'), kinds).Reload()
+  curves = {}
+  for tag in events.Tags()[event_accumulator.TENSORS]:
+    points = {event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
+    curves[tag] = tuple(np.array(column) for column in zip(*sorted(points.items()), strict=True))
+  return curves
+
+
+def _architecture(options):
+  from alexnet_jax import architecture, towers, workdir
+
+  if options.workdir:
+    config, num_classes = workdir.load_config(options.workdir), len(workdir.load_classes(options.workdir))
+  else:
+    config, num_classes = _load_config(options.config), options.num_classes
+  if num_classes < 2:
+    raise UsageError(f'--num_classes={num_classes} must be 2 or more.')
+  mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches={})
+  layers = architecture.layers(config.model, num_classes, mesh)
+  return architecture.draw(layers, config.model.image_size, num_classes, mesh, config.model.num_towers), 0
+
+
+def _load_config(name):
+  """Loads FILE.py:VARIANT,VARIANT, as main.py does."""
+  path, _, variants = name.partition(':')
+  try:
+    spec = importlib.util.spec_from_file_location('config', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variants)
+  except (OSError, AttributeError, ValueError) as error:
+    raise UsageError(f"--config='{name}' cannot be loaded: {error}.") from error
+
+
+# Figures of images.
+
+
+class Pictures(NamedTuple):
+  """Images to draw.
+
+  Attributes:
+    images: stored images [image, size, size, rgb] uint8.
+    labels: [image] int32; -1 where the class is not known, as of a user's files.
+    num_skipped: files that cannot be read.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_skipped: int
+
+
+def _load(folder):
+  import jax
+  from absl import logging
+
+  from alexnet_jax import trained
+
+  logging.set_verbosity(logging.ERROR)  # Orbax's own chatter
+  return trained.load(folder, batch_size=64 * jax.device_count())
+
+
+def _ask(trained, question, images):
+  """Asks about any number of images: the mesh wants a multiple of its data axis."""
+  surplus = -len(images) % trained.mesh.shape['data']
+  filled = np.concatenate([images, np.zeros((surplus, *images.shape[1:]), np.uint8)])
+  return np.asarray(question(filled))[: len(images)]
+
+
+def _log_probs(trained, images):
+  from alexnet_jax import augment
+
+  return _ask(trained, lambda filled: trained.log_probs(filled, augment.centre_view(trained.config.border)), images)
+
+
+def _pictures(options, trained):
+  """Reads the images that the command line names, or draws some."""
+  if options.num_images < 1:
+    raise UsageError(f'--num_images={options.num_images} must be 1 or more.')
+  if not options.images:
+    source = _test_split(options, trained)
+    order = np.random.default_rng(options.seed).permutation(len(source))[: options.num_images]
+    return _stacked(source.read(order.tolist()))
+  from alexnet_jax import images
+
+  found, num_skipped = [], 0
+  for path in images.find(options.images):
+    try:
+      found.append(images.read_square(path, trained.stored_size))
+    except ValueError as error:
+      num_skipped += 1
+      print(f'left out: {path}: {error}', file=sys.stderr)
+  if not found:
+    raise RunError('none of the images can be read; name others.')
+  return Pictures(np.stack(found), np.full(len(found), -1, np.int32), num_skipped)
+
+
+def _test_split(options, trained):
+  from alexnet_jax import data, workdir
+
+  config = workdir.load_config(options.workdir)
+  config.data.dir = options.data_dir or config.data.dir
+  (source,) = data.open_splits(
+    config.data, trained.stored_size, [options.split or config.data.test_split], may_lack_labels=True
+  )
+  return source
+
+
+def _stacked(examples):
+  examples = [(image.copy(), label) for image, label in examples]
+  return Pictures(np.stack([image for image, _ in examples]), np.array([label for _, label in examples]), 0)
+
+
+def _predictions(options):
+  from alexnet_jax import drawing
+
+  trained = _load(options.workdir)
+  if options.only_errors:
+    if options.images:
+      raise UsageError('--only_errors is for images of the test split, whose classes are known; name no files.')
+    pictures, log_probs = _errors(options, trained)
+  else:
+    pictures = _pictures(options, trained)
+    log_probs = _log_probs(trained, pictures.images)
+  figure = drawing.draw_predictions(pictures.images, log_probs, trained.class_names, pictures.labels)
+  return figure, pictures.num_skipped
+
+
+def _errors(options, trained):
+  """Draws images whose first guess is wrong: goes through the split in a random order until there are enough."""
+  import tqdm
+
+  source = _test_split(options, trained)
+  order = np.random.default_rng(options.seed).permutation(len(source))
+  found, batch_size = [], 32 * trained.mesh.shape['data']
+  with tqdm.tqdm(total=len(source), unit=' images', desc='Looking for errors', leave=False, mininterval=1) as bar:
+    for start in range(0, len(order), batch_size):
+      some = _stacked(source.read(order[start : start + batch_size].tolist()))
+      log_probs = _log_probs(trained, some.images)
+      wrong = (log_probs.argmax(axis=1) != some.labels) & (some.labels >= 0)
+      found += zip(some.images[wrong], some.labels[wrong], log_probs[wrong], strict=True)
+      bar.update(len(some.images))
+      if len(found) >= options.num_images:
+        break
+  if not found:
+    raise RunError(f'none of the {len(source):,} first guesses is known to be wrong; leave out --only_errors.')
+  images, labels, log_probs = map(np.stack, zip(*found[: options.num_images], strict=True))
+  return Pictures(images, labels, 0), log_probs
+
+
+def _neighbours(options):
+  from alexnet_jax import drawing, features, neighbours
+
+  trained = _load(options.workdir)
+  trained.shape(options.layer)
+  pictures = _pictures(options, trained)
+  dataset = features.dataset(
+    options.workdir, trained.stored_size, directory=options.data_dir, batch_size=64 * trained.mesh.shape['data']
+  )
+  about = f'{options.layer}-step{trained.num_steps}-{dataset.about["dataset"]}-{dataset.about["split"]}'
+  folder = options.workdir / 'features' / re.sub(r'[^A-Za-z0-9._-]+', '_', about)
+  if not folder.exists():
+    print(f'{options.layer} of the training images goes to {folder}, once', flush=True)
+    features.extract(trained, dataset, options.layer, options.workdir, folder)
+  train = features.load(folder)
+  if not 1 <= options.k <= len(train.features):
+    raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of training images.')
+  queries = _ask(trained, lambda filled: trained.activations(filled, options.layer), pictures.images)
+  indices, _ = neighbours.nearest(queries, train.features, options.k)
+  near = [_stacked(dataset.source.read(of_one.tolist())) for of_one in indices]
+  names = trained.class_names
+  query_names = None
+  if pictures.labels.min() >= 0:
+    query_names = [names[label] for label in pictures.labels]
+    same = np.mean([one.labels == label for one, label in zip(near, pictures.labels, strict=True)])
+    print(f'{100 * same:.0f} % of the neighbours are of the class of their image')
+  figure = drawing.draw_neighbours(
+    pictures.images,
+    np.stack([one.images for one in near]),
+    query_names,
+    [[names[label] for label in one.labels] for one in near],
+  )
+  return figure, pictures.num_skipped
+
+
+def _maps(options):
+  from alexnet_jax import drawing
+
+  trained = _load(options.workdir)
+  shape = trained.shape(options.layer)
+  if len(shape) != 3:
+    with_maps = ', '.join(stage for stage, shape in trained.stages().items() if len(shape) == 3)
+    raise UsageError(f'{options.layer} has no maps; choose one of {with_maps}.')
+  pictures = _pictures(options, trained)
+  if len(pictures.images) > 1:
+    raise UsageError(f'maps are drawn of one image and {len(pictures.images)} are named; name one.')
+  (maps,) = _ask(trained, lambda filled: trained.activations(filled, options.layer), pictures.images)
+  figure = drawing.draw_maps(
+    _seen(pictures.images, trained)[0],
+    maps,
+    options.layer,
+    trained.network.num_towers,
+    common_scale=options.common_scale,
+  )
+  return figure, pictures.num_skipped
+
+
+def _saliency(options):
+  from alexnet_jax import drawing
+
+  if not options.threshold >= 0:
+    raise UsageError(f'--threshold={options.threshold} must be 0 or more; the tool of 2012 had 3.')
+  trained = _load(options.workdir)
+  pictures = _pictures(options, trained)
+  log_probs = _log_probs(trained, pictures.images)
+  gradients = _ask(trained, trained.saliency, pictures.images)
+  best = log_probs.argmax(axis=1)
+  titles = [
+    f'{drawing.short_name(trained.class_names[one])}, {100 * np.exp(row[one]):.0f} %'
+    for one, row in zip(best, log_probs, strict=True)
+  ]
+  return drawing.draw_saliency(
+    _seen(pictures.images, trained), gradients, titles, options.threshold
+  ), pictures.num_skipped
+
+
+def _seen(images, trained):
+  """Cuts out the centre patch, which is what the network saw."""
+  from alexnet_jax import augment
+
+  size = trained.config.image_size
+  top, left, _ = augment.centre(trained.config.border)
+  return images[:, top : top + size, left : left + size]
+
+
+if __name__ == '__main__':
+  memory.use_huge_pages()
+  sys.exit(main())
