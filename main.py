@@ -5,7 +5,7 @@
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10,runs/cifar10-tanh
     python main.py --mode=predict --workdir=runs/cifar10 FILE FOLDER 'more/*.jpg'
 
-Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for pictures that cannot be read (they are named).
+Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for images that cannot be read (they are named).
 """
 
 import os
@@ -49,18 +49,17 @@ def main(arguments) -> int:
     raise UsageError('name the run with --workdir=FOLDER.')
   folders = [pathlib.Path(folder) for folder in WORKDIR.value or [workdir.default(config)]]
   if MODE.value == 'eval' and len(folders) > 1:
-    ensemble.evaluate_ensemble(config, folders)
-    return 0
+    return 3 if ensemble.evaluate_ensemble(config, folders)['skipped'] else 0
   if len(folders) > 1:
     raise UsageError(f'--workdir={",".join(map(str, folders))} names {len(folders)} runs; several are for --mode=eval.')
   if MODE.value == 'train':
-    train.train_and_evaluate(config, folders[0])
+    skipped = train.train_and_evaluate(config, folders[0])['skipped']
   elif MODE.value == 'eval':
-    evaluate.evaluate_workdir(config, folders[0])
+    skipped = evaluate.evaluate_workdir(config, folders[0])['skipped']
   else:
     config = config or workdir.load_config(folders[0])
-    return 3 if predict.predict_files(pictures, folders[0], config, OUTPUT.value) else 0
-  return 0
+    skipped = predict.predict_files(pictures, folders[0], config, OUTPUT.value)
+  return 3 if skipped else 0
 
 
 def parse(arguments):

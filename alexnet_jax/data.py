@@ -4,6 +4,9 @@ A training batch depends on (seed, step) alone, whatever the number of processes
 seed and the step, for the whole batch, and each process takes its share. Whole batches are what Grain's threads make:
 decoding lets go of Python's lock, so that threads keep all cores busy, and what is done once a batch costs an image
 next to nothing.
+
+A record that cannot be read ends the run or, with `data.unreadable` = 'skip', is named once and left out. In its place
+training shows the next that can be read: a batch still hangs on seed and step alone. Nothing else counts it.
 """
 
 import difflib
@@ -11,12 +14,14 @@ import functools
 import os
 import pathlib
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -25,6 +30,7 @@ from alexnet_jax.datasets import archives, digits, ilsvrc
 from alexnet_jax.errors import RunError, UsageError
 
 Batch = dict[str, np.ndarray]
+Example = tuple[np.ndarray, np.int32]  # [size, size, rgb] uint8, label
 
 MOST_THREADS = 16  # a batch of 128 takes 19 MB, and each thread has up to two in the making
 
@@ -42,9 +48,18 @@ class Source:
     num_classes: number of classes.
     class_names: their names, in the order of the labels.
     ilsvrc_ids: numbers of the classes in submissions to ILSVRC, in the order of the labels; empty for other datasets.
+    skipped: {index: why} of the records that could not be read so far, where such are skipped.
   """
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, size: int, *, may_lack_labels: bool = False):
+  def __init__(
+    self,
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    size: int,
+    *,
+    may_lack_labels: bool = False,
+    skips: bool = False,
+  ):
     """Opens a split.
 
     Args:
@@ -52,6 +67,7 @@ class Source:
       split: in TFDS's notation.
       size: side of the square images to make.
       may_lack_labels: whether -1, for an image whose class was not released, is a label, too.
+      skips: whether records that cannot be read are skipped.
 
     Raises:
       UsageError: if there is no such split, or the examples are not images with one label.
@@ -79,6 +95,7 @@ class Source:
     metadata = builder.info.metadata
     self.ilsvrc_ids = tuple(metadata.get('ilsvrc_ids', ())) if isinstance(metadata, dict) else ()
     self._least_label = -1 if may_lack_labels else 0
+    self.skipped, self._skips, self._lock = {}, skips, threading.Lock()
 
   def __len__(self) -> int:
     return len(self._records)
@@ -88,11 +105,11 @@ class Source:
     ((image, label),) = self.read([index])
     return {'image': image, 'label': label}
 
-  def read(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.int32]]:
-    """Yields images and labels.
+  def read(self, indices: Sequence[int]) -> Iterator[Example]:
+    """Yields images and labels. Where records are skipped, the next that can be read stands in for one that cannot.
 
     Records are read one by one, in the thread that asks: where several threads do, that is three times as fast as
-    asking for them together, for which the reader starts threads of its own.
+    asking for them together, for which the reader starts threads of its own. After the last record comes the first.
 
     Args:
       indices: of the examples.
@@ -101,21 +118,49 @@ class Source:
       [size, size, rgb] uint8, good until the next one is asked for, and its label.
 
     Raises:
-      RunError: if a record cannot be read, an image cannot be decoded, or there is no label.
+      RunError: if a record cannot be read and such are not skipped, none can be, or there is no label.
     """
-    buffer = np.empty((self.size, self.size, 3), np.uint8)
+    buffer = self._buffer()
     for index in indices:
-      try:
-        features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
-        image = self._decode(features[self._image_key].bytes_list.value[0], buffer)
-        label = features[self._label_key].int64_list.value[0]
-      except Exception as error:  # broken bytes lead the readers to raise whatever they come upon
-        raise RunError(
-          f'{self._name(index)} cannot be read or decoded ({error}); prepare the dataset again.'
-        ) from error
-      if not self._least_label <= label < self.num_classes:
-        raise RunError(f'{self._name(index)} has the label {label}, which is none; choose a split with labels.')
-      yield images.square(image, self.size), np.int32(label)
+      candidates = ((index + later) % len(self) for later in range(len(self)))
+      yield next(filter(None, (self._read(one, buffer) for one in candidates)))
+
+  def read_or_leave_out(self, indices: Sequence[int]) -> Iterator[Example | None]:
+    """Does as `read`, but yields None in place of a record that is skipped."""
+    buffer = self._buffer()
+    return (self._read(index, buffer) for index in indices)
+
+  def _read(self, index, buffer):
+    if index in self.skipped:
+      return self._skip(index, self.skipped[index])
+    try:
+      features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+      image = self._decode(features[self._image_key].bytes_list.value[0], buffer)
+      label = features[self._label_key].int64_list.value[0]
+    except Exception as error:  # broken bytes lead the readers to raise whatever they come upon
+      if self._skips:
+        return self._skip(index, _first_line(error))
+      raise RunError(
+        f'{self._name(index)} cannot be read or decoded ({error}); prepare the dataset again, or leave out what cannot '
+        'be read, with --config.data.unreadable=skip.'
+      ) from error
+    if not self._least_label <= label < self.num_classes:
+      raise RunError(f'{self._name(index)} has the label {label}, which is none; choose a split with labels.')
+    return images.square(image, self.size), np.int32(label)
+
+  def _skip(self, index, reason):
+    with self._lock:  # several threads read
+      if index not in self.skipped:
+        self.skipped[index] = reason
+        tqdm.tqdm.write(f'skipped {self._name(index)}: {reason}', file=sys.stderr)
+    if len(self.skipped) == len(self):
+      raise RunError(
+        f"none of the {len(self):,} images of split '{self.split}' of {self.dataset} can be read; prepare the dataset "
+        'again.'
+      )
+
+  def _buffer(self):
+    return np.empty((self.size, self.size, 3), np.uint8)
 
   def _decode(self, encoded, buffer):
     if self._raw_shape:
@@ -129,7 +174,7 @@ class Source:
 def open_splits(
   config: ConfigDict, size: int, splits: Sequence[str], *, may_lack_labels: bool = False
 ) -> tuple[Source, ...]:
-  """Opens splits of the dataset that a config's `data` part names, preparing it at first use.
+  """Opens splits of the dataset that a config's `data` part names, each once, preparing it at first use.
 
   With `data.dir` set nothing is downloaded: the dataset must be there (the embedded `digits` is built there).
 
@@ -163,7 +208,11 @@ def open_splits(
     raise UsageError(f"data.name='{config.name}' cannot be opened: {_first_line(error)}") from error
   if not builder.is_prepared():
     _prepare(builder, config)
-  return tuple(Source(builder, split, size, may_lack_labels=may_lack_labels) for split in splits)
+  skips = config.unreadable == 'skip'
+  sources = {
+    split: Source(builder, split, size, may_lack_labels=may_lack_labels, skips=skips) for split in dict.fromkeys(splits)
+  }
+  return tuple(sources[split] for split in splits)
 
 
 def _prepare(builder, config):
@@ -299,7 +348,7 @@ def _generator(seed, purpose, number):
 def evaluation_batches(
   source: Source, config: ConfigDict, *, share: tuple[int, int], first: int = 0
 ) -> Iterator[Batch]:
-  """Streams every example once, in order; the last batch is filled up with blanks of weight 0.
+  """Streams every example once, in order; blanks of weight 0 fill up the last batch and stand for what is skipped.
 
   Args:
     source: examples at the stored size.
@@ -321,8 +370,9 @@ def evaluation_batches(
       'label': np.zeros(share_size, np.int32),
       'weight': np.zeros(share_size, np.float32),
     }
-    for row, (image, label) in enumerate(source.read(indices)):
-      batch['image'][row], batch['label'][row], batch['weight'][row] = image, label, 1
+    for row, example in enumerate(source.read_or_leave_out(indices)):
+      if example is not None:
+        (batch['image'][row], batch['label'][row]), batch['weight'][row] = example, 1
     return batch
 
   num_batches = -(-len(source) // config.eval.batch_size)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import evaluate, fields, towers, workdir
 from alexnet_jax.errors import UsageError
 from alexnet_jax.predictions import Block, Predictions
-from alexnet_jax.scores import top_k_credit
+from alexnet_jax.scores import SKIPPED, top_k_credit
 
 NUM_PASSES = 5
 CANDIDATES = np.arange(21) / 20  # 0, 0.05, ..., 1
@@ -63,12 +63,14 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
 
   source = sources[test]
   results = {'dataset': source.dataset, 'split': test, 'num_examples': len(source), 'weights': {}}
+  results['skipped'] = {split: count for split in sources if (count := _num_skipped(predicted[split, protocols[0]]))}
   results['members'] = [{'workdir': str(folder)} for folder in folders]
   for protocol in protocols:
     members = predicted[test, protocol]
     weights = search_weights(predicted[validation, protocol]) if is_searched else [1 / len(folders)] * len(folders)
     results['weights'][protocol] = weights
-    results[protocol] = evaluate.score(average(members, weights), class_names).result()
+    tally = evaluate.score(average(members, weights), class_names)
+    results[protocol], results['num_examples'] = tally.result(), tally.num_examples
     for row, member in zip(results['members'], members, strict=True):
       row |= {'step': member.num_steps, protocol: evaluate.score(member.blocks(), class_names).result()}
   print(table(results))
@@ -103,7 +105,7 @@ def average(members: Sequence[Predictions], weights: Sequence[float]) -> Iterato
       weight * np.exp(log_probs.astype(np.float64)) for weight, (log_probs, _) in zip(weights, blocks, strict=True)
     )
     with np.errstate(divide='ignore'):
-      yield np.log(probs).astype(np.float32), blocks[0][1]
+      yield np.log(probs).astype(np.float32), _labels(blocks)
 
 
 def search_weights(members: Sequence[Predictions]) -> list[float]:
@@ -138,7 +140,7 @@ def _credit(members, weights, member):
   alone = not np.delete(weights, member).any()  # then a weight of 0 would leave nothing
   credit = {value: np.zeros(2) for value in CANDIDATES.tolist()[alone:]}
   for blocks in zip(*(other.blocks() for other in members), strict=True):
-    labels = blocks[0][1]
+    labels = _labels(blocks)
     known = labels >= 0
     probs = [np.exp(log_probs[known]) for log_probs, _ in blocks]
     others = sum(
@@ -148,3 +150,12 @@ def _credit(members, weights, member):
       mixed = others + np.float32(value) * probs[member]
       credit[value] += [top_k_credit(mixed, labels[known], k).sum() for k in (5, 1)]
   return credit
+
+
+def _labels(blocks):
+  """Returns the labels of the images, `SKIPPED` where a member could not read its own."""
+  return np.minimum.reduce([labels for _, labels in blocks])
+
+
+def _num_skipped(members):
+  return int(np.count_nonzero(np.minimum.reduce([member.labels for member in members]) == SKIPPED))

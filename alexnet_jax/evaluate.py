@@ -44,15 +44,24 @@ def score(blocks: Iterable[Block], class_names: Sequence[str]) -> scores.Tally:
 
 
 def predict(trained: Trained, source: data.Source, config: ConfigDict, protocol: str) -> Iterator[Block]:
-  """Yields the log-probabilities and labels of every example once, in order; the same in every process."""
-  title = f'{source.split}, {TITLES[protocol]}'
+  """Yields the log-probabilities and labels of every example once, in order; the same in every process.
+
+  An image that is skipped has no numbers and the label `scores.SKIPPED`, so that the rows of all networks are alike.
+  """
+  title, done = f'{source.split}, {TITLES[protocol]}', 0
   with tqdm.tqdm(total=len(source), desc=title, unit=' images', leave=False, mininterval=1) as progress:
     for batch in data.evaluation_batches(source, config, share=towers.data_share(trained.mesh)):
       batch = towers.put_batch(trained.mesh, batch)
       log_probs = trained.log_probs(batch['image'], PROTOCOLS[protocol](trained.config.border))
       log_probs, labels, weight = towers.fetch(trained.mesh, (log_probs, batch['label'], batch['weight']))
-      yield log_probs[weight > 0], labels[weight > 0]
-      progress.update(np.count_nonzero(weight))
+      num_rows = min(len(labels), len(source) - done)  # what follows fills up the last batch
+      was_read = weight[:num_rows] > 0
+      yield (
+        np.where(was_read[:, None], log_probs[:num_rows], np.float32(np.nan)),
+        np.where(was_read, labels[:num_rows], np.int32(scores.SKIPPED)),
+      )
+      done += num_rows
+      progress.update(num_rows)
 
 
 def keep_predictions(
@@ -92,7 +101,14 @@ def keep_predictions(
   return predictions.load(folder, source.dataset, source.split, protocol)
 
 
-def report(trained: Trained, source: data.Source, config: ConfigDict, folder: pathlib.Path) -> dict:
+def report(
+  trained: Trained,
+  source: data.Source,
+  config: ConfigDict,
+  folder: pathlib.Path,
+  *,
+  also_read: Sequence[data.Source] = (),
+) -> dict:
   """Evaluates a split for the record: prints a table and writes `results.json`, and what else `eval` asks for.
 
   Args:
@@ -100,6 +116,7 @@ def report(trained: Trained, source: data.Source, config: ConfigDict, folder: pa
     source: the split.
     config: the whole config.
     folder: of the run.
+    also_read: splits that were read before, for the record of what was skipped.
 
   Returns:
     What `results.json` holds.
@@ -110,12 +127,16 @@ def report(trained: Trained, source: data.Source, config: ConfigDict, folder: pa
   """
   check_submission(source, config)
   results = {'dataset': source.dataset, 'split': source.split, 'num_examples': len(source), 'step': trained.num_steps}
+  results['skipped'] = {one.split: len(one.skipped) for one in also_read if one.skipped}
   kept = None
   for protocol in protocols(config):
     if config.eval.save_predictions or config.eval.submission:
       kept = keep_predictions(lambda: trained, source, config, protocol, folder)
     blocks = kept.blocks() if kept else predict(trained, source, config, protocol)
-    results[protocol] = score(blocks, trained.class_names).result()
+    tally = score(blocks, trained.class_names)
+    results[protocol], results['num_examples'] = tally.result(), tally.num_examples
+  if tally.num_skipped:
+    results['skipped'][source.split] = tally.num_skipped
   publish(results, folder)
   if config.eval.submission:
     submit(kept.blocks(), source, folder)
@@ -227,4 +248,7 @@ def table(results: dict) -> str:
   if confused:
     pairs = (f'{true} for {other} ({count:,})' for true, other, count in confused[:NUM_CONFUSED])
     lines.append(f'mistaken most often: {"; ".join(pairs)}')
+  if results.get('skipped'):
+    counts = (f'{count:,} of {split}' for split, count in results['skipped'].items())
+    lines.append(f'skipped, since they cannot be read: {", ".join(counts)}')
   return '\n'.join(lines)

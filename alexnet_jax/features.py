@@ -142,11 +142,13 @@ class Dataset:
     return f'{self.source.split}/{index}'
 
   def batches(self, first: int) -> Iterator[tuple['Batch', dict[int, str]]]:
-    """Yields batches from the given one on, and {index: why it cannot be read}, which is empty here."""
+    """Yields batches from the given one on, and {index: why it cannot be read}; such images have weight 0."""
     from alexnet_jax import data
 
-    for batch in data.evaluation_batches(self.source, self._config, share=(0, 1), first=first):
-      yield batch, {}
+    batches = data.evaluation_batches(self.source, self._config, share=(0, 1), first=first)
+    for number, batch in enumerate(batches, first):
+      indices = range(number * self.batch_size, (number + 1) * self.batch_size)
+      yield batch, {index: reason for index in indices if (reason := self.source.skipped.get(index))}
 
 
 class Files:
@@ -167,6 +169,8 @@ class Files:
 
   def batches(self, first: int) -> Iterator[tuple['Batch', dict[int, str]]]:
     """Yields batches from the given one on, and {index: why it cannot be read}; such images have weight 0."""
+    import tqdm
+
     from alexnet_jax import images
 
     def read(path):
@@ -186,6 +190,7 @@ class Files:
         for row, found in enumerate(pool.map(read, self._paths[start : start + self.batch_size])):
           if isinstance(found, str):
             skipped[start + row] = found
+            tqdm.tqdm.write(f'left out: {self.name(start + row)}: {found}', sys.stderr)
           else:
             batch['image'][row], batch['weight'][row] = found, 1
         yield batch, skipped
@@ -231,7 +236,6 @@ def extract(
         rows.append(np.asarray(trained.activations(batch['image'], layer))[is_image])
         labels.append(batch['label'][is_image])
         for index, reason in skipped.items():
-          bar.write(f'left out: {images.name(index)}: {reason}', sys.stderr)
           done['skipped'][str(index)] = reason
         seen = min(done['seen'] + images.batch_size, len(images))
         bar.update(seen - done['seen'])

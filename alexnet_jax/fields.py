@@ -62,6 +62,8 @@ def check(config: ConfigDict) -> None:
     raise UsageError(f'seed={values["seed"]} must be below 2 ** 32.')
   if not values['optimizer.rate_factor'] > 0:
     raise UsageError(f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0; the paper has 10.')
+  if values['data.unreadable'] not in ('fail', 'skip'):
+    raise UsageError(f"data.unreadable='{values['data.unreadable']}' is unknown; choose 'fail' or 'skip'.")
   if values['optimizer.bias_drops'] < -1:
     raise UsageError(f'optimizer.bias_drops={values["optimizer.bias_drops"]} must be -1, for all, or more.')
   num_places = values['model.border'] + 1

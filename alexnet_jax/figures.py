@@ -253,7 +253,7 @@ def _pictures(options, trained):
   if not options.images:
     source = _test_split(options, trained)
     order = np.random.default_rng(options.seed).permutation(len(source))[: options.num_images]
-    return _stacked(source.read(order.tolist()))
+    return _stacked(source, order)
   from alexnet_jax import images
 
   found, num_skipped = [], 0
@@ -279,9 +279,10 @@ def _test_split(options, trained):
   return source
 
 
-def _stacked(examples):
-  examples = [(image.copy(), label) for image, label in examples]
-  return Pictures(np.stack([image for image, _ in examples]), np.array([label for _, label in examples]), 0)
+def _stacked(source, indices):
+  examples = [(image.copy(), label) for image, label in source.read(indices.tolist())]
+  images, labels = map(np.stack, zip(*examples, strict=True))
+  return Pictures(images, labels, len(source.skipped))
 
 
 def _predictions(options):
@@ -308,7 +309,7 @@ def _errors(options, trained):
   found, batch_size = [], 32 * trained.mesh.shape['data']
   with tqdm.tqdm(total=len(source), unit=' images', desc='Looking for errors', leave=False, mininterval=1) as bar:
     for start in range(0, len(order), batch_size):
-      some = _stacked(source.read(order[start : start + batch_size].tolist()))
+      some = _stacked(source, order[start : start + batch_size])
       log_probs = _log_probs(trained, some.images)
       wrong = (log_probs.argmax(axis=1) != some.labels) & (some.labels >= 0)
       found += zip(some.images[wrong], some.labels[wrong], log_probs[wrong], strict=True)
@@ -318,7 +319,7 @@ def _errors(options, trained):
   if not found:
     raise RunError(f'none of the {len(source):,} first guesses is known to be wrong; leave out --only_errors.')
   images, labels, log_probs = map(np.stack, zip(*found[: options.num_images], strict=True))
-  return Pictures(images, labels, 0), log_probs
+  return Pictures(images, labels, some.num_skipped), log_probs
 
 
 def _neighbours(options):
@@ -340,7 +341,8 @@ def _neighbours(options):
     raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of training images.')
   queries = _ask(trained, lambda filled: trained.activations(filled, options.layer), pictures.images)
   indices, _ = neighbours.nearest(queries, train.features, options.k)
-  near = [_stacked(dataset.source.read(of_one.tolist())) for of_one in indices]
+  numbers = np.array([int(name.rpartition('/')[2]) for name in train.names])  # in the split; skipped images have no row
+  near = [_stacked(dataset.source, numbers[of_one]) for of_one in indices]
   names = trained.class_names
   query_names = None
   if pictures.labels.min() >= 0:

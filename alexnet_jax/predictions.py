@@ -1,8 +1,8 @@
 """What a network predicted for a split, kept in the folder of its run: `DIR/predictions/DATASET-SPLIT/PROTOCOL/`.
 
 about.json      dataset, split, protocol, and the step of the network
-log_probs.npy   [image, class] float32, nats
-labels.npy      [image] int32, -1 where none is known
+log_probs.npy   [image, class] float32, nats; no numbers for an image that could not be read
+labels.npy      [image] int32, -1 where none is known, -2 for an image that could not be read
 
 The files are read where they lie (1000 classes of 50,000 images take 200 MB); they hold all images, or are not there.
 """
@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
 
   Attributes:
     log_probs: [image, class] float32, nats; read from the disk when it is looked at.
-    labels: [image] int32, -1 where none is known.
+    labels: [image] int32, -1 where none is known, `scores.SKIPPED` for an image that could not be read.
     num_steps: steps that the network was trained for.
   """
 
@@ -55,7 +55,8 @@ def load(folder: pathlib.Path, dataset: str, split: str, protocol: str) -> Predi
   place = _place(folder, dataset, split, protocol)
   try:
     about = json.loads((place / 'about.json').read_text())
-    log_probs, labels = np.load(place / 'log_probs.npy', mmap_mode='r'), np.load(place / 'labels.npy')
+    log_probs = np.load(place / 'log_probs.npy', mmap_mode='r', allow_pickle=False)
+    labels = np.load(place / 'labels.npy', allow_pickle=False)
   except (OSError, ValueError, EOFError):
     return None
   if (about.get('dataset'), about.get('split'), about.get('protocol')) != (dataset, split, protocol):

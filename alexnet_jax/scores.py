@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 NUM_CONFUSED = 10  # pairs of classes that are named
+SKIPPED = -2  # in place of a label: the image could not be read, and there is nothing to score
 
 
 def top_k_credit(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -35,17 +36,20 @@ class Tally:
 
   Attributes:
     num_examples: images seen.
+    num_skipped: images that could not be read.
   """
 
   def __init__(self, class_names: Sequence[str]):
     """Begins with nothing seen; `class_names` are those of the labels."""
-    self.num_examples = 0
+    self.num_examples, self.num_skipped = 0, 0
     self._class_names = class_names
     self._num_scored, self._sums, self._confused = 0, np.zeros(3), collections.Counter()
 
   def add(self, log_probs: np.ndarray, labels: np.ndarray) -> None:
     """Takes in log-probabilities [image, class] float32, nats, and labels [image] int32."""
-    self.num_examples += len(labels)
+    num_skipped = int(np.count_nonzero(labels == SKIPPED))
+    self.num_skipped += num_skipped
+    self.num_examples += len(labels) - num_skipped
     known = labels >= 0
     log_probs, labels = log_probs[known], labels[known]
     self._num_scored += len(labels)

@@ -58,7 +58,7 @@ class Shard(NamedTuple):
 
   def sums(self) -> Sums:
     """Returns what a shard that is made adds to the statistics."""
-    with np.load(self._sums()) as part:
+    with np.load(self._sums(), allow_pickle=False) as part:
       return Sums(part['total'], part['products'], int(part['num_images']))
 
   def _note(self):

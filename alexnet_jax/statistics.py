@@ -25,7 +25,7 @@ class Statistics(NamedTuple):
   Attributes:
     mean_image: [size, size, rgb] float64, 0-255.
     covariance: [rgb, rgb] float64, of the RGB values of all pixels of all images.
-    num_images: of the training set.
+    num_images: of the training set, with those that could not be read and are not in the mean.
   """
 
   mean_image: np.ndarray
@@ -121,17 +121,24 @@ def compute(source: Source, num_threads: int = 0) -> Statistics:
   title = f'Mean image of {source.dataset}, {source.split}'
   with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
     for image in tqdm.tqdm(_read_ahead(pool, source), title, len(source), unit=' images'):
+      if image is None:  # it is skipped
+        continue
       if sums.num_images == MOST_ADDED:
         whole, sums = whole.merge(sums), Sums.zero(source.size)
       sums = sums.add(image)
-  return whole.merge(sums).statistics()
+  return whole.merge(sums).statistics()._replace(num_images=len(source))
 
 
 def _read_ahead(pool, source, distance=64):
-  """Yields the images in order while the pool decodes the next ones."""
+  """Yields the images in order, None for one that is skipped, while the pool decodes the next ones."""
+
+  def read(index):
+    (example,) = source.read_or_leave_out([index])
+    return example and example[0]
+
   waiting = collections.deque()
   for index in range(len(source)):
-    waiting.append(pool.submit(lambda index: source[index]['image'], index))
+    waiting.append(pool.submit(read, index))
     if len(waiting) > distance:
       yield waiting.popleft().result()
   while waiting:

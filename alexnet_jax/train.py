@@ -114,7 +114,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
             checkpoints.save(done, finite(state), {'schedule': schedule.state()})
     if schedule.finished:
       print(f'the validation error stopped improving at the lowest rate: done after {int(state.step):,} steps')
-    return evaluate.report(trained(state), test, config, folder)
+    return evaluate.report(trained(state), test, config, folder, also_read=(train, validation))
 
 
 def finite(state: step.TrainState) -> step.TrainState:

@@ -35,6 +35,7 @@ MAY_CHANGE = (
   'eval',
   'data.dir',
   'data.test_split',
+  'data.unreadable',
   'data.num_threads',
   'data.num_prefetched',
 )

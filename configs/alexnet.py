@@ -97,6 +97,7 @@ def paper() -> ConfigDict:
   config.data.validation_split = 'validation'  # what the plateau reads
   config.data.test_split = 'validation'  # what is reported. Paper: the labels of the 2012 test set were not released
   config.data.reshuffle = True  # a new order every epoch; False: one order, drawn once. Paper: not said
+  config.data.unreadable = 'fail'  # what to do about a record that cannot be read; or 'skip': named, and left out
   config.data.num_threads = 0  # that read and decode, each a batch at a time; 0: one for each core, at most 16
   config.data.num_prefetched = 0  # batches made ahead; 0: two for each thread
 

@@ -170,6 +170,62 @@ def test_a_broken_image_names_itself_from_inside_the_pipeline(train_source, conf
       next(stream)
 
 
+@pytest.fixture
+def damaged(config):
+  """Sources of the training and the test split that skip what cannot be read: images 5, 6 and the last."""
+  config.data.unreadable = 'skip'
+  train, test = data.open_splits(config.data, 96, ['train', 'test'])
+  for source in (train, test):
+    source._records = list(source._records)
+    source._records[5], source._records[6], source._records[-1] = example(b'no image', 3), b'\xff' * 20, b''
+  return train, test
+
+
+def test_training_shows_the_next_that_can_be_read(damaged, config, capsys):
+  source, _ = damaged
+  found = [(image.copy(), label) for image, label in source.read([4, 5, 6, 7, len(source) - 1, 0, 5])]
+  for row, stand_in in enumerate([4, 7, 7, 7, 0, 0, 7]):
+    np.testing.assert_array_equal(found[row][0], source[stand_in]['image'])
+    assert found[row][1] == source[stand_in]['label']
+  assert sorted(source.skipped) == [5, 6, 1436]
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0] == "skipped image 5 of split 'train' of digits/1.0.0: it is no image in a known format"
+  assert len(lines) == 3  # each once
+
+  config.batch_size = 500
+  whole = take(batches(source, config), 3)
+  for count in (2, 4):
+    streams = [batches(source, config, share=(index, count)) for index in range(count)]
+    for batch in whole:
+      parts = [next(stream) for stream in streams]
+      assert_same(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
+  assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(('batch_size', 'count'), [(7, 1), (500, 1), (32, 2)])
+def test_evaluation_leaves_out_what_cannot_be_read(damaged, config, batch_size, count):
+  _, source = damaged
+  config.eval.batch_size = batch_size
+  shares = [list(data.evaluation_batches(source, config, share=(index, count))) for index in range(count)]
+  weight = np.concatenate([part['weight'] for parts in zip(*shares, strict=True) for part in parts])[:360]
+  assert np.flatnonzero(weight == 0).tolist() == [5, 6, 359]
+
+
+def test_where_nothing_can_be_read_it_says_so(damaged, config):
+  source, _ = damaged
+  source._records = [example(b'no image', 0)] * 40
+  streams = (batches(source, config), data.evaluation_batches(source, config, share=(0, 1)))
+  for stream in streams:
+    with pytest.raises(RunError, match=r"none of the 40 images of split 'train' of digits/1\.0\.0 can be read"):
+      list(stream)
+
+
+def test_a_split_named_twice_is_opened_once(config):
+  one, other, third = data.open_splits(config.data, 96, ['test', 'test', 'train'])
+  assert one is other
+  assert third is not one
+
+
 @pytest.mark.parametrize('garbage', [b'', b'\xff' * 20, example(b'', 0)[:5]], ids=['empty', 'noise', 'cut'])
 def test_a_broken_record_names_itself(train_source, garbage):
   train_source._records = [garbage]

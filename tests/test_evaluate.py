@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import augment, data, evaluate, model, predictions, towers
+from alexnet_jax import augment, data, ensemble, evaluate, model, predictions, scores, towers
 from alexnet_jax.errors import UsageError
 from alexnet_jax.trained import Trained
 from tests.conftest import mesh
@@ -81,6 +81,37 @@ def test_predictions_are_kept_in_order_and_read_until_the_network_is_another(con
   (tmp_path / 'checkpoints' / '7').mkdir(parents=True)  # trained on since
   with pytest.raises(AssertionError, match='asked again'):
     evaluate.keep_predictions(nobody, test_source, config, 'centre', tmp_path)
+
+
+def test_skipped_images_have_rows_but_are_not_scored(config, test_source, tmp_path, capsys):
+  config.eval.save_predictions, config.eval.ten_view = True, False
+  trained = untrained(config)
+  whole = evaluate.report(trained, test_source, config, tmp_path / 'whole')
+  assert (whole['num_examples'], whole['skipped']) == (360, {})
+  kept = predictions.load(tmp_path / 'whole', 'digits/1.0.0', 'test', 'centre')
+  test_source._skips, test_source._records = True, list(test_source._records)
+  test_source._records[7] = test_source._records[359] = b''
+  found = evaluate.report(trained, test_source, config, tmp_path)
+  assert (found['num_examples'], found['skipped']) == (358, {'test': 2})
+  assert 'skipped, since they cannot be read: 2 of test' in capsys.readouterr().out
+  others = predictions.load(tmp_path, 'digits/1.0.0', 'test', 'centre')
+  assert np.flatnonzero(np.isnan(others.log_probs).all(1)).tolist() == [7, 359]
+  assert np.flatnonzero(others.labels == scores.SKIPPED).tolist() == [7, 359]
+  rest = np.delete(np.arange(360), [7, 359])
+  np.testing.assert_array_equal(others.log_probs[rest], kept.log_probs[rest])
+  np.testing.assert_array_equal(others.labels[rest], kept.labels[rest])
+  alone = evaluate.score([(kept.log_probs[rest], kept.labels[rest])], trained.class_names).result()
+  assert found['centre']['confused'] == alone['confused']
+  assert found['centre']['log_prob'] == pytest.approx(alone['log_prob'])
+  again = evaluate.report(trained, test_source, config, tmp_path)  # kept predictions remember it
+  assert again == found
+
+  # Beside a network that could read all, the same images count.
+  averaged = list(ensemble.average([kept, others], [1, 1]))
+  tally = evaluate.score(averaged, trained.class_names)
+  assert (tally.num_examples, tally.num_skipped) == (358, 2)
+  assert tally.result()['top1_error'] == pytest.approx(alone['top1_error'])
+  assert sum(ensemble.search_weights([kept, others])) == pytest.approx(1)
 
 
 def test_submission_has_five_ilsvrc_ids_a_line_best_first(config, test_source, tmp_path):

@@ -47,6 +47,7 @@ def test_amounts_must_not_be_negative(field, value):
     ('seed', 2**32, 'below 2'),
     ('optimizer.rate_factor', 0.0, 'above 0'),
     ('num_epochs', 0, 'both 0'),
+    ('data.unreadable', 'ignore', "data.unreadable='ignore' is unknown; choose 'fail' or 'skip'"),
     ('augment.offsets', 34, 'must be 1 to 33'),
     ('augment.offsets', 0, 'must be 1 to 33'),
     ('augment.colour_until', 1.5, 'augment.colour_until=1.5 must be in fractions'),

@@ -1,12 +1,15 @@
 """The command line, as a user meets it: in a process of its own."""
 
+import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from alexnet_jax import cache
 
@@ -82,6 +85,35 @@ def test_a_loss_that_is_not_finite_is_one_sentence_and_status_1(data_dir, tmp_pa
   assert result.returncode == 1, result.stderr
   assert re.search(r'^error: .*checkpoints from before are kept.*optimizer.rate', result.stderr, re.MULTILINE)
   assert 'Traceback' not in result.stderr
+
+
+def test_a_run_that_skipped_images_names_them_and_ends_with_status_3(data_dir, tmp_path):
+  shutil.copytree(data_dir / 'digits', tmp_path / 'tfds' / 'digits', ignore=shutil.ignore_patterns('*.npz'))
+  for split, broken in (('train', 3), ('test', 8)):
+    (file,) = (tmp_path / 'tfds').glob(f'digits/*/digits-{split}.array_record*')
+    reader = ArrayRecordReader(str(file))
+    records = reader.read_all()
+    reader.close()
+    records[broken] = records[broken].replace(b'PNG', b'GNP')
+    writer = ArrayRecordWriter(str(file), 'group_size:1')
+    for record in records:
+      writer.write(record)
+    writer.close()
+  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={tmp_path}/tfds', f'--workdir={tmp_path}/run', *TINY)
+  failed = command(*arguments)
+  assert failed.returncode == 1, failed.stderr
+  assert re.search(
+    r"^error: image 3 of split 'train.*cannot be read.*data.unreadable=skip", failed.stderr, re.MULTILINE
+  )
+  result = command(*arguments, '--config.data.unreadable=skip')
+  assert result.returncode == 3, result.stderr
+  named = [line.partition('\r')[2] or line for line in result.stderr.splitlines() if 'skipped' in line]
+  assert [re.sub('.*skipped', 'skipped', line) for line in named] == [
+    f"skipped image {index} of split '{split}' of digits/1.0.0: it is no image in a known format"
+    for index, split in ((3, 'train[:90%]'), (8, 'test'))
+  ]
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert (results['num_examples'], results['skipped']) == (359, {'train[:90%]': 1, 'test': 1})
 
 
 def test_help_is_there_at_once_and_does_not_load_jax():

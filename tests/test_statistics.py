@@ -14,6 +14,17 @@ def test_statistics_are_those_of_a_plain_computation(train_source):
   np.testing.assert_allclose(found.covariance, np.cov(images.reshape(-1, 3).T, bias=True), rtol=1e-9)
 
 
+def test_what_cannot_be_read_is_not_in_the_statistics(train_source):
+  expected = np.stack([train_source[i]['image'] for i in range(len(train_source)) if i not in (3, 1436)])
+  train_source._records = list(train_source._records)
+  train_source._records[3] = train_source._records[-1] = b''
+  train_source._skips = True
+  found = statistics.compute(train_source)
+  np.testing.assert_allclose(found.mean_image, expected.mean(0), rtol=1e-12)
+  assert found.num_images == len(train_source)
+  assert sorted(train_source.skipped) == [3, 1436]
+
+
 def test_threads_do_not_change_a_bit(train_source):
   one, many = statistics.compute(train_source, 1), statistics.compute(train_source, 4)
   np.testing.assert_array_equal(one.mean_image, many.mean_image)

@@ -35,12 +35,16 @@ def begun(tmp_path):
   return tmp_path, config
 
 
-@pytest.mark.parametrize('field', ['num_steps', 'num_epochs', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir'])
+@pytest.mark.parametrize(
+  'field', ['num_steps', 'num_epochs', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir', 'data.unreadable']
+)
 def test_length_mesh_evaluation_and_place_may_change(begun, field):
   folder, config = begun
   part, _, name = field.rpartition('.')
   target = config[part] if part else config
-  target[name] = 'elsewhere' if field == 'data.dir' else not target[name] if name == 'ten_view' else 7
+  target[name] = (
+    'skip' if name == 'unreadable' else 'elsewhere' if name == 'dir' else not target[name] if name == 'ten_view' else 7
+  )
   workdir.check(folder, config)
   workdir.start(folder, config, STATISTICS, NAMES)
   assert fields.flat(workdir.load_config(folder))[field] == target[name]
