@@ -11,7 +11,11 @@ import simplejpeg
 
 from alexnet_jax.errors import UsageError
 
+# Those in which photographs come. Pillow knows others, some of which it hands to other programs, such as Ghostscript.
+FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF', 'BMP', 'PPM', 'JPEG2000', 'AVIF')
 MAX_PIXELS = 89_000_000  # larger ones are taken for decompression bombs; Pillow warns a little above this
+MAX_SCANNED = 20 * MAX_PIXELS  # pixels times scans of a progressive JPEG: each goes over the whole picture again
+START_OF_SCAN = b'\xff\xda'
 PLAIN_JPEG = ('YCbCr', 'Gray', 'RGB')  # what libjpeg-turbo itself turns into RGB; Pillow knows about inks
 
 
@@ -49,7 +53,7 @@ def find(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
 def _is_named_like_an_image(path):
   PIL.Image.init()  # Pillow then knows all its formats
   form = PIL.Image.EXTENSION.get(path.suffix.lower())
-  return form in PIL.Image.OPEN and not any(part.startswith('.') for part in path.parts)
+  return form in FORMATS and not any(part.startswith('.') for part in path.parts)
 
 
 def read_square(path: pathlib.Path, size: int) -> np.ndarray:
@@ -84,24 +88,47 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
   if encoded[:2] == b'\xff\xd8':
     try:
       height, width, colourspace, _ = simplejpeg.decode_jpeg_header(encoded)
-      if colourspace in PLAIN_JPEG and height * width <= MAX_PIXELS:
+      _check_size(width, height, encoded.count(START_OF_SCAN))
+      if colourspace in PLAIN_JPEG:
         if buffer is not None and buffer.size < height * width * 3:
           buffer = None
         return simplejpeg.decode_jpeg(encoded, 'RGB', buffer=buffer)
     except ValueError:  # not in good order; Pillow is more forgiving and knows what is too much
       pass
   try:
-    with PIL.Image.open(io.BytesIO(encoded)) as image:
-      if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f'{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}')
+    if encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP':
+      _check_size(*_webp_size(encoded))  # before Pillow takes memory for it
+    with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+      _check_size(image.width, image.height, encoded.count(START_OF_SCAN) if image.format in ('JPEG', 'MPO') else 1)
       return _to_rgb(image)
   except Exception as error:  # Pillow raises whatever the broken file leads it to
     raise ValueError(_reason(error)) from error
 
 
+def _check_size(width, height, num_scans=1):
+  if width * height > MAX_PIXELS:
+    raise ValueError(f'{width} x {height} pixels are more than {MAX_PIXELS:,}')
+  if width * height * num_scans > MAX_SCANNED:
+    raise ValueError(f'{num_scans:,} scans of {width} x {height} pixels are more than any picture needs')
+
+
+def _webp_size(encoded):
+  """Reads width and height from the header of a WebP's first chunk."""
+
+  def number(first, last):
+    return int.from_bytes(encoded[first:last], 'little')
+
+  kind = encoded[12:16]
+  if kind == b'VP8X':
+    return number(24, 27) + 1, number(27, 30) + 1
+  if kind == b'VP8L':
+    return number(21, 25) % 2**14 + 1, (number(21, 25) >> 14) % 2**14 + 1
+  return number(26, 28) % 2**14, number(28, 30) % 2**14
+
+
 def _to_rgb(image):
   if image.mode.startswith(('I', 'F')):  # Pillow would cut at 255
-    grey = np.asarray(image, np.float64)
+    grey = np.nan_to_num(np.asarray(image, np.float32))
     is_deep = image.mode.startswith('I;16') or grey.max() > 255
     grey = np.clip(grey / 256 if is_deep else grey, 0, 255).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
