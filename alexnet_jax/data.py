@@ -25,7 +25,7 @@ import tqdm
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax import augment, images
+from alexnet_jax import augment, images, memory
 from alexnet_jax.datasets import archives, digits, ilsvrc
 from alexnet_jax.errors import RunError, UsageError
 
@@ -380,9 +380,37 @@ def evaluation_batches(
 
 
 def _read(batches, config):
-  num_threads = config.data.num_threads or min(os.cpu_count(), MOST_THREADS)
-  buffered = config.data.num_prefetched or 2 * num_threads
-  return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffered))
+  return batches.to_iter_dataset(grain.ReadOptions(*_threads_and_buffer(config.data)))
+
+
+def _threads_and_buffer(config):
+  num_threads = config.num_threads or min(os.cpu_count(), MOST_THREADS)
+  return num_threads, config.num_prefetched or 2 * num_threads
+
+
+def check_memory(config: ConfigDict, share: tuple[int, int]) -> None:
+  """Finds batches that cannot be held.
+
+  Args:
+    config: the whole config.
+    share: (index, count): which of `count` equal shares of each batch this process reads.
+
+  Raises:
+    UsageError: if those made ahead take more memory than there is.
+  """
+  most = sum(_threads_and_buffer(config.data))
+  stored = config.model.image_size + config.model.border
+  sizes = (
+    ('batch_size', config.batch_size, config.model.image_size),
+    ('eval.batch_size', config.eval.batch_size, stored),
+  )
+  for field, batch_size, side in sizes:
+    needed, there = most * batch_size * side**2 * 3 / share[1], memory.total()
+    if needed > there:
+      raise UsageError(
+        f'{field}={batch_size} makes batches that take {needed / 1e9:,.0f} GB, up to {most} at a time, and there are '
+        f'{there / 1e9:,.0f}; choose a smaller one, or less of data.num_threads and data.num_prefetched.'
+      )
 
 
 def _first_line(error: BaseException) -> str:

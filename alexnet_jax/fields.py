@@ -1,36 +1,48 @@
 """The fields of a config: their full names, and the values that no run can have."""
 
 import json
-import math
 
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UsageError
 
-ONE_OR_MORE = (
-  'batch_size',
-  'log_every',
-  'eval.batch_size',
-  'optimizer.plateau_patience',
-  'augment.shared_by',
-)
+MOST = 2**31 - 1  # steps are counted in 32 bits
+# Least and most of what is counted; beyond that it is a slip of the keyboard, or more than any machine can hold.
+COUNTS = {
+  'seed': (0, 2**32 - 1),
+  'batch_size': (1, 2**20),
+  'num_epochs': (0, 10**6),
+  'num_steps': (0, MOST),
+  'eval_every': (0, MOST),
+  'checkpoint_every': (0, MOST),
+  'log_every': (1, MOST),
+  'model.image_size': (1, 2048),
+  'model.border': (0, 2048),
+  'optimizer.plateau_drops': (0, 50),
+  'optimizer.plateau_patience': (1, MOST),
+  'augment.shared_by': (1, MOST),
+  'data.num_threads': (0, 1024),
+  'data.num_prefetched': (0, 4096),
+  'eval.batch_size': (1, 2**20),
+}
+LARGEST = 3.4e38  # of what is computed with in 32 bits
 ZERO_OR_MORE = (
-  'data.num_threads',
-  'data.num_prefetched',
-  'seed',
-  'num_epochs',
-  'num_steps',
-  'eval_every',
-  'checkpoint_every',
   'optimizer.rate',
   'optimizer.momentum',
   'optimizer.weight_decay',
-  'optimizer.plateau_drops',
   'optimizer.bias_factor',
   'augment.colour_std',
-  'model.border',
 )
 ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.')
+NAMES = (
+  'variants',
+  'init_fresh',
+  'model.meet',
+  'model.norm.before',
+  'model.norm.after',
+  'model.norm.within',
+  'model.norm.pooled',
+)
 
 
 def flat(config: ConfigDict) -> dict:
@@ -51,17 +63,27 @@ def check(config: ConfigDict) -> None:
   Raises:
     UsageError: naming the field and what it may be.
   """
-  values = flat(config)
-  for field in ONE_OR_MORE:
-    if not 1 <= values[field] < math.inf:
-      raise UsageError(f'{field}={values[field]} must be 1 or more.')
+  try:
+    values = flat(config)
+  except TypeError as error:
+    raise UsageError(
+      f'the config has a value that cannot be kept ({error}); write numbers, names, True, False, and tuples of these.'
+    ) from error
+  for field, (least, most) in COUNTS.items():
+    if not least <= values[field]:
+      raise UsageError(f'{field}={values[field]} must be {least} or more.')
+    if not values[field] <= most:
+      raise UsageError(f'{field}={values[field]} must be {most:,} or less.')
   for field in (*ZERO_OR_MORE, *(name for name in values if name.startswith(ZERO_OR_MORE_OF_EACH))):
-    if not 0 <= values[field] < math.inf:
-      raise UsageError(f'{field}={values[field]} must be 0 or more, and finite.')
-  if values['seed'] >= 2**32:
-    raise UsageError(f'seed={values["seed"]} must be below 2 ** 32.')
-  if not values['optimizer.rate_factor'] > 0:
-    raise UsageError(f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0; the paper has 10.')
+    if not 0 <= values[field] <= LARGEST:
+      raise UsageError(f'{field}={values[field]} must be 0 or more, and finite in 32 bits.')
+  for field in NAMES:
+    if not all(isinstance(name, str) for name in values[field]):
+      raise UsageError(f"{field}={values[field]} must be of names, such as ('conv1', 'conv2').")
+  if not 0.001 <= values['optimizer.rate_factor'] <= 1e6:
+    raise UsageError(
+      f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0, 0.001 to 1,000,000; the paper has 10.'
+    )
   if values['data.unreadable'] not in ('fail', 'skip'):
     raise UsageError(f"data.unreadable='{values['data.unreadable']}' is unknown; choose 'fail' or 'skip'.")
   if values['optimizer.bias_drops'] < -1:
@@ -81,10 +103,12 @@ def check(config: ConfigDict) -> None:
   for field, given in fractions.items():
     if not (_from_zero(given) and all(fraction <= 1 for fraction in given)):
       raise UsageError(f'{field}={values[field]} must be in fractions of the run, 0 to 1.')
+  if len(values['optimizer.steps']) > COUNTS['optimizer.plateau_drops'][1]:
+    raise UsageError(f'optimizer.steps has {len(values["optimizer.steps"])} drops; name 50 or fewer.')
   if not values['num_epochs'] and not values['num_steps']:
     raise UsageError('num_epochs and num_steps are both 0; set one of them.')
 
 
 def _from_zero(given):
-  """Says whether all are numbers from 0 on, and finite."""
-  return all(isinstance(number, int | float) and 0 <= number < math.inf for number in given)
+  """Says whether all are numbers from 0 on, and finite in 32 bits."""
+  return all(isinstance(number, int | float) and 0 <= number <= LARGEST for number in given)

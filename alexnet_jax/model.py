@@ -34,6 +34,8 @@ WINDOWS = {
 POOLED = ('conv1', 'conv2', 'conv5')
 LINEAR = ('bottleneck', 'fc8')  # without a nonlinearity; the first before a head of very many classes (facts, 4)
 LAYERS = (*WINDOWS, 'fc6', 'fc7', *LINEAR)
+MOST_TOWERS, MOST_KERNELS = 16, 2**20  # more is a slip of the keyboard
+LARGEST = 3.4e38  # finite in 32 bits
 NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 
@@ -222,7 +224,11 @@ def check(config: ConfigDict) -> None:
       raise UsageError(f'model.{field} {sentence}.')
 
   demand(0 < config.width < math.inf, f'width={config.width}', 'must be above 0; 1.0 is the published network')
-  demand(config.num_towers >= 1, f'num_towers={config.num_towers}', 'must be 1 or more; the paper has 2')
+  demand(
+    1 <= config.num_towers <= MOST_TOWERS,
+    f'num_towers={config.num_towers}',
+    f'must be 1 to {MOST_TOWERS}; the paper has 2',
+  )
   demand(config.pool_size >= 2, f'pool_size={config.pool_size}', 'must be 2, the stride, or more; the paper has 3')
   demand(
     config.nonlinearity in NONLINEARITIES,
@@ -230,17 +236,23 @@ def check(config: ConfigDict) -> None:
     f'is unknown; choose {" or ".join(map(repr, NONLINEARITIES))}',
   )
   for name, padding in config.padding.items():
-    size = WINDOWS[name][0]
+    size, sides = WINDOWS[name][0], both_sides(padding)
     demand(
-      all(0 <= side < size for side in both_sides(padding)), f'padding.{name}={padding}', f'must be 0 to {size - 1}'
+      len(sides) == 2 and all(isinstance(side, int) and 0 <= side < size for side in sides),
+      f'padding.{name}={padding}',
+      f'must be 0 to {size - 1}, or two such numbers',
     )
   norm = config.norm
-  demand(norm.size > 0 and norm.size % 2, f'norm.size={norm.size}', 'must be odd and 1 or more; the paper has 5')
-  demand(0 < norm.k < math.inf, f'norm.k={norm.k}', 'must be above 0; the paper has 2')
+  demand(
+    0 < norm.size < MOST_KERNELS and norm.size % 2,
+    f'norm.size={norm.size}',
+    'must be odd and 1 or more; the paper has 5',
+  )
+  demand(0 < norm.k <= LARGEST, f'norm.k={norm.k}', 'must be above 0; the paper has 2')
   for field in ('alpha', 'beta'):
-    demand(0 <= norm[field] < math.inf, f'norm.{field}={norm[field]}', 'must be 0 or more, and finite')
+    demand(0 <= norm[field] <= LARGEST, f'norm.{field}={norm[field]}', 'must be 0 or more, and finite in 32 bits')
   for name, bias in config.init_bias.items():
-    demand(math.isfinite(bias), f'init_bias.{name}={bias}', 'must be a finite number')
+    demand(abs(bias) <= LARGEST, f'init_bias.{name}={bias}', 'must be a number that is finite in 32 bits')
   for field in ('before', 'after', 'within'):
     names = tuple(norm[field])
     demand(set(names) <= set(WINDOWS), f'norm.{field}={names}', f'may name {", ".join(WINDOWS)}')
@@ -260,6 +272,11 @@ def check(config: ConfigDict) -> None:
   )
   for name, number in config.kernels.items():
     demand(number >= 0, f'kernels.{name}={number}', 'must be 0 or more')
+    demand(
+      number * config.width <= MOST_KERNELS,
+      f'kernels.{name}={number}',
+      f'times model.width={config.width} must be {MOST_KERNELS:,} or less',
+    )
     may_go = name in ('conv3', 'conv4', 'conv5', 'conv6', 'bottleneck')
     demand(
       number or may_go,

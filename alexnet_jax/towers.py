@@ -161,6 +161,11 @@ def versions() -> str:
   return f'jax {jax.__version__}, flax {flax.__version__}'
 
 
+def memory_of_device(mesh: Mesh) -> int | None:
+  """Returns the bytes of memory of a device of this process; None where it is the host's, which all of them share."""
+  return (mesh.local_devices[0].memory_stats() or {}).get('bytes_limit')
+
+
 def describe(mesh: Mesh) -> str:
   """Says in one line which devices the mesh holds."""
   device = mesh.devices.flat[0]

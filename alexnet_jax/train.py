@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import data, evaluate, fields, model, optimizer, statistics, step, towers, transfer, workdir
+from alexnet_jax import data, evaluate, fields, memory, model, optimizer, statistics, step, towers, transfer, workdir
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.errors import RunError
+from alexnet_jax.errors import RunError, UsageError
 from alexnet_jax.progress import Progress
-from alexnet_jax.trained import Trained
+from alexnet_jax.trained import Trained, stage_shapes
 
 
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
@@ -39,6 +39,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     batches={'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size},
   )
   print(towers.describe(mesh))
+  data.check_memory(config, towers.data_share(mesh))
   train, validation, test = data.open_splits(
     config.data,
     config.model.image_size + config.model.border,
@@ -48,6 +49,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')
   steps_per_epoch = len(train) / config.batch_size
   last_step = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
+  if last_step > fields.MOST:
+    raise UsageError(f'num_epochs={config.num_epochs} takes {last_step:,} steps; {fields.MOST:,} are the most.')
   eval_every = config.eval_every or math.ceil(steps_per_epoch)
   checkpoint_every = config.checkpoint_every or math.ceil(steps_per_epoch)
   schedule = optimizer.make_schedule(config.optimizer, last_step)
@@ -56,6 +59,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
 
   with jax.set_mesh(mesh):
     network = model.build(config.model, train.num_classes)
+    check_memory(network, config, mesh)
     workdir.check(folder, config)
     stats = statistics.of(train, config.data.num_threads)
     workdir.start(folder, config, stats, train.class_names)
@@ -115,6 +119,29 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     if schedule.finished:
       print(f'the validation error stopped improving at the lowest rate: done after {int(state.step):,} steps')
     return evaluate.report(trained(state), test, config, folder, also_read=(train, validation))
+
+
+def check_memory(network: model.Network, config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  """Finds a run that cannot fit on the devices.
+
+  Counts what nothing can do without, and takes none: parameters, velocities and gradients, and what the layers say of
+  a batch, which the gradients are computed from.
+
+  Raises:
+    UsageError: if that is more than the memory of a device.
+  """
+  params = jax.eval_shape(network.init, jax.random.key(0))
+  num_params = sum(x.size for x in jax.tree.leaves(params))
+  outputs = [math.prod(shape) for shape in stage_shapes(network, params, config.model.image_size, mesh).values()]
+  there = towers.memory_of_device(mesh) or memory.total() / len(mesh.local_devices)
+  sizes = (('batch_size', config.batch_size, sum(outputs)), ('eval.batch_size', config.eval.batch_size, max(outputs)))
+  for field, batch_size, num_outputs in sizes:
+    needed = 4 * (3 * num_params / mesh.shape['tower'] + batch_size * num_outputs / mesh.size)
+    if needed > there:
+      raise UsageError(
+        f'{field}={batch_size} and {num_params:,} parameters take {needed / 1e9:,.0f} GB or more on each device, and '
+        f'there are {there / 1e9:,.0f}; choose a smaller {field}, model.width or model.image_size, or more devices.'
+      )
 
 
 def finite(state: step.TrainState) -> step.TrainState:

@@ -1,5 +1,6 @@
 """Starting from what another network has learned: layers taken by name, the others fresh (section 6)."""
 
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def check(config: ConfigDict) -> None:
       f'init_fresh={tuple(config.init_fresh)} is of layers that start fresh beside those of another network; name that '
       'with --config.init_from=FOLDER or FILE.'
     )
-  if config.init_from and not pathlib.Path(config.init_from).exists():
+  if config.init_from and not os.path.exists(config.init_from):  # of a name too long, too
     raise UsageError(f'init_from={config.init_from} does not exist; name the folder of a run, or a file of weights.')
 
 

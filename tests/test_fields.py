@@ -44,7 +44,7 @@ def test_amounts_must_not_be_negative(field, value):
 @pytest.mark.parametrize(
   ('field', 'value', 'sentence'),
   [
-    ('seed', 2**32, 'below 2'),
+    ('seed', 2**32, 'seed=4294967296 must be 4,294,967,295 or less'),
     ('optimizer.rate_factor', 0.0, 'above 0'),
     ('num_epochs', 0, 'both 0'),
     ('data.unreadable', 'ignore', "data.unreadable='ignore' is unknown; choose 'fail' or 'skip'"),

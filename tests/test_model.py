@@ -120,7 +120,7 @@ def test_any_size_of_image_from_64(one_device, size):
   [
     ('image_size', 32, 'leaves no pixel after conv5; choose 64 or more'),
     ('width', 0.0, 'width=0.0 must be above 0'),
-    ('num_towers', 0, 'num_towers=0 must be 1 or more'),
+    ('num_towers', 0, 'num_towers=0 must be 1 to 16'),
     ('pool_size', 1, 'pool_size=1 must be 2'),
     ('nonlinearity', 'sigmoid', "nonlinearity='sigmoid' is unknown; choose 'relu' or 'tanh'"),
     ('meet', ('conv1',), 'may name conv2, .*; conv1 reads the image'),
