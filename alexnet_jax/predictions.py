@@ -57,11 +57,11 @@ def load(folder: pathlib.Path, dataset: str, split: str, protocol: str) -> Predi
     about = json.loads((place / 'about.json').read_text())
     log_probs = np.load(place / 'log_probs.npy', mmap_mode='r', allow_pickle=False)
     labels = np.load(place / 'labels.npy', allow_pickle=False)
-  except (OSError, ValueError, EOFError):
+    is_asked_for = (about['dataset'], about['split'], about['protocol']) == (dataset, split, protocol)
+    is_whole = log_probs.ndim == 2 and labels.shape == log_probs.shape[:1]
+    return Predictions(log_probs, labels, about['step']) if is_asked_for and is_whole else None
+  except Exception:  # broken files lead the readers to raise whatever they come upon
     return None
-  if (about.get('dataset'), about.get('split'), about.get('protocol')) != (dataset, split, protocol):
-    return None
-  return Predictions(log_probs, labels, about['step'])
 
 
 def keep(

@@ -6,7 +6,6 @@ import os
 import pathlib
 import stat
 import urllib.parse
-import zipfile
 import zlib
 from typing import NamedTuple
 
@@ -110,8 +109,13 @@ def load(place: pathlib.Path) -> Statistics | None:
   """Reads what `Statistics.save` wrote; None if the file is missing or damaged."""
   try:
     with np.load(place, allow_pickle=False) as arrays:
-      return Statistics(**{name: array if array.ndim else int(array) for name, array in arrays.items()})
-  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
+      found = Statistics(**{name: array if array.ndim else int(array) for name, array in arrays.items()})
+    height, width, channels = found.mean_image.shape
+    is_whole = (
+      height == width and channels == 3 and found.covariance.shape == (3, 3) and isinstance(found.num_images, int)
+    )
+    return found if is_whole and np.isfinite(found.mean_image).all() and np.isfinite(found.covariance).all() else None
+  except Exception:  # a broken file leads numpy and its zip reader to raise whatever they come upon
     return None
 
 

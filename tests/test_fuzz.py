@@ -3,6 +3,7 @@
 The seeds are fixed. The long versions run in a process of their own, which a crash would end.
 """
 
+import contextlib
 import io
 import json
 import pathlib
@@ -13,12 +14,32 @@ import sys
 import time
 import warnings
 import zlib
+from unittest import mock
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+from absl import flags
 
-from alexnet_jax import images
+import main
+from alexnet_jax import (
+  data,
+  features,
+  fields,
+  figures,
+  images,
+  model,
+  optimizer,
+  predictions,
+  statistics,
+  towers,
+  train,
+  transfer,
+  workdir,
+)
+from alexnet_jax.errors import RunError, UsageError
+from configs import alexnet
 
 ROOT = pathlib.Path(__file__).parents[1]
 HOSTILE = ROOT.parent / 'shared' / 'data' / 'hostile_images'
@@ -122,6 +143,9 @@ def memory():
   return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
+# Image files.
+
+
 def test_originals_decode():
   files = originals(images.FORMATS)
   assert look_at(files.values())[0] == len(files)
@@ -158,7 +182,226 @@ def test_many_broken_files_of_all_formats():
   report = json.loads(result.stdout.splitlines()[-1])
   assert report['decoded'] > 4000
   assert report['longest'] < LONGEST
-  assert report['grown'] < 50, report
+  assert report['grown'] < 150, report
+
+
+# Fields of a config.
+
+SILLY = ['0', '-1', '1', '9', '3000', '1000000', '2147483648', '99999999999999999999', 'nan', 'inf', '-inf', '1e308']
+SILLY += ['', 'x', 'x' * 5000, 'True', 'None', '()', '(1,)', '(1,2,3)', "('a','b')", '(0.5,-1.0)', '((1,2),)', '([1],)']
+SILLY += ['(1j,)', "(b'a',)", '({1},)', '{}', '((0.5,1.0,1e308),)', '../..']
+CONFIG = '--config=configs/alexnet.py'
+
+
+def parsed(*arguments):
+  """The config as main.py understands it."""
+  for name in [name for name in flags.FLAGS if name.startswith('config.')]:
+    delattr(flags.FLAGS, name)  # those of the call before
+  command = ['main.py', f'--config={ROOT}/configs/alexnet.py', *arguments]
+  with mock.patch.object(sys, 'argv', command):  # ml_collections looks there
+    main.parse(command)
+  return main.CONFIG.value
+
+
+def check_all(config, is_thorough):
+  """All that a run looks at before it takes memory."""
+  fields.check(config)
+  transfer.check(config)
+  batches = {'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size}
+  mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches=batches)
+  data.check_memory(config, towers.data_share(mesh))
+  workdir.default(config)
+  schedule = optimizer.make_schedule(config.optimizer, 100)
+  model.check(config.model)
+  if is_thorough:
+    with jax.set_mesh(mesh):
+      train.check_memory(model.build(config.model, 10), config, mesh)
+  rates = optimizer.make_rates(config.optimizer, ('conv1', 'fc8'), 100)
+  for num_drops in (0, config.optimizer.plateau_drops, schedule.num_drops(99)):
+    rates.at(99, num_drops)
+
+
+def silly_values():
+  return [(field, value) for field in fields.flat(alexnet.get_config()) for value in SILLY]
+
+
+def try_all(pairs, is_thorough=False):
+  """Each must be accepted or be answered by one sentence. Returns how many were refused."""
+  num_refused = 0
+  for field, value in pairs:
+    try:
+      check_all(parsed(f'--config.{field}={value}'), is_thorough)
+    except (UsageError, RunError) as error:
+      assert str(error)  # noqa: PT017
+      assert '\n' not in str(error)  # noqa: PT017
+      num_refused += 1
+    except Exception as error:
+      raise AssertionError(f'--config.{field}={value}') from error
+  return num_refused
+
+
+def test_silly_values_are_refused_in_a_sentence():
+  pairs = silly_values()
+  some = np.random.default_rng(0).permutation(len(pairs))[:500]
+  assert 300 < try_all([pairs[i] for i in some]) < 500
+
+
+@pytest.mark.slow
+def test_every_field_with_every_silly_value():
+  pairs = silly_values()
+  before = memory()
+  assert try_all(pairs, is_thorough=True) > 0.7 * len(pairs)
+  assert memory() - before < 2000  # MB: nothing was allocated that a value names
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'sentence'),
+  [
+    ('batch_size', 10**6, 'batch_size=1000000 makes batches that take .* GB'),
+    ('batch_size', 2**30, 'batch_size=1073741824 must be 1,048,576 or less'),
+    ('eval.batch_size', 10**6, 'eval.batch_size=1000000 makes batches that take .* GB'),
+    ('data.num_prefetched', 4096, 'less of data.num_threads and data.num_prefetched'),
+    ('data.num_threads', 10**6, 'must be 1,024 or less'),
+    ('model.image_size', 10**6, 'must be 2,048 or less'),
+    ('model.kernels.fc6', 10**6, 'parameters take .* GB or more on each device'),
+    ('model.kernels.conv1', -3, 'must be 0 or more'),
+    ('model.width', 1e308, r'times model.width=1e\+308 must be'),
+    ('model.num_towers', 10**9, 'must be 1 to 16'),
+    ('model.padding.conv1', '(1,2,3)', r'must be 0 to 10, or two such numbers'),
+    ('model.meet', '(1,)', r'model.meet=\[1\] must be of names'),
+    ('optimizer.rate', 'nan', 'must be 0 or more, and finite'),
+    ('optimizer.rate_factor', 1e308, '0.001 to 1,000,000'),
+    ('optimizer.layer_changes.conv1', '((1j,),)', 'has a value that cannot be kept'),
+    ('num_steps', 2**31, 'must be 2,147,483,647 or less'),
+    ('checkpoint_every', -5, 'must be 0 or more'),
+    ('mesh.data', 10**9, 'needs 1000000000 devices'),
+    ('mesh.tower', -1, 'must not be negative'),
+    ('init_from', 'x' * 5000, 'does not exist'),
+  ],
+)
+def test_what_is_wrong_is_named(field, value, sentence):
+  with pytest.raises(UsageError, match=sentence):
+    check_all(parsed('--config.batch_size=8', f'--config.{field}={value}'), is_thorough='fc6' in field)
+
+
+def test_more_steps_than_32_bits_hold(config, tmp_path):
+  config.num_steps, config.num_epochs = 0, 10**6
+  config.batch_size, config.data.train_split = 1, 'train+test[:50%]+train+train'
+  with pytest.raises(UsageError, match='takes 4,491,000,000 steps; 2,147,483,647 are the most'):
+    train.train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'field',
+  [
+    'augment.colour_std',
+    'model.init_bias.conv2',
+    'model.init_std.conv1',
+    'model.norm.alpha',
+    'model.norm.beta',
+    'model.norm.k',
+    'optimizer.bias_factor',
+    'optimizer.layer_factor.fc8',
+    'optimizer.momentum',
+    'optimizer.rate',
+  ],
+)
+def test_numbers_beyond_reason_end_in_a_sentence(config, tmp_path, field):
+  part, _, name = field.rpartition('.')
+  section = config
+  for key in part.split('.'):
+    section = section[key]
+  section[name] = 3e38
+  config.eval.ten_view, config.num_steps = False, 3
+  with contextlib.suppress(RunError):  # the loss is not finite
+    train.train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('batch_size', '1000000'),
+    ('model.image_size', '1000000'),
+    ('data.num_threads', '1000000'),
+    ('optimizer.steps', '(1j,)'),
+    ('model.padding.conv1', "('a','b')"),
+    ('data.train_split', 'train[:' + '9' * 50 + ']['),
+    ('seed', 'x' * 5000),
+  ],
+)
+def test_silly_values_on_a_real_command_line(data_dir, tmp_path, field, value):
+  arguments = [CONFIG, f'--config.data.dir={data_dir}', f'--workdir={tmp_path}', f'--config.{field}={value}']
+  result = subprocess.run(
+    [sys.executable, 'main.py', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+  )
+  assert result.returncode == 2, result.stderr
+  assert result.stderr.splitlines()[-1].startswith('error: ')
+  assert 'Traceback' not in result.stderr
+
+
+# Files in the folder of a run.
+
+
+class Bomb:
+  """Leaves a trace where it is unpickled."""
+
+  def __init__(self, trace):
+    self.trace = trace
+
+  def __reduce__(self):
+    return (pathlib.Path.touch, (self.trace,))
+
+
+def test_nothing_is_unpickled(tmp_path):
+  trace = tmp_path / 'it was unpickled'
+  hostile = np.array([Bomb(trace)], object)
+  np.savez(tmp_path / 'statistics.npz', mean_image=hostile, covariance=hostile, num_images=hostile)
+  with pytest.raises(UsageError, match=r'statistics.npz is missing or damaged; put it back'):
+    workdir.load_statistics(tmp_path)
+  np.save(tmp_path / 'features.npy', np.zeros((1, 2), np.float32))
+  np.save(tmp_path / 'labels.npy', hostile)
+  with pytest.raises(UsageError, match=r'are damaged .* remove them'):
+    features.load(tmp_path)
+  log_probs, labels = np.zeros((1, 10), np.float32), np.zeros(1, np.int32)
+  arguments = dict(dataset='a', split='b', protocol='centre')
+  predictions.keep([(log_probs, labels)], tmp_path, **arguments, num_steps=1, shape=(1, 10))
+  assert predictions.load(tmp_path, **arguments) is not None
+  for name in ('labels', 'log_probs'):
+    predictions.keep([(log_probs, labels)], tmp_path, **arguments, num_steps=1, shape=(1, 10))
+    np.save(tmp_path / 'predictions' / 'a-b' / 'centre' / f'{name}.npy', hostile)
+    assert predictions.load(tmp_path, **arguments) is None  # and the network is asked again
+  (tmp_path / 'weights.npz').write_bytes((tmp_path / 'statistics.npz').read_bytes())
+  assert figures.main(['kernels', str(tmp_path / 'weights.npz')]) == 2
+  assert not trace.exists()
+
+
+def test_broken_statistics_are_no_statistics(tmp_path):
+  place, rng = tmp_path / 'statistics.npz', np.random.default_rng(0)
+  whole = statistics.Statistics(rng.uniform(0, 255, (8, 8, 3)), np.eye(3), 5)
+  whole.save(place)
+  file, num_whole = place.read_bytes(), 0
+  for _ in range(500):
+    place.write_bytes(mutated(rng, file))
+    found = statistics.load(place)
+    assert found is None or found.mean_image.shape[2:] == found.covariance.shape[:1] == (3,)
+    num_whole += found is not None
+  assert 0 < num_whole < 250
+
+
+def test_broken_predictions_are_no_predictions(tmp_path):
+  arguments = dict(dataset='a', split='b', protocol='centre')
+  rng, blocks = np.random.default_rng(0), [(np.zeros((20, 10), np.float32), np.zeros(20, np.int32))]
+  predictions.keep(blocks, tmp_path, **arguments, num_steps=1, shape=(20, 10))
+  for name in ('about.json', 'labels.npy', 'log_probs.npy'):
+    place = tmp_path / 'predictions' / 'a-b' / 'centre' / name
+    file = place.read_bytes()
+    for _ in range(200):
+      place.write_bytes(mutated(rng, file))
+      found = predictions.load(tmp_path, **arguments)
+      assert found is None or len(found.log_probs) == len(found.labels)
+    place.write_bytes(file)
 
 
 if __name__ == '__main__':
