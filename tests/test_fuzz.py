@@ -4,6 +4,7 @@ The seeds are fixed. The long versions run in a process of their own, which a cr
 """
 
 import contextlib
+import functools
 import io
 import json
 import pathlib
@@ -165,6 +166,92 @@ def test_hostile_files():
   assert 0 < num_decoded < len(files)
   assert longest < LONGEST
   look_at(mutated(np.random.default_rng(1), file) for file in files if len(file) < 100_000)
+
+
+def chunk(name, content):
+  return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+
+
+def png(width, height, *chunks):
+  header = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
+  return b'\x89PNG\r\n\x1a\n' + header + b''.join(chunks) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+
+
+def gif(screen, frame, left=0):
+  colours = b'\0\0\0\xff\xff\xff'
+  screen = struct.pack('<HHBBB', screen, screen, 0x80, 0, 0)
+  return b'GIF89a' + screen + colours + b',' + struct.pack('<HHHHB', left, 0, frame, frame, 0) + b'\2\2\x4c\1\0;'
+
+
+def webp(*chunks):
+  body = b'WEBP' + b''.join(name + struct.pack('<I', len(content)) + content for name, content in chunks)
+  return b'RIFF' + struct.pack('<I', len(body)) + body
+
+
+def webp_canvas(side, *chunks, flags=0):
+  def three_bytes(number):
+    return struct.pack('<I', number)[:3]
+
+  return webp((b'VP8X', bytes([flags, 0, 0, 0]) + 2 * three_bytes(side - 1)), *chunks)
+
+
+def resized(file, place, layout, side):
+  """Writes another width and height into the header of a file."""
+  size = struct.pack(layout, side, side)
+  return file[:place] + size + file[place + len(size) :]
+
+
+@functools.cache
+def bombs():
+  """Small files that say they are large, {name: (file, what is said of it)}."""
+  files, zeros, large = originals(images.FORMATS), zlib.compress(bytes(10**7), 9), 'pixels'
+  jpeg, progressive, tiff = files['JPEG 0'], files['JPEG 1'], bytearray(files['TIFF 0'])
+  (directory,) = struct.unpack('<I', tiff[4:8])
+  for entry in range(directory + 2, directory + 26, 12):  # the first two: width and height
+    tiff[entry : entry + 12] = tiff[entry : entry + 2] + struct.pack('<HII', 4, 1, 60_000)
+  still = files['WEBP 0'][20:]
+  frame = bytes(6) + struct.pack('<I', 49)[:3] + struct.pack('<I', 39)[:3] + bytes(4) + b'VP8 '
+  animation = [(b'ANIM', bytes(6)), (b'ANMF', frame + struct.pack('<I', len(still)) + still)]
+  scans = resized(progressive, progressive.index(b'\xff\xc2') + 5, '>HH', 9000)
+  last_scan = progressive[progressive.rindex(b'\xff\xda') : -2]
+  return {
+    'PNG': (png(60_000, 60_000), large),
+    'PNG, a little too large': (png(9_500, 9_500), 'more than 89,000,000'),
+    'PNG, compressed text': (png(5, 5, chunk(b'zTXt', b'a\0\0' + zeros)), 'too large'),
+    'PNG, international text': (png(5, 5, chunk(b'iTXt', b'a\0\1\0\0\0' + zeros)), 'too large'),
+    'PNG, profile': (png(5, 5, chunk(b'iCCP', b'a\0\0' + zeros)), 'too large'),
+    'GIF, screen': (gif(65_000, 5), large),
+    'GIF, frame': (gif(5, 65_000), large),
+    'GIF, frame far out': (gif(60_000, 5, left=60_000), large),
+    'WEBP, lossy': (webp((b'VP8 ', resized(still, 6, '<HH', 16_383))), 'more than 89,000,000'),
+    'WEBP, lossless': (webp((b'VP8L', b'/' + struct.pack('<I', 2**28 - 1) + bytes(50))), 'more than 89,000,000'),
+    'WEBP, canvas': (webp_canvas(60_000, (b'VP8 ', still)), 'more than 89,000,000'),
+    'WEBP, animation': (webp_canvas(60_000, *animation, flags=2), 'more than 89,000,000'),
+    'TIFF': (bytes(tiff), large),
+    'JPEG': (resized(jpeg, jpeg.index(b'\xff\xc0') + 5, '>HH', 65_000), large),
+    'JPEG, scans': (scans[:-2] + 100 * last_scan + b'\xff\xd9', 'scans'),
+    'BMP': (resized(files['BMP 0'], 18, '<ii', 60_000), large),
+    'PPM': (b'P6 60000 60000 255\n', large),
+    'JPEG2000': (resized(files['JPEG2000 0'], files['JPEG2000 0'].index(b'ihdr') + 4, '>II', 60_000), large),
+    'PostScript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 4\n%%EndComments\nshowpage\n', 'known format'),
+  }
+
+
+@pytest.mark.parametrize('name', bombs())
+def test_bombs_are_refused_before_memory_is_taken(name):
+  file, reason = bombs()[name]
+  size, limits = pathlib.Path('/proc/self/statm'), resource.getrlimit(resource.RLIMIT_AS)
+  if not size.exists():
+    pytest.skip('this system does not limit the memory of a process')
+  now = int(size.read_text().split()[0]) * resource.getpagesize()
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    resource.setrlimit(resource.RLIMIT_AS, (now + 100_000_000, limits[1]))
+    try:
+      with pytest.raises(ValueError, match=reason):
+        images.decode(file)
+    finally:
+      resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @pytest.mark.slow
