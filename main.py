@@ -99,6 +99,11 @@ if __name__ == '__main__':
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2 if isinstance(error, UsageError) else 1)
+  except Exception as error:
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):  # what XLA says
+      raise
+    print('error: there is not enough memory; choose a smaller batch_size or eval.batch_size.', file=sys.stderr)
+    sys.exit(1)
   except KeyboardInterrupt:
     print('error: interrupted; start again to go on from the newest checkpoint.', file=sys.stderr)
     sys.exit(1)

@@ -252,7 +252,7 @@ def check(config: ConfigDict) -> None:
   for field in ('alpha', 'beta'):
     demand(0 <= norm[field] <= LARGEST, f'norm.{field}={norm[field]}', 'must be 0 or more, and finite in 32 bits')
   for name, bias in config.init_bias.items():
-    demand(abs(bias) <= LARGEST, f'init_bias.{name}={bias}', 'must be a number that is finite in 32 bits')
+    demand(abs(bias) <= LARGEST, f'init_bias.{name}={bias}', 'must be a finite number')
   for field in ('before', 'after', 'within'):
     names = tuple(norm[field])
     demand(set(names) <= set(WINDOWS), f'norm.{field}={names}', f'may name {", ".join(WINDOWS)}')

@@ -43,6 +43,19 @@ def test_every_image_of_a_split_once_whatever_the_batch(run_folder, network, tmp
   }
 
 
+def test_records_that_are_skipped_have_no_row(run_folder, network, tmp_path):
+  split = of_split(run_folder, 'test[:21]')
+  split.source._skips, split.source._records = True, list(split.source._records)
+  split.source._records[3] = split.source._records[20] = b'no record'
+  skipped = features.extract(network, split, 'fc7', run_folder, tmp_path / 'out')
+  assert list(skipped) == ['test[:21]/3', 'test[:21]/20']
+  found = features.load(tmp_path / 'out')
+  rest = [i for i in range(21) if i not in (3, 20)]
+  assert found.names == [f'test[:21]/{i}' for i in rest]
+  expected = one_by_one(network, (split.source[i]['image'] for i in rest), 'fc7')
+  np.testing.assert_allclose(found.features, expected, rtol=1e-4, atol=1e-4)
+
+
 class Interrupted(features.Dataset):
   """Ends after some batches, as if the user had pressed ^C."""
 
