@@ -5,12 +5,14 @@
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10,runs/cifar10-tanh
     python main.py --mode=predict --workdir=runs/cifar10 FILE FOLDER 'more/*.jpg'
 
-Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for pictures that cannot be read (they are named).
+Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for pictures that cannot be read (they are named),
+75 stopped by SIGTERM or Ctrl-C with everything saved: the same command goes on.
 """
 
 import os
 import pathlib
 import re
+import signal
 import sys
 
 # TensorFlow only writes summaries here; without its oneDNN kernels it also says nothing when it is imported.
@@ -20,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from alexnet_jax import cache, fields, memory
-from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.errors import RunError, Stopped, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
 WORKDIR = flags.DEFINE_list(
@@ -92,6 +94,7 @@ def parse(arguments):
 
 if __name__ == '__main__':
   memory.use_huge_pages()
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be told to stop is to be interrupted
   try:
     app.run(main, flags_parser=parse)
   except SystemExit as end:
@@ -100,6 +103,6 @@ if __name__ == '__main__':
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2 if isinstance(error, UsageError) else 1)
-  except KeyboardInterrupt:
-    print('error: interrupted; start again to go on from the newest checkpoint.', file=sys.stderr)
-    sys.exit(1)
+  except (Stopped, KeyboardInterrupt) as stopped:
+    print(f'{stopped}; start again to go on.' if str(stopped) else 'stopped; start again to go on.', file=sys.stderr)
+    sys.exit(75)

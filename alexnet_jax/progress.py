@@ -36,6 +36,7 @@ class Progress:
     self._chance = math.log(num_classes)
     self._losses = collections.deque(maxlen=CHANCE_WINDOW)
     self._warned = False
+    self._kept = 'there is no checkpoint of before'
     self._conditions = None
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
@@ -63,6 +64,10 @@ class Progress:
     start = time.perf_counter()
     yield
     self._window_began += time.perf_counter() - start
+
+  def saved(self, step: int) -> None:
+    """Takes note of a checkpoint, to name it where the run fails."""
+    self._kept = f'the checkpoint of step {step:,} is kept'
 
   def conditions(self, step: int, description: str) -> None:
     """Says under which conditions training goes on, whenever they change.
@@ -102,8 +107,8 @@ class Progress:
     loss, error = float(metrics['loss']), float(metrics['error'])
     if not math.isfinite(loss):
       raise RunError(
-        f'the loss is {loss} at step {step:,}; checkpoints from before are kept. Start again with a lower '
-        'optimizer.rate (in another --workdir, since that is another run), or look at the images.'
+        f'the loss is {loss} at step {step:,}; {self._kept}. Start again with a lower optimizer.rate (in another '
+        '--workdir, since that is another run), or look at the images.'
       )
     if self._began is None:
       print(f'first step done, loss {loss:.4f} ({self._chance:.4f} is chance)', flush=True)

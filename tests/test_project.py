@@ -41,6 +41,7 @@ ORDER += [
   'ensemble',
   'predict',
   'transfer',
+  'stopping',
   'progress',
   'train',
   'shards',
