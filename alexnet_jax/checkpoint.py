@@ -32,13 +32,17 @@ class Checkpoints:
       num_kept: how many of the newest are kept, beside that of the lowest validation error.
     """
     self._folder = (workdir / 'checkpoints').absolute()
+
+    def error(results):
+      return results['top1_error']
+
     policies = [
       ocp.checkpoint_managers.LatestN(num_kept),
-      ocp.checkpoint_managers.BestN(
-        get_metric_fn=lambda results: results['top1_error'], reverse=True, n=1, keep_checkpoints_without_metrics=False
-      ),
+      ocp.checkpoint_managers.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False),
     ]
     options = ocp.CheckpointManagerOptions(
+      best_fn=error,  # else the error rates are not written, and forgotten when the run goes on
+      best_mode='min',
       preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
       enable_async_checkpointing=True,
       cleanup_tmp_directories=True,
