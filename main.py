@@ -12,7 +12,6 @@ Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for picture
 import os
 import pathlib
 import re
-import signal
 import sys
 
 # TensorFlow only writes summaries here; without its oneDNN kernels it also says nothing when it is imported.
@@ -21,7 +20,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import cache, fields, memory
+from alexnet_jax import cache, fields, memory, stopping
 from alexnet_jax.errors import RunError, Stopped, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
@@ -94,7 +93,7 @@ def parse(arguments):
 
 if __name__ == '__main__':
   memory.use_huge_pages()
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be told to stop is to be interrupted
+  stopping.leave_when_told()
   try:
     app.run(main, flags_parser=parse)
   except SystemExit as end:
@@ -103,6 +102,6 @@ if __name__ == '__main__':
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2 if isinstance(error, UsageError) else 1)
-  except (Stopped, KeyboardInterrupt) as stopped:
-    print(f'{stopped}; start again to go on.' if str(stopped) else 'stopped; start again to go on.', file=sys.stderr)
-    sys.exit(75)
+  except Stopped as stopped:
+    print(f'{stopped}; start again to go on.', file=sys.stderr)
+    sys.exit(stopping.STOPPED)

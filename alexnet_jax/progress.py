@@ -122,6 +122,8 @@ class Progress:
     self._watch(step, loss)
 
   def _open_curves(self):
+    if self._writer is not None:
+      return
     from clu import metric_writers  # imports TensorFlow, some seconds that nobody should wait for the first step
 
     self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
@@ -174,6 +176,7 @@ class Progress:
       f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f}',
       flush=True,
     )
+    self._open_curves()
     self._writer.write_scalars(
       step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')}
     )
