@@ -62,9 +62,9 @@ def test_as_run_changes_at_the_fractions_of_run_145_and_freezes_conv1(config, tm
   kept = {}
   original = Checkpoints.save
 
-  def keeping(self, number, state, run):
+  def keeping(self, number, state, *others):
     kept[number] = jax.tree.map(np.asarray, (state.params['conv1'], state.opt_state[-1].trace['conv1']))
-    original(self, number, state, run)
+    original(self, number, state, *others)
 
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(Checkpoints, 'save', keeping)
