@@ -95,8 +95,8 @@ def stop_after(number, config, folder):
 
   original = Checkpoints.save
 
-  def stopping(self, done, state, run):
-    original(self, done, state, run)
+  def stopping(self, done, *others):
+    original(self, done, *others)
     if done >= number and done < config.num_steps:
       raise Stop
 
