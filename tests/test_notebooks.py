@@ -14,7 +14,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).parents[1]
-NUM_PICTURES = {'01_train': 5, '02_two_towers': 1, '03_inside': 7, '04_finetune': 2}
+NUM_PICTURES = {'01_train': 6, '02_two_towers': 1, '03_inside': 7, '04_finetune': 2}
 SECONDS = 600
 
 every_notebook = pytest.mark.parametrize('name', NUM_PICTURES)
