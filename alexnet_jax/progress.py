@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import math
 import pathlib
+import threading
 import time
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import RunError
 
 CHANCE_WINDOW = 100  # steps over which the loss is watched for standing still at chance
+STALLED_AFTER = 60  # seconds without a batch
 
 
 class Progress:
@@ -47,9 +49,18 @@ class Progress:
 
   @contextlib.contextmanager
   def waiting_for_data(self):
-    """Counts the time inside as waiting for data, unless the devices were still at the step before."""
+    """Counts the time inside as waiting for data, unless the devices were still at the step before.
+
+    Where it takes longer than `STALLED_AFTER` seconds, that is said.
+    """
     start = time.perf_counter()
-    yield
+    watch = threading.Timer(STALLED_AFTER, _say_stalled)
+    watch.daemon = True
+    watch.start()
+    try:
+      yield
+    finally:
+      watch.cancel()
     if self._unread is None or self._unread[2]['loss'].is_ready():
       self._waited += time.perf_counter() - start
 
@@ -185,3 +196,11 @@ class Progress:
     """Writes out the curves."""
     if self._writer:
       self._writer.close()
+
+
+def _say_stalled():
+  print(
+    f'no batch has come for {STALLED_AFTER:g} s: reading data has stalled; is the disk that holds it there, and not too '
+    'busy? Training goes on when it comes.',
+    flush=True,
+  )

@@ -37,7 +37,7 @@ class Run:
     self._output = (folder.parent / f'{folder.name}.log').open('a+')
     environment = os.environ | {'JAX_NUM_CPU_DEVICES': '1'}
     arguments = (*SMALL, f'--config.data.dir={data_dir}', f'--workdir={folder}', *flags)
-    self._begin = self._output.seek(0, os.SEEK_END)
+    self._begin = self._output.seek(0, os.SEEK_END)  # several runs in a folder share a log
     self._process = subprocess.Popen(
       [sys.executable, 'main.py', *arguments],
       cwd=ROOT,
@@ -46,6 +46,7 @@ class Run:
       stderr=subprocess.STDOUT,
       start_new_session=True,
     )
+    self.pid = self._process.pid
 
   def output(self):
     self._output.seek(self._begin)
@@ -145,3 +146,31 @@ def test_twenty_kills_at_random_moments(straight, data_dir, tmp_path):
   assert max(lost) <= 2
   assert Run(folder, data_dir, '--config.checkpoint_every=1').end() == 0
   assert outcome(folder) == straight
+
+
+@pytest.mark.soak
+def test_memory_and_file_handles_stay_flat_over_2000_steps(data_dir, tmp_path):
+  flags = ('--config.num_steps=2000', '--config.checkpoint_every=100', '--config.eval_every=50')
+  run, seen = Run(tmp_path / 'run', data_dir, *flags, '--config.optimizer.plateau_patience=1000'), {}
+  for step in (500, 1000, 1500, 1990):
+    run.wait_for(step)
+    place = pathlib.Path(f'/proc/{run.pid}')
+    memory = int(re.search(r'VmRSS:\s+(\d+)', (place / 'status').read_text())[1]) / 1024
+    seen[step] = (memory, len(list((place / 'fd').iterdir())), len(list((place / 'task').iterdir())))
+  assert run.end() == 0
+  print(f'MiB resident, file handles, threads: {seen}')
+  assert seen[1990][0] < 1.1 * seen[500][0]
+  assert seen[1990][1] <= seen[500][1] + 5
+  assert seen[1990][2] <= seen[500][2] + 5
+
+
+@pytest.mark.soak
+def test_the_same_seed_twice_is_the_same_log(straight, data_dir, tmp_path):
+  logs = []
+  for name in ('one', 'other'):
+    run = Run(tmp_path / name, data_dir, '--config.checkpoint_every=5')
+    assert run.end() == 0
+    logs.append(re.findall(r'^step .*? rate \S+|^step .*validation.*|^centre.*', run.output(), re.MULTILINE))
+  assert len(logs[0]) > NUM_STEPS
+  assert logs[0] == logs[1]
+  assert outcome(tmp_path / 'one') == straight
