@@ -22,6 +22,9 @@ class Progress:
 
   Loss and error are means over the batches since the last line, before each batch's own update and with dropout.
   The metrics of a step are read only after the next one was dispatched, so that reading never makes a device wait.
+
+  Attributes:
+    kept: says which checkpoint there is, for the sentence in which a run fails.
   """
 
   def __init__(self, folder: pathlib.Path, config: ConfigDict, num_classes: int, epoch_size: int, last_step: int):
@@ -38,7 +41,7 @@ class Progress:
     self._chance = math.log(num_classes)
     self._losses = collections.deque(maxlen=CHANCE_WINDOW)
     self._warned = False
-    self._kept = 'there is no checkpoint of before'
+    self.kept = 'there is no checkpoint yet'
     self._conditions = None
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
@@ -77,8 +80,8 @@ class Progress:
     self._window_began += time.perf_counter() - start
 
   def saved(self, step: int) -> None:
-    """Takes note of a checkpoint, to name it where the run fails."""
-    self._kept = f'the checkpoint of step {step:,} is kept'
+    """Takes note of the newest checkpoint."""
+    self.kept = f'the checkpoint of step {step:,} is kept'
 
   def conditions(self, step: int, description: str) -> None:
     """Says under which conditions training goes on, whenever they change.
@@ -118,7 +121,7 @@ class Progress:
     loss, error = float(metrics['loss']), float(metrics['error'])
     if not math.isfinite(loss):
       raise RunError(
-        f'the loss is {loss} at step {step:,}; {self._kept}. Start again with a lower optimizer.rate (in another '
+        f'the loss is {loss} at step {step:,}; {self.kept}. Start again with a lower optimizer.rate (in another '
         '--workdir, since that is another run), or look at the images.'
       )
     if self._began is None:
@@ -200,7 +203,7 @@ class Progress:
 
 def _say_stalled():
   print(
-    f'no batch has come for {STALLED_AFTER:g} s: reading data has stalled; is the disk that holds it there, and not too '
-    'busy? Training goes on when it comes.',
+    f'no batch has come for {STALLED_AFTER:g} s: reading data has stalled; is the disk that holds it there, and not '
+    'too busy? Training goes on when it comes.',
     flush=True,
   )

@@ -79,6 +79,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         state, kept = restored
         first_step, evaluated = int(state.step), kept['evaluated']
         schedule.restore(kept['schedule'])
+        progress.saved(first_step)
         print(f'going on from step {first_step:,} in {folder}')
       else:
         state, first_step, evaluated = step.init_state(init_key, network=network, hyper=hyper), 0, 0
@@ -109,7 +110,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         if number > first_step and (number % checkpoint_every == 0 or is_last or told):
           with progress.paused():
             run = {'schedule': schedule.state(), 'evaluated': evaluated}
-            checkpoints.save(number, finite(state), run, results)
+            checkpoints.save(number, finite(state, progress.kept), run, results)
             progress.saved(number)
         if is_last or told:
           break
@@ -132,15 +133,19 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     return evaluate.report(trained(state), test, config, folder)
 
 
-def finite(state: step.TrainState) -> step.TrainState:
+def finite(state: step.TrainState, kept: str) -> step.TrainState:
   """Passes on a state that is worth keeping.
+
+  Args:
+    state: where training stands.
+    kept: says which checkpoint there is.
 
   Raises:
     RunError: if a parameter is not a finite number.
   """
   if not all(jax.tree.leaves(jax.tree.map(lambda x: bool(jnp.isfinite(x).all()), state.params))):
     raise RunError(
-      f'parameters are no longer finite numbers after step {int(state.step):,}; checkpoints from before are kept. '
+      f'parameters are no longer finite numbers after step {int(state.step):,}; {kept}. '
       'Start again with a lower optimizer.rate, in another --workdir.'
     )
   return state

@@ -96,8 +96,9 @@ def test_metrics_are_read_one_step_late(progress):
 
 @pytest.mark.parametrize('loss', [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_named_with_its_step(progress, loss):
+  progress.saved(1)
   feed(progress, [2.0, 2.0, loss])
-  with pytest.raises(RunError, match=r'at step 3;.*checkpoints from before are kept'):
+  with pytest.raises(RunError, match=r'at step 3;.*the checkpoint of step 1 is kept'):
     progress.read()
 
 

@@ -174,7 +174,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(config
 
   step.train_step = exploding
   try:
-    with pytest.raises(RunError, match=r'(loss|parameters).*step \d.*checkpoints from before are kept.*optimizer.rate'):
+    with pytest.raises(
+      RunError, match=r'(loss|parameters).*step \d.*the checkpoint of step \d is kept.*optimizer.rate'
+    ):
       train.train_and_evaluate(config, tmp_path)
   finally:
     step.train_step = step_fn
