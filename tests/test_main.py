@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_is_one_sentence_and_status_1(data_dir, tmp_pa
     '--config.optimizer.rate=1e30',
   )
   assert result.returncode == 1, result.stderr
-  assert re.search(r'^error: .*checkpoints from before are kept.*optimizer.rate', result.stderr, re.MULTILINE)
+  assert re.search(r'^error: .*there is no checkpoint yet.*optimizer.rate', result.stderr, re.MULTILINE)
   assert 'Traceback' not in result.stderr
 
 
