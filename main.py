@@ -19,7 +19,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import cache, fields, memory
+from alexnet_jax import cache, fields, memory, processes
 from alexnet_jax.errors import RunError, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
@@ -29,6 +29,12 @@ WORKDIR = flags.DEFINE_list(
 MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'eval', 'predict'], 'Train and then evaluate, evaluate alone, or say what pictures show.'
 )
+DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'This is one of the processes that SLURM, a TPU pod, GKE or Open MPI started; ask which.'
+)
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where processes are started by hand.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png or .svg: also write predictions there.')
 
 
@@ -41,13 +47,27 @@ def main(arguments) -> int:
     )
   logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
   cache.keep_compiled_programs()
+  place = processes.find_place(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  if place and MODE.value == 'predict':
+    raise UsageError('--mode=predict runs in one process; leave the flags of several out.')
   # Imported here, so that --help and a wrong flag are answered at once.
-  from alexnet_jax import ensemble, evaluate, predict, train, workdir
+  from alexnet_jax import workdir
 
   config = CONFIG.value
   if config is None and not WORKDIR.value:
     raise UsageError('name the run with --workdir=FOLDER.')
   folders = [pathlib.Path(folder) for folder in WORKDIR.value or [workdir.default(config)]]
+  if place:
+    fields.check(config)
+  heartbeat = config.heartbeat if place else 0
+  with processes.together(place, heartbeat=heartbeat, folder=folders[0]):
+    return run(config, folders, pictures)
+
+
+def run(config, folders, pictures) -> int:
+  """Does what --mode asks for and returns the exit status."""
+  from alexnet_jax import ensemble, evaluate, predict, train, workdir
+
   if MODE.value == 'eval' and len(folders) > 1:
     ensemble.evaluate_ensemble(config, folders)
     return 0
@@ -99,7 +119,7 @@ if __name__ == '__main__':
     sys.exit(0 if asked_for_help else end.code)  # absl ends with 1
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(2 if isinstance(error, UsageError) else 1)
+    processes.leave(2 if isinstance(error, UsageError) else 1)
   except KeyboardInterrupt:
     print('error: interrupted; start again to go on from the newest checkpoint.', file=sys.stderr)
-    sys.exit(1)
+    processes.leave(1)

@@ -10,6 +10,7 @@ from alexnet_jax.errors import UsageError
 ONE_OR_MORE = (
   'batch_size',
   'log_every',
+  'heartbeat',
   'eval.batch_size',
   'optimizer.plateau_patience',
   'augment.shared_by',

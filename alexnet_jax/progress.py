@@ -10,6 +10,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
+from alexnet_jax import processes
 from alexnet_jax.errors import RunError
 
 CHANCE_WINDOW = 100  # steps over which the loss is watched for standing still at chance
@@ -119,7 +120,8 @@ class Progress:
   def _open_curves(self):
     from clu import metric_writers  # imports TensorFlow, some seconds that nobody should wait for the first step
 
-    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
+    writers = [metric_writers.SummaryWriter(str(self._folder / 'tensorboard'))] if processes.is_first() else []
+    self._writer = metric_writers.AsyncMultiWriter(writers)
 
   def _report(self, step, rate, now):
     seconds = now - self._window_began

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import data, evaluate, fields, model, optimizer, statistics, step, towers, transfer, workdir
+from alexnet_jax import data, evaluate, fields, model, optimizer, processes, statistics, step, towers, transfer, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError
 from alexnet_jax.progress import Progress
@@ -39,11 +39,12 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     batches={'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size},
   )
   print(towers.describe(mesh))
-  train, validation, test = data.open_splits(
-    config.data,
-    config.model.image_size + config.model.border,
-    (config.data.train_split, config.data.validation_split, config.data.test_split),
-  )
+  with processes.first_alone():  # prepares the dataset where need be
+    train, validation, test = data.open_splits(
+      config.data,
+      config.model.image_size + config.model.border,
+      (config.data.train_split, config.data.validation_split, config.data.test_split),
+    )
   evaluate.check_submission(test, config)
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')
   steps_per_epoch = len(train) / config.batch_size
@@ -56,9 +57,13 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
 
   with jax.set_mesh(mesh):
     network = model.build(config.model, train.num_classes)
-    workdir.check(folder, config)
-    stats = statistics.of(train, config.data.num_threads)
-    workdir.start(folder, config, stats, train.class_names)
+    with processes.first_alone() as is_first:
+      if is_first:
+        workdir.check(folder, config)
+      stats = statistics.of(train, config.data.num_threads)
+      if is_first:
+        workdir.start(folder, config, stats, train.class_names)
+    workdir.check_shared(folder)
     mean_image = jnp.asarray(stats.mean_image, jnp.float32)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 

@@ -26,6 +26,7 @@ ORDER += [
   'fields',
   'workdir',
   'checkpoint',
+  'processes',
   'trained',
   'architecture',
   'neighbours',
