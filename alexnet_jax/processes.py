@@ -84,9 +84,7 @@ def find_place(
   if len(missing) == len(given):
     return None
   if missing:
-    raise UsageError(
-      f'--coordinator, --num_processes and --process_id go together, and {" and ".join(missing)} is missing.'
-    )
+    raise UsageError(f'--coordinator, --num_processes and --process_id go together; add {" and ".join(missing)}.')
   if num_processes < 1:
     raise UsageError(f'--num_processes={num_processes} must be 1 or more.')
   if not 0 <= process_id < num_processes:
@@ -290,7 +288,7 @@ class Group:
       else:
         server = socket.create_server(('', port))
     except OSError as error:
-      raise RunError(f'process 0 cannot listen at port {port} ({error.strerror}); choose another.') from error
+      raise RunError(f'process 0 cannot listen at port {port} ({os.strerror(error.errno)}); choose another.') from error
     end = time.monotonic() + START_SECONDS
     with server:
       while len(self._links) < self.count - 1:
