@@ -108,7 +108,8 @@ class Progress:
       )
     if self._began is None:
       print(f'first step done, loss {loss:.4f} ({self._chance:.4f} is chance)', flush=True)
-      self._open_curves()
+      if processes.is_first():
+        self._open_curves()
       self._began = (time.perf_counter(), step)
       self._window_began, self._waited = self._began[0], 0.0
     else:
@@ -120,8 +121,11 @@ class Progress:
   def _open_curves(self):
     from clu import metric_writers  # imports TensorFlow, some seconds that nobody should wait for the first step
 
-    writers = [metric_writers.SummaryWriter(str(self._folder / 'tensorboard'))] if processes.is_first() else []
-    self._writer = metric_writers.AsyncMultiWriter(writers)
+    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
+
+  def _write(self, step, values):
+    if self._writer:
+      self._writer.write_scalars(step, values)
 
   def _report(self, step, rate, now):
     seconds = now - self._window_began
@@ -136,7 +140,7 @@ class Progress:
       f'waiting for data {share_waited:.1f} %  {datetime.timedelta(seconds=round(left))} left',
       flush=True,
     )
-    self._writer.write_scalars(
+    self._write(
       step,
       {
         'train/loss': loss,
@@ -171,9 +175,7 @@ class Progress:
       f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f}',
       flush=True,
     )
-    self._writer.write_scalars(
-      step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')}
-    )
+    self._write(step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')})
 
   def close(self) -> None:
     """Writes out the curves."""

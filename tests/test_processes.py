@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -273,7 +274,7 @@ def test_the_error_of_one_ends_the_others(tmp_path):
     )
 
 
-# A run together, from the command line.
+# A run together, from the command line, and what follows a death.
 
 
 def start_command(folder, data_dir, *arguments):
@@ -312,6 +313,47 @@ def run_command(*arguments):
   return said
 
 
+class Death(NamedTuple):
+  """What came of a run, one of whose processes got a signal after step 12."""
+
+  printed: dict[int, float]  # losses, by step
+  status: int  # of the survivor
+  errors: str
+  seconds: float  # from the signal to the end of the survivor
+
+
+def run_to_death(victim, by, folder, data_dir, *arguments):
+  started = start_command(
+    folder, data_dir, '--config.num_steps=1000000', '--config.checkpoint_every=5', '--config.mesh.tower=2', *arguments
+  )
+  survivor, printed = started[1 - victim], {}
+  try:
+    for line in started[0].stdout:
+      if found := re.match(r'step (\d+)/.* loss ([\d.]+) ', line):
+        printed[int(found[1])] = float(found[2])
+      if 12 in printed:
+        break
+    else:
+      raise AssertionError(started[0].stderr.read())
+    began = time.monotonic()
+    os.kill(started[victim].pid, by)
+    _, errors = survivor.communicate(timeout=120)
+    return Death(printed, survivor.returncode, errors, time.monotonic() - began)
+  finally:
+    for process in started:
+      process.kill()
+
+
+def assert_one_sentence(death, victim, folder, seconds):
+  assert death.status == 1
+  assert re.findall(r'^error: (.*)$', death.errors, re.MULTILINE) == [
+    f'process {victim} of 2 has died or cannot be reached; the newest checkpoint is that of step '
+    f'{checkpoint.newest_step(folder)}: start all again to go on.'
+  ]
+  assert not any(trace in death.errors for trace in ('***', 'Fatal', 'Traceback'))
+  assert death.seconds < seconds
+
+
 def train_alone(data_dir, folder, num_steps):
   config = small_config(data_dir)
   config.num_steps, config.log_every, config.eval.ten_view = num_steps, 1, False
@@ -333,88 +375,66 @@ def parameters(folder, data_dir):
   return jax.tree.map(np.asarray, (state.params, state.opt_state))
 
 
-def assert_same_parameters(folder, other, data_dir):
-  for x, y in zip(*(jax.tree.leaves(parameters(one, data_dir)) for one in (folder, other)), strict=True):
-    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """Where the runs are, and the digits, which the two processes build."""
+  folder = tmp_path_factory.mktemp('together')
+  (folder / 'tfds').mkdir()
+  return folder
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-  """Runs of ten steps, by who took the first five and who the other five, and what the processes said."""
-  place = tmp_path_factory.mktemp('runs')
-  data_dir = place / 'tfds'  # built by the two processes
-  data_dir.mkdir()
-  said = run_command(place / 'two', data_dir, '--config.num_steps=5', '--config.mesh.tower=2')
-  train_alone(data_dir, place / 'one', 5)
+def death(place):
+  return run_to_death(1, signal.SIGKILL, place / 'two', place / 'tfds')
+
+
+def test_the_death_of_one_is_one_sentence_of_the_other(death, place):
+  assert_one_sentence(death, 1, place / 'two', seconds=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize(('by', 'heartbeat'), [(signal.SIGKILL, 60), (signal.SIGSTOP, 4)])
+def test_so_is_every_death(victim, by, heartbeat, data_dir, tmp_path):
+  death = run_to_death(victim, by, tmp_path, data_dir, f'--config.heartbeat={heartbeat}')
+  assert_one_sentence(death, victim, tmp_path, seconds=20)
+
+
+@pytest.fixture(scope='module')
+def continued(death, place):
+  """Goes on for five steps: alone from what two have saved, together from what one has saved, and alone from there."""
+  last_step = checkpoint.newest_step(place / 'two') + 5
   shutil.copytree(place / 'two', place / 'two then one')
+  train_alone(place / 'tfds', place / 'one', last_step - 5)
   shutil.copytree(place / 'one', place / 'one then two')
-  one_results = train_alone(data_dir, place / 'one', 10)
-  train_alone(data_dir, place / 'two then one', 10)
-  run_command(place / 'one then two', data_dir, '--config.num_steps=10', '--config.mesh.data=2')
-  return place, data_dir, said, one_results
+  results = train_alone(place / 'tfds', place / 'one', last_step)
+  train_alone(place / 'tfds', place / 'two then one', last_step)
+  said = run_command(place / 'one then two', place / 'tfds', f'--config.num_steps={last_step}', '--config.mesh.data=2')
+  return last_step, results, said
 
 
-def test_two_processes_agree_with_one_and_go_on_for_each_other(runs):
-  place, data_dir, _, expected = runs
+def test_two_processes_agree_with_one_and_go_on_for_each_other(death, continued, place):
+  last_step, expected, _ = continued
   alone = losses(place / 'one')
-  assert set(alone) == set(range(2, 11)) - {6}  # the first step of each part has no line
-  for folder in ('two', 'two then one', 'one then two'):
-    found = losses(place / folder)
-    assert found == {number: pytest.approx(alone[number], rel=1e-5) for number in found}
-  assert set(losses(place / 'two')) == {2, 3, 4, 5}
+  assert {number: loss for number, loss in death.printed.items() if number <= last_step - 5} == {
+    number: pytest.approx(loss, abs=6e-5) for number, loss in alone.items() if number <= last_step - 5
+  }
   for folder in ('two then one', 'one then two'):
-    assert_same_parameters(place / folder, place / 'one', data_dir)
+    last = {number: loss for number, loss in losses(place / folder).items() if number > last_step - 4}
+    assert last == {number: pytest.approx(alone[number], rel=1e-5) for number in range(last_step - 3, last_step + 1)}
+    trees = (jax.tree.leaves(parameters(place / of, place / 'tfds')) for of in (folder, 'one'))
+    for x, y in zip(*trees, strict=True):
+      np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
     results = json.loads((place / folder / 'results.json').read_text())
     assert results['num_examples'] == 360
-    assert results['centre'] == expected['centre'] | {
-      'log_prob': pytest.approx(expected['centre']['log_prob'], rel=1e-5)
-    }
+    log_prob = pytest.approx(expected['centre']['log_prob'], rel=1e-5)
+    assert results['centre'] == expected['centre'] | {'log_prob': log_prob}
 
 
-def test_only_process_0_prints_and_writes(runs):
-  place, _, ((output, _), (other_output, other_errors)), _ = runs
-  assert 'step 5/5' in output
-  assert (other_output, other_errors) == ('', '')
-  assert len(list((place / 'two' / 'tensorboard').iterdir())) == 1
-
-
-# What follows a death.
-
-
-def victims():
-  yield pytest.param(1, signal.SIGKILL, 60, id='1 is killed')
-  yield pytest.param(0, signal.SIGKILL, 60, id='0 is killed', marks=pytest.mark.slow)
-  yield pytest.param(1, signal.SIGSTOP, 4, id='1 is silent', marks=pytest.mark.slow)
-  yield pytest.param(0, signal.SIGSTOP, 4, id='0 is silent', marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(('victim', 'by', 'heartbeat'), victims())
-def test_the_death_of_one_is_one_sentence_of_the_other(victim, by, heartbeat, data_dir, tmp_path):
-  lengths = '--config.num_steps=1000000', '--config.checkpoint_every=5', f'--config.heartbeat={heartbeat}'
-  started = start_command(tmp_path, data_dir, *lengths)
-  survivor = started[1 - victim]
-  try:
-    for line in started[0].stdout:
-      if line.startswith('step 12/'):
-        break
-    else:
-      raise AssertionError(started[0].stderr.read())
-    began = time.monotonic()
-    os.kill(started[victim].pid, by)
-    _, errors = survivor.communicate(timeout=120)
-    assert time.monotonic() - began < (20 if by == signal.SIGKILL else heartbeat + 20)
-  finally:
-    for process in started:
-      process.kill()
-  assert survivor.returncode == 1
-  said = re.findall(r'^error: (.*)$', errors, re.MULTILINE)
-  newest = checkpoint.newest_step(tmp_path)
-  assert said == [
-    f'process {victim} of 2 has died or cannot be reached; the newest checkpoint is that of step {newest}: '
-    'start all again to go on.'
-  ]
-  assert not any(trace in errors for trace in ('***', 'Fatal', 'Traceback'))
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(parameters(tmp_path, data_dir)))
+def test_only_process_0_prints(continued):
+  last_step, _, ((output, _), other) = continued
+  assert f'step {last_step}/{last_step}' in output
+  assert other == ('', '')
 
 
 if __name__ == '__main__':
