@@ -356,7 +356,7 @@ def assert_one_sentence(death, victim, folder, seconds):
 
 def train_alone(data_dir, folder, num_steps):
   config = small_config(data_dir)
-  config.num_steps, config.log_every, config.eval.ten_view = num_steps, 1, False
+  config.num_steps, config.checkpoint_every, config.log_every, config.eval.ten_view = num_steps, 5, 1, False
   return train.train_and_evaluate(config, folder)
 
 
@@ -402,12 +402,12 @@ def test_so_is_every_death(victim, by, heartbeat, data_dir, tmp_path):
 
 @pytest.fixture(scope='module')
 def continued(death, place):
-  """Goes on for five steps: alone from what two have saved, together from what one has saved, and alone from there."""
+  """Goes on for five steps: alone from what two have saved, and together from what one has saved."""
   last_step = checkpoint.newest_step(place / 'two') + 5
-  shutil.copytree(place / 'two', place / 'two then one')
-  train_alone(place / 'tfds', place / 'one', last_step - 5)
-  shutil.copytree(place / 'one', place / 'one then two')
   results = train_alone(place / 'tfds', place / 'one', last_step)
+  for first in ('two', 'one'):
+    folder = place / f'{first} then {"one" if first == "two" else "two"}'
+    shutil.copytree(place / first, folder, ignore=shutil.ignore_patterns(str(last_step), 'tensorboard'))
   train_alone(place / 'tfds', place / 'two then one', last_step)
   said = run_command(place / 'one then two', place / 'tfds', f'--config.num_steps={last_step}', '--config.mesh.data=2')
   return last_step, results, said
@@ -420,8 +420,9 @@ def test_two_processes_agree_with_one_and_go_on_for_each_other(death, continued,
     number: pytest.approx(loss, abs=6e-5) for number, loss in alone.items() if number <= last_step - 5
   }
   for folder in ('two then one', 'one then two'):
-    last = {number: loss for number, loss in losses(place / folder).items() if number > last_step - 4}
-    assert last == {number: pytest.approx(alone[number], rel=1e-5) for number in range(last_step - 3, last_step + 1)}
+    assert losses(place / folder) == {  # the first step of each start has no point
+      number: pytest.approx(alone[number], rel=1e-5) for number in range(last_step - 3, last_step + 1)
+    }
     trees = (jax.tree.leaves(parameters(place / of, place / 'tfds')) for of in (folder, 'one'))
     for x, y in zip(*trees, strict=True):
       np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
