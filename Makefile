@@ -6,17 +6,20 @@ TRAIN_FLAGS ?=
 BENCH_FLAGS ?=
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: train test test-all bench bench-data lint clean
+.PHONY: train test test-all soak bench bench-data lint clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/ready
 	$(BIN)/python main.py --config=configs/alexnet.py $(TRAIN_FLAGS)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not soak"
 
 test-all: $(VENV)/ready-test $(VENV)-beam/ready
-	$(BIN)/python -m pytest $(IN_PARALLEL)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not soak"
+
+soak: $(VENV)/ready-test
+	$(BIN)/python -m pytest -m soak --capture=no
 
 bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/speed.py $(BENCH_FLAGS)

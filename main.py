@@ -5,7 +5,8 @@
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10,runs/cifar10-tanh
     python main.py --mode=predict --workdir=runs/cifar10 FILE FOLDER 'more/*.jpg'
 
-Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for pictures that cannot be read (they are named).
+Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for pictures that cannot be read (they are named),
+75 stopped by SIGTERM or Ctrl-C with everything saved: the same command goes on.
 """
 
 import os
@@ -19,8 +20,8 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import cache, fields, memory, processes
-from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax import cache, fields, memory, processes, stopping
+from alexnet_jax.errors import RunError, Stopped, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
 WORKDIR = flags.DEFINE_list(
@@ -112,6 +113,7 @@ def parse(arguments):
 
 if __name__ == '__main__':
   memory.use_huge_pages()
+  stopping.leave_when_told()
   try:
     app.run(main, flags_parser=parse)
   except SystemExit as end:
@@ -120,6 +122,7 @@ if __name__ == '__main__':
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
     processes.leave(2 if isinstance(error, UsageError) else 1)
-  except KeyboardInterrupt:
-    print('error: interrupted; start again to go on from the newest checkpoint.', file=sys.stderr)
-    processes.leave(1)
+  except Stopped as stopped:
+    if processes.is_first():
+      print(f'{stopped}; start again to go on.', file=sys.stderr)
+    sys.exit(stopping.STOPPED)

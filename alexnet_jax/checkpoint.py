@@ -1,20 +1,27 @@
 """Checkpoints of a run: all that knows of Orbax."""
 
+import contextlib
 import pathlib
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
+from alexnet_jax.errors import RunError, UsageError
 from alexnet_jax.step import TrainState
+
+LONGEST_REASON = 200  # characters of what a library says
 
 
 class Checkpoints:
-  """The newest checkpoints of a run, `DIR/checkpoints/STEP`: the state, and where the schedule stands.
+  """The newest checkpoints of a run and the best, `DIR/checkpoints/STEP`: the state, and where the schedule stands.
 
   The step in the state is also the position in the data: a batch depends on the seed and the step alone.
 
-  Saves go on in the background and are atomic: what is half written when a run dies never counts as a checkpoint.
+  Saves go on in the background and are atomic: what is half written when a run dies never counts as a checkpoint. With
+  each goes a fingerprint of every array, by which a damaged one is known.
   """
 
   def __init__(self, workdir: pathlib.Path, num_kept: int = 3):
@@ -22,47 +29,107 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      num_kept: how many of the newest are kept.
+      num_kept: how many of the newest are kept, beside that of the lowest validation error.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=num_kept, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(
-      (workdir / 'checkpoints').absolute(), options=options, item_names=('state', 'run')
+    self._folder = (workdir / 'checkpoints').absolute()
+
+    def error(results):
+      return results['top1_error']
+
+    policies = [
+      ocp.checkpoint_managers.LatestN(num_kept),
+      ocp.checkpoint_managers.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+    ]
+    options = ocp.CheckpointManagerOptions(
+      best_fn=error,  # else the error rates are not written, and forgotten when the run goes on
+      best_mode='min',
+      preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+      enable_async_checkpointing=True,
+      cleanup_tmp_directories=True,
     )
+    self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=('state', 'run'))
 
   def newest_step(self) -> int | None:
-    """Returns the step of the newest whole checkpoint, or None."""
+    """Returns the step of the newest checkpoint, or None."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState, run: dict) -> None:
+  def save(self, step: int, state: TrainState, run: dict, results: dict | None = None) -> None:
     """Saves in the background; a step that is there already is not saved again.
 
     Args:
       step: steps taken.
       state: arrays on their devices; free to be donated when this returns.
       run: what else to continue from, as JSON.
-    """
-    if step != self.newest_step():
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)))
+      results: error rates on the validation split, if it was looked at after this step.
 
-  def restore(self, abstract_state: TrainState, mesh: Mesh) -> tuple[TrainState, dict]:
+    Raises:
+      RunError: if this one, or the one before, cannot be written.
+    """
+    if step == self.newest_step():
+      return
+    run = run | {'fingerprints': fingerprints(state)}
+    metrics = results and {'top1_error': results['top1_error']}
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
+        metrics=metrics,
+      )
+
+  def restore(self, abstract_state: TrainState, mesh: Mesh) -> tuple[TrainState, dict] | None:
     """Loads the newest checkpoint onto a mesh, which need not be the one that it was saved from.
+
+    One that cannot be read, or whose fingerprints do not fit, is named and set aside as `STEP.broken`, and the one
+    before it is taken.
 
     Args:
       abstract_state: shapes, dtypes and partition specs, as `jax.eval_shape` gives them.
       mesh: where to load it.
 
     Returns:
-      The state, and what else was saved.
+      The state, and what else was saved; None if there is no checkpoint.
+
+    Raises:
+      RunError: if there are checkpoints and none can be read; all are left as they are.
     """
     target = _on_mesh(abstract_state, mesh)
-    restored = self._manager.restore(
-      self.newest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
-    )
-    return restored.state, restored.run
+
+    def read(step):
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
+      restored = self._manager.restore(step, args=args)
+      _compare(fingerprints(restored.state), restored.run.pop('fingerprints'))
+      return restored.state, restored.run
+
+    step, found, broken = _newest_readable(self._folder, read)
+    if step is None:
+      return None
+    for number in broken:
+      if jax.process_index() == 0:
+        (self._folder / str(number)).rename(self._folder / f'{number}.broken')
+    if broken:
+      self._manager.reload()
+    return found
 
   def close(self) -> None:
-    """Waits for the last save to end."""
+    """Waits for the last save to end.
+
+    Raises:
+      RunError: if it cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
     self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
+    except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:  # TensorStore raises ValueError for a full disk
+      older = newest_step(self._folder.parent)
+      kept = f'the newest whole one is that of step {older:,}' if older is not None else 'there is none before it'
+      raise RunError(
+        f'a checkpoint cannot be written to {self._folder} ({_first_line(error)}); {kept}. Make room and start again.'
+      ) from error
 
 
 def newest_step(workdir: pathlib.Path) -> int | None:
@@ -70,28 +137,91 @@ def newest_step(workdir: pathlib.Path) -> int | None:
   return max(ocp.utils.checkpoint_steps(workdir / 'checkpoints'), default=None)
 
 
-def load_params(workdir: pathlib.Path, step: int, abstract_params: dict, mesh: Mesh) -> dict:
-  """Loads parameters alone, without their velocities.
+def load_newest_params(workdir: pathlib.Path, select: Callable[[dict], dict], mesh: Mesh) -> tuple[int, dict]:
+  """Loads parameters alone of the newest checkpoint that can be read, without their velocities.
 
   Args:
     workdir: of the run.
-    step: of the checkpoint.
-    abstract_params: shapes, dtypes and partition specs of those to load, which may be some of the layers.
+    select: takes the shapes of the parameters that are there, {'conv1': {'kernel': ..., 'bias': ...}, ...}, and returns
+      shapes, dtypes and partition specs of those to load; what it raises is passed on.
     mesh: where to load them.
+
+  Returns:
+    The step, and the parameters.
+
+  Raises:
+    UsageError: if there is no checkpoint.
+    RunError: if none can be read.
   """
-  target = {'params': _on_mesh(abstract_params, mesh)}
-  with ocp.PyTreeCheckpointer() as reader:
-    args = ocp.args.PyTreeRestore(
-      target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+
+  def read(step):
+    folder = workdir.absolute() / 'checkpoints' / str(step)
+    with ocp.PyTreeCheckpointer() as reader:
+      tree = reader.metadata(folder / 'state').item_metadata.tree['params']
+      shapes = {layer: {name: tuple(x.shape) for name, x in arrays.items()} for layer, arrays in tree.items()}
+      target = {'params': _on_mesh(select(shapes), mesh)}
+      args = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+      )
+      restored = reader.restore(folder / 'state', args=args)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      _compare(fingerprints(restored), reader.restore(folder / 'run')['fingerprints'])
+    return restored['params']
+
+  step, params, _ = _newest_readable(workdir / 'checkpoints', read)
+  if step is None:
+    raise UsageError(f'{workdir} holds no checkpoint yet; train there first.')
+  return step, params
+
+
+def fingerprints(tree) -> dict[str, int]:
+  """Returns a number for each array of a pytree, which any change of an element changes, and no change of the mesh.
+
+  It is the sum of the elements' 32 bits, each times an odd number of its own, modulo 2 ** 32.
+  """
+  numbers = _fingerprints(tree)
+  named = {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in jax.tree.leaves_with_path(numbers)}
+  return {name: int(x) for name, x in named.items()}
+
+
+@jax.jit
+def _fingerprints(tree):
+  def one(x):
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+  return jax.tree.map(one, tree)
+
+
+def _compare(found, saved):
+  wrong = [name for name, number in found.items() if saved.get(name) != number]
+  if wrong:
+    raise ValueError(f'{wrong[0]} is not as it was saved' + (f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''))
+
+
+def _newest_readable(folder, read):
+  """Reads the newest checkpoint that can be; returns its step, or None, what was read, and the broken steps."""
+  broken = []
+  for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
+    try:
+      return step, read(step), broken
+    except (UsageError, MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:  # broken files lead the readers to raise whatever they come upon
+      print(f'the checkpoint of step {step:,} in {folder} cannot be read: {_first_line(error)}', flush=True)
+      broken.append(step)
+  if broken:
+    raise RunError(
+      f'none of the {len(broken)} checkpoint(s) in {folder} can be read, and nothing was deleted; put back a whole '
+      'one, or train in another --workdir.'
     )
-    return reader.restore(_state_folder(workdir, step), args=args)['params']
+  return None, None, broken
 
 
-def param_shapes(workdir: pathlib.Path, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
-  """Returns the shapes of the parameters in a checkpoint, {'conv1': {'kernel': ..., 'bias': ...}, ...}."""
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.metadata(_state_folder(workdir, step)).item_metadata.tree['params']
-  return {layer: {name: tuple(x.shape) for name, x in arrays.items()} for layer, arrays in tree.items()}
+def _first_line(error):
+  return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:LONGEST_REASON]
 
 
 def differing(there: dict, here: dict) -> list[str]:
@@ -105,10 +235,6 @@ def differing(there: dict, here: dict) -> list[str]:
     for name in sorted(there.keys() | here.keys())
     if there.get(name) != here.get(name)
   ]
-
-
-def _state_folder(workdir, step):
-  return (workdir / 'checkpoints' / str(step) / 'state').absolute()
 
 
 def _on_mesh(abstract_arrays, mesh):

@@ -1,4 +1,4 @@
-"""The two kinds of failure a user can cause; `main.py` turns each into one sentence and an exit status."""
+"""How a command ends that cannot do all it was asked to; `main.py` turns each into a sentence and an exit status."""
 
 
 class UsageError(Exception):
@@ -7,3 +7,7 @@ class UsageError(Exception):
 
 class RunError(Exception):
   """A run that was rightly asked for could not go on: unreadable data, a loss that is not finite (exit status 1)."""
+
+
+class Stopped(Exception):
+  """Told to stop, with everything saved; the same command goes on (exit status 75)."""

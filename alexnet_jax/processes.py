@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import tqdm
 
-from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.errors import RunError, Stopped, UsageError
 
 START_SECONDS = 300  # in which all processes must have started
 GRACE_SECONDS = 5  # from the error of another process to the end of this one, which may be about to say the same
@@ -143,13 +143,13 @@ def together(place: Place | None, *, heartbeat: float, folder: pathlib.Path) -> 
   try:
     _group.start_jax()
     yield
-  except (UsageError, RunError):
-    raise
-  except Exception as error:
-    _group.explain(error)
-  except SystemExit:
+  except (Stopped, SystemExit):
     _group.finish()
     raise
+  except Exception as error:
+    if isinstance(error, UsageError | RunError) and not _is_broken(error):
+      raise
+    _group.explain(error)
   _group.finish()
 
 
@@ -158,6 +158,11 @@ def leave(status: int) -> None:
   if _group is None:
     sys.exit(status)
   _group.leave(status)
+
+
+def is_alone() -> bool:
+  """Says whether there is no other process."""
+  return _group is None
 
 
 def is_first() -> bool:
@@ -260,7 +265,7 @@ class Group:
   def explain(self, error: Exception) -> None:
     """Ends this process after an unforeseen error, which may come from the death of another."""
     time.sleep(GRACE_SECONDS)  # then its death is known, and this process has ended
-    if 'Gloo' in str(error) or 'NCCL' in str(error):
+    if _is_broken(error):
       self._end('dead', None)
     traceback.print_exception(error)
     self.leave(1)
@@ -411,6 +416,11 @@ class Group:
     except Exception:
       return f'whether there is a checkpoint in {self._folder} cannot be seen'
     return 'there is no checkpoint yet' if step is None else f'the newest checkpoint is that of step {step:,}'
+
+
+def _is_broken(error):
+  """Says whether a collective operation failed, as its libraries say it."""
+  return any(name in str(error) for name in ('Gloo', 'NCCL'))
 
 
 class Link:

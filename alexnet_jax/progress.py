@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import math
 import pathlib
+import threading
 import time
 
 import jax
@@ -14,6 +15,7 @@ from alexnet_jax import processes
 from alexnet_jax.errors import RunError
 
 CHANCE_WINDOW = 100  # steps over which the loss is watched for standing still at chance
+STALLED_AFTER = 60  # seconds without a batch
 
 
 class Progress:
@@ -37,6 +39,7 @@ class Progress:
     self._chance = math.log(num_classes)
     self._losses = collections.deque(maxlen=CHANCE_WINDOW)
     self._warned = False
+    self._kept = 'there is no checkpoint of before'
     self._conditions = None
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
@@ -47,9 +50,18 @@ class Progress:
 
   @contextlib.contextmanager
   def waiting_for_data(self):
-    """Counts the time inside as waiting for data, unless the devices were still at the step before."""
+    """Counts the time inside as waiting for data, unless the devices were still at the step before.
+
+    Where it takes longer than `STALLED_AFTER` seconds, that is said.
+    """
     start = time.perf_counter()
-    yield
+    watch = threading.Timer(STALLED_AFTER, _say_stalled)
+    watch.daemon = True
+    watch.start()
+    try:
+      yield
+    finally:
+      watch.cancel()
     if self._unread is None or self._unread[2]['loss'].is_ready():
       self._waited += time.perf_counter() - start
 
@@ -64,6 +76,10 @@ class Progress:
     start = time.perf_counter()
     yield
     self._window_began += time.perf_counter() - start
+
+  def saved(self, step: int) -> None:
+    """Takes note of a checkpoint, to name it where the run fails."""
+    self._kept = f'the checkpoint of step {step:,} is kept'
 
   def conditions(self, step: int, description: str) -> None:
     """Says under which conditions training goes on, whenever they change.
@@ -103,13 +119,12 @@ class Progress:
     loss, error = float(metrics['loss']), float(metrics['error'])
     if not math.isfinite(loss):
       raise RunError(
-        f'the loss is {loss} at step {step:,}; checkpoints from before are kept. Start again with a lower '
-        'optimizer.rate (in another --workdir, since that is another run), or look at the images.'
+        f'the loss is {loss} at step {step:,}; {self._kept}. Start again with a lower optimizer.rate (in another '
+        '--workdir, since that is another run), or look at the images.'
       )
     if self._began is None:
       print(f'first step done, loss {loss:.4f} ({self._chance:.4f} is chance)', flush=True)
-      if processes.is_first():
-        self._open_curves()
+      self._open_curves()
       self._began = (time.perf_counter(), step)
       self._window_began, self._waited = self._began[0], 0.0
     else:
@@ -119,6 +134,8 @@ class Progress:
     self._watch(step, loss)
 
   def _open_curves(self):
+    if self._writer is not None or not processes.is_first():
+      return
     from clu import metric_writers  # imports TensorFlow, some seconds that nobody should wait for the first step
 
     self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
@@ -175,9 +192,18 @@ class Progress:
       f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f}',
       flush=True,
     )
+    self._open_curves()
     self._write(step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')})
 
   def close(self) -> None:
     """Writes out the curves."""
     if self._writer:
       self._writer.close()
+
+
+def _say_stalled():
+  print(
+    f'no batch has come for {STALLED_AFTER:g} s: reading data has stalled; is the disk that holds it there, and not too '
+    'busy? Training goes on when it comes.',
+    flush=True,
+  )

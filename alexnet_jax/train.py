@@ -1,6 +1,7 @@
 """Training: the loop, and what it stands on."""
 
 import contextlib
+import itertools
 import math
 import pathlib
 
@@ -10,8 +11,9 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import data, evaluate, fields, model, optimizer, processes, statistics, step, towers, transfer, workdir
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.errors import RunError
+from alexnet_jax.errors import RunError, Stopped
 from alexnet_jax.progress import Progress
+from alexnet_jax.stopping import StopRequest
 from alexnet_jax.trained import Trained
 
 
@@ -27,7 +29,9 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
 
   Raises:
     UsageError: if the config cannot be run, or the folder holds a run of another.
-    RunError: if the data cannot be read, or the loss is not finite; checkpoints stay as they are.
+    RunError: if the data cannot be read, the loss is not finite, or a checkpoint cannot be read or written; older ones
+      stay as they are.
+    Stopped: if told to by SIGTERM or Ctrl-C, after saving.
   """
   fields.check(config)
   transfer.check(config)
@@ -61,9 +65,6 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
       if is_first:
         workdir.check(folder, config)
       stats = statistics.of(train, config.data.num_threads)
-      if is_first:
-        workdir.start(folder, config, stats, train.class_names)
-    workdir.check_shared(folder)
     mean_image = jnp.asarray(stats.mean_image, jnp.float32)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
@@ -71,21 +72,27 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
       return Trained(network, state.params, mean_image, train.class_names, int(state.step), config.model, mesh)
 
     with (
+      workdir.locked(folder) if processes.is_first() else contextlib.nullcontext(),
       contextlib.closing(Checkpoints(folder)) as checkpoints,
       contextlib.closing(Progress(folder, config, train.num_classes, len(train), last_step)) as progress,
+      StopRequest() as stop,
     ):
-      if checkpoints.newest_step() is None:
-        state = step.init_state(init_key, network=network, hyper=hyper)
+      with processes.first_alone() as is_first:
+        if is_first:
+          workdir.start(folder, config, stats, train.class_names)
+      workdir.check_shared(folder)
+      if restored := checkpoints.restore(step.abstract_state(network, hyper), mesh):
+        state, kept = restored
+        first_step, evaluated = int(state.step), kept['evaluated']
+        schedule.restore(kept['schedule'])
+        print(f'going on from step {first_step:,} in {folder}')
+      else:
+        state, first_step, evaluated = step.init_state(init_key, network=network, hyper=hyper), 0, 0
         if config.init_from:
           state = state._replace(params=transfer.initial_params(state.params, config, mesh))
-      else:
-        state, kept = checkpoints.restore(step.abstract_state(network, hyper), mesh)
-        schedule.restore(kept['schedule'])
-        print(f'going on from step {int(state.step):,} in {folder}')
       print(parameter_table(state.params, train.num_classes), flush=True)
 
       rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step)
-      first_step = int(state.step)
       batches = data.training_batches(
         train,
         stats.covariance,
@@ -94,9 +101,25 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         colour_steps=colour_steps,
         share=towers.data_share(mesh),
       )
-      for number in range(first_step, last_step):
-        if schedule.finished:
+      for number in itertools.count(first_step):  # steps taken
+        results = None
+        if number % eval_every == 0 and number > evaluated:
+          with progress.paused(), contextlib.suppress(Stopped):  # then it is done when the run goes on
+            predictions = stop.watch(evaluate.predict(trained(state), validation, config, 'centre'))
+            results = evaluate.score(predictions, train.class_names).result()
+          if results:
+            evaluated = number
+            schedule.observe(results['top1_error'])
+            progress.evaluated(number, results)
+        is_last, told = number >= last_step or schedule.finished, stop.agreed(number)
+        if number > first_step and (number % checkpoint_every == 0 or is_last or told):
+          with progress.paused():
+            run = {'schedule': schedule.state(), 'evaluated': evaluated}
+            checkpoints.save(number, finite(state), run, results)
+            progress.saved(number)
+        if is_last or told:
           break
+
         with progress.waiting_for_data():
           batch = towers.put_batch(mesh, next(batches))
         num_drops = schedule.num_drops(number)
@@ -107,18 +130,11 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         state, metrics = step.train_step(
           state, batch, mean_image, rates.at(number, num_drops), step_key, network=network, hyper=hyper
         )
-        done = number + 1
-        progress.step_dispatched(done, rates.of_kernels(num_drops), metrics)
-        if done % eval_every == 0:
-          with progress.paused():
-            results = evaluate.evaluate(trained(state), validation, config, 'centre')
-          schedule.observe(results['top1_error'])
-          progress.evaluated(done, results)
-        if done % checkpoint_every == 0 or done == last_step or schedule.finished:
-          with progress.paused():
-            checkpoints.save(done, finite(state), {'schedule': schedule.state()})
+        progress.step_dispatched(number + 1, rates.of_kernels(num_drops), metrics)
+    if not is_last:
+      raise Stopped(f'stopped after step {number:,} of {last_step:,}, which is saved in {folder}')
     if schedule.finished:
-      print(f'the validation error stopped improving at the lowest rate: done after {int(state.step):,} steps')
+      print(f'the validation error stopped improving at the lowest rate: done after {number:,} steps')
     return evaluate.report(trained(state), test, config, folder)
 
 

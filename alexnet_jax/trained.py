@@ -160,17 +160,18 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
   class_names = workdir.load_classes(folder)
   mean_image = jnp.asarray(workdir.load_statistics(folder).mean_image, jnp.float32)
   mesh = towers.make_mesh(num_data, num_tower, num_towers=config.num_towers, batches={'eval.batch_size': batch_size})
-  num_steps = checkpoint.newest_step(folder)
-  if num_steps is None:
-    raise UsageError(f'{folder} holds no checkpoint yet; train there first.')
   with jax.set_mesh(mesh):
     network = build(config, len(class_names))
     abstract_params = jax.eval_shape(network.init, jax.random.key(0))
-  shapes = jax.tree.map(lambda x: x.shape, abstract_params)
-  if differing := checkpoint.differing(checkpoint.param_shapes(folder, num_steps), shapes):
-    raise UsageError(
-      f'the checkpoint of step {num_steps:,} in {folder} does not fit config.json and classes.txt there '
-      f'({"; ".join(differing)}); put back those of the run.'
-    )
-  params = checkpoint.load_params(folder, num_steps, abstract_params, mesh)
+
+  def select(there):
+    here = jax.tree.map(lambda x: x.shape, abstract_params)
+    if differing := checkpoint.differing(there, here):
+      raise UsageError(
+        f'the checkpoint in {folder} does not fit config.json and classes.txt there ({"; ".join(differing)}); put back '
+        'those of the run.'
+      )
+    return abstract_params
+
+  num_steps, params = checkpoint.load_newest_params(folder, select, mesh)
   return Trained(network, params, mean_image, class_names, num_steps, config, mesh)

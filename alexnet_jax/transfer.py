@@ -1,8 +1,6 @@
 """Starting from what another network has learned: layers taken by name, the others fresh (section 6)."""
 
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -13,59 +11,6 @@ from alexnet_jax.errors import UsageError
 
 # Fields of a model that change what weights mean, though not their shapes.
 MEANING = ('nonlinearity', 'norm', 'dropout', 'pool_size', 'padding')
-
-
-class Origin(NamedTuple):
-  """The network that layers are taken from.
-
-  Attributes:
-    name: of the run or file, and its step.
-    model: the `model` part of its config.
-    shapes: {'conv1': {'kernel': shape, 'bias': shape}, ...}.
-    load: (abstract parameters of some of the layers, mesh) -> these parameters.
-  """
-
-  name: str
-  model: ConfigDict
-  shapes: dict
-  load: Callable
-
-
-def open_origin(path: str, num_towers: int) -> Origin:
-  """Opens the newest checkpoint of a run, or a file of weights, see `weights.read`.
-
-  Args:
-    path: folder of the run, or the file.
-    num_towers: length of the tower axis that the parameters must have.
-
-  Raises:
-    UsageError: if there is no such run or file.
-  """
-  place = pathlib.Path(path)
-  if place.is_file():
-    read = weights.read(place)
-    params = read.params(num_towers)
-    shapes = {name: {part: x.shape for part, x in layer.items()} for name, layer in params.items()}
-
-    def load(abstract, mesh):
-      del mesh  # the abstract parameters know it
-      return {
-        name: jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), params[name], abstract[name])
-        for name in abstract
-      }
-
-    return Origin(f'{place}, step {read.num_steps:,}', read.config.model, shapes, load)
-  newest = checkpoint.newest_step(place)
-  if newest is None:
-    raise UsageError(
-      f'init_from={path} holds no checkpoint; name the folder of a run that was trained, or a file of weights.'
-    )
-
-  def load(abstract, mesh):
-    return checkpoint.load_params(place, newest, abstract, mesh)
-
-  model = workdir.load_config(place).model
-  return Origin(f'{place}, step {newest:,}', model, checkpoint.param_shapes(place, newest), load)
 
 
 def check(config: ConfigDict) -> None:
@@ -90,7 +35,7 @@ def initial_params(params: dict, config: ConfigDict, mesh: Mesh) -> dict:
 
   Args:
     params: freshly drawn, {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}.
-    config: the whole config; `init_from` is the folder of a run or a file of weights.
+    config: the whole config; `init_from` is the folder of a run, or a file of weights (see `weights.read`).
     mesh: where the parameters are.
 
   Returns:
@@ -98,26 +43,52 @@ def initial_params(params: dict, config: ConfigDict, mesh: Mesh) -> dict:
 
   Raises:
     UsageError: if there is no such network, none of its layers can be taken, or some have other shapes.
+    RunError: if its checkpoints cannot be read.
   """
-  origin, fresh = open_origin(config.init_from, config.model.num_towers), tuple(config.init_fresh)
-  there, here = origin.shapes, {name: {part: x.shape for part, x in layer.items()} for name, layer in params.items()}
+  origin, surplus = pathlib.Path(config.init_from), set()
+
+  def select(there):
+    names = _taken(there, _shapes(params), config)
+    surplus.update(there.keys() - params.keys())
+    return {name: jax.tree.map(_abstract, params[name]) for name in names}
+
+  if origin.is_file():
+    read = weights.read(origin)
+    arrays, model, step = read.params(config.model.num_towers), read.config.model, read.num_steps
+    found = {name: _put(arrays[name], layer) for name, layer in select(_shapes(arrays)).items()}
+  else:
+    model = workdir.load_config(origin).model
+    step, found = checkpoint.load_newest_params(origin, select, mesh)
+  print(f'from {origin}, step {step:,}: {", ".join(name for name in params if name in found)}')
+  for what, names in (('fresh', params.keys() - found.keys()), ('not taken', surplus)):
+    if names:
+      print(f'  {what}: {", ".join(sorted(names))}')
+  for difference in _differences(model, config.model):
+    print(f'  not as it was there: {difference}')
+  return params | found
+
+
+def _taken(there, here, config):
+  """Names the layers to take; the arguments are the shapes of the layers there and here, and the whole config."""
+  origin, fresh = config.init_from, tuple(config.init_fresh)
   if unknown := set(fresh) - set(here):
     raise UsageError(f'init_fresh names {", ".join(sorted(unknown))}; this network has {", ".join(here)}.')
   taken = [name for name in here if name in there and name not in fresh]
   if not taken:
-    raise UsageError(f'{origin.name} has no layer to take: it has {", ".join(there)}, and init_fresh={fresh}.')
+    raise UsageError(f'{origin} has no layer to take: it has {", ".join(there)}, and init_fresh={fresh}.')
   if differing := checkpoint.differing(*({name: shapes[name] for name in taken} for shapes in (there, here))):
     raise UsageError(
-      f'{origin.name} has layers of other shapes: {"; ".join(differing)}; name them in init_fresh to start them fresh.'
+      f'{origin} has layers of other shapes: {"; ".join(differing)}; name them in init_fresh to start them fresh.'
     )
-  print(f'from {origin.name}: {", ".join(taken)}')
-  for what, names in (('fresh', set(here) - set(taken)), ('not taken', set(there) - set(here))):
-    if names:
-      print(f'  {what}: {", ".join(sorted(names))}')
-  for difference in _differences(origin.model, config.model):
-    print(f'  not as it was there: {difference}')
-  abstract = {name: jax.tree.map(_abstract, params[name]) for name in taken}
-  return params | origin.load(abstract, mesh)
+  return taken
+
+
+def _shapes(params):
+  return {name: {part: x.shape for part, x in layer.items()} for name, layer in params.items()}
+
+
+def _put(arrays, abstract):
+  return {part: jax.device_put(arrays[part], x.sharding) for part, x in abstract.items()}
 
 
 def _abstract(x):

@@ -11,11 +11,13 @@ predictions/     what was predicted for a split, see `predictions.py`
 submission.txt   the five best classes of each image, as ILSVRC takes them
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -89,6 +91,23 @@ def check_shared(folder: pathlib.Path) -> None:
     raise UsageError(
       f'{folder.absolute()} is not the folder that process 0 writes to; choose a --workdir that all machines share.'
     )
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from training in a folder at the same time.
+
+  Raises:
+    UsageError: if another one does.
+  """
+  with open(folder / '.lock', 'w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UsageError(
+        f'another process is training in {folder}; wait for its end, or choose another --workdir.'
+      ) from error
+    yield
 
 
 def start(folder: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:

@@ -398,17 +398,17 @@ VARIANTS = by_name(as_run, bvlc_alexnet, bvlc_reference_caffenet, torchvision)
 VARIANTS |= by_name(one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)
 VARIANTS |= by_name(bottleneck, finetune, run146_2009, run146_2011, run146_2012)
 VARIANTS |= by_name(no_lrn, no_overlap, tanh, no_dropout, no_colour, no_augmentation, no_decay, zero_bias)
+OTHERS = ('bvlc_alexnet', 'bvlc_reference_caffenet', 'torchvision')
 RUN_146 = ('run146_2009', 'run146_2011', 'run146_2012')
 CONFLICTS = {
   **{pair: 'each is a run of its own' for pair in itertools.combinations(RUN_146, 2)},
   **{('conv6', run): 'it has conv6 already' for run in RUN_146},
+  **{(other, run): 'it is a run of the network of 2012' for other in OTHERS for run in RUN_146},
   **{('finetune', run): 'it says itself what is fine-tuned' for run in RUN_146},
   ('bottleneck', 'run146_2011'): 'it has a bottleneck already',
   ('one_tower', 'no_communication'): 'a single tower has no other to meet',
   ('one_tower', 'run150'): 'a single tower has no other to meet',
-  ('bvlc_alexnet', 'bvlc_reference_caffenet'): 'these are two networks',
-  ('bvlc_alexnet', 'torchvision'): 'these are two networks',
-  ('bvlc_reference_caffenet', 'torchvision'): 'these are two networks',
+  **{pair: 'these are two networks' for pair in itertools.combinations(OTHERS, 2)},
   ('one_tower', 'torchvision'): 'torchvision has one tower already, and of other widths',
   ('torchvision', 'no_communication'): 'a single tower has no other to meet',
   ('torchvision', 'run150'): 'a single tower has no other to meet',

@@ -400,6 +400,22 @@ def test_so_is_every_death(victim, by, heartbeat, data_dir, tmp_path):
   assert_one_sentence(death, victim, tmp_path, seconds=20)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('told', [0, 1])
+def test_where_one_is_told_to_stop_all_do(told, data_dir, tmp_path):
+  started = start_command(tmp_path, data_dir, '--config.num_steps=1000000', '--config.mesh.tower=2')
+  try:
+    next(line for line in started[0].stdout if line.startswith('step 12/'))
+    started[told].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  assert [process.returncode for process in started] == [75, 75], said
+  assert f'stopped after step {checkpoint.newest_step(tmp_path):,} of 1,000,000' in said[0][1]
+  assert checkpoint.newest_step(tmp_path) > 12
+
+
 @pytest.fixture(scope='module')
 def continued(death, place):
   """Goes on for five steps: alone from what two have saved, and together from what one has saved."""

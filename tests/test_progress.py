@@ -1,4 +1,5 @@
 import math
+import time
 
 import numpy as np
 import pytest
@@ -112,3 +113,14 @@ def test_standing_at_chance_is_said_once_and_explained(progress, capsys):
 def test_learning_is_not_taken_for_standing_still(progress, capsys, start):
   feed(progress, np.linspace(start, 1.0, 3 * CHANCE_WINDOW))
   assert 'ln(classes)' not in capsys.readouterr().out
+
+
+def test_a_stalled_pipeline_is_said_while_it_stalls(progress, monkeypatch, capsys):
+  monkeypatch.setattr('alexnet_jax.progress.STALLED_AFTER', 0.05)
+  with progress.waiting_for_data():
+    pass
+  time.sleep(0.1)
+  assert 'stalled' not in capsys.readouterr().out
+  with progress.waiting_for_data():
+    time.sleep(0.5)
+  assert capsys.readouterr().out.count('no batch has come for 0.05 s') == 1

@@ -27,6 +27,7 @@ ORDER += [
   'workdir',
   'checkpoint',
   'processes',
+  'stopping',
   'trained',
   'architecture',
   'neighbours',

@@ -62,9 +62,9 @@ def test_as_run_changes_at_the_fractions_of_run_145_and_freezes_conv1(config, tm
   kept = {}
   original = Checkpoints.save
 
-  def keeping(self, number, state, run):
+  def keeping(self, number, state, *others):
     kept[number] = jax.tree.map(np.asarray, (state.params['conv1'], state.opt_state[-1].trace['conv1']))
-    original(self, number, state, run)
+    original(self, number, state, *others)
 
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(Checkpoints, 'save', keeping)
@@ -95,8 +95,8 @@ def stop_after(number, config, folder):
 
   original = Checkpoints.save
 
-  def stopping(self, done, state, run):
-    original(self, done, state, run)
+  def stopping(self, done, *others):
+    original(self, done, *others)
     if done >= number and done < config.num_steps:
       raise Stop
 

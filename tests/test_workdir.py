@@ -108,3 +108,14 @@ def test_the_default_folder_is_named_by_data_and_variants(name, variants, expect
   config = alexnet.get_config()
   config.data.name, config.variants = name, variants
   assert str(workdir.default(config)) == expected
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+  with (
+    workdir.locked(tmp_path),
+    pytest.raises(UsageError, match='another process is training in'),
+    workdir.locked(tmp_path),
+  ):
+    pass
+  with workdir.locked(tmp_path):  # free again
+    pass
