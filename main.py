@@ -4,6 +4,7 @@
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10,runs/cifar10-tanh
     python main.py --mode=predict --workdir=runs/cifar10 FILE FOLDER 'more/*.jpg'
+    srun python main.py --config=configs/alexnet.py:imagenet2012 --distributed
 
 Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for pictures that cannot be read (they are named),
 75 stopped by SIGTERM or Ctrl-C with everything saved: the same command goes on.

@@ -255,7 +255,9 @@ def test_nobody_at_the_coordinator_is_one_sentence(monkeypatch, tmp_path):
 def test_the_error_of_one_ends_the_others(tmp_path):
   script = (
     'import pathlib, sys, time\n'
+    'from alexnet_jax import processes\n'
     'from alexnet_jax.processes import Group, Place\n'
+    'processes.GRACE_SECONDS = 0.5\n'
     f"group = Group(Place('127.0.0.1:{free_port()}', 3, int(sys.argv[1])), 60, pathlib.Path('nowhere'))\n"
     "if sys.argv[1] == '1': sys.stderr.write('error: mine.\\n'), group.leave(2)\n"
     'time.sleep(60)'

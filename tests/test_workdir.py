@@ -35,7 +35,9 @@ def begun(tmp_path):
   return tmp_path, config
 
 
-@pytest.mark.parametrize('field', ['num_steps', 'num_epochs', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir'])
+@pytest.mark.parametrize(
+  'field', ['num_steps', 'num_epochs', 'heartbeat', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir']
+)
 def test_length_mesh_evaluation_and_place_may_change(begun, field):
   folder, config = begun
   part, _, name = field.rpartition('.')
