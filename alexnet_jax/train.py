@@ -80,7 +80,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
       with processes.first_alone() as is_first:
         if is_first:
           workdir.start(folder, config, stats, train.class_names)
-      workdir.check_shared(folder)
+        else:
+          workdir.check_shared(folder)
       if restored := checkpoints.restore(step.abstract_state(network, hyper), mesh):
         state, kept = restored
         first_step, evaluated = int(state.step), kept['evaluated']
