@@ -4,6 +4,7 @@
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10,runs/cifar10-tanh
     python main.py --mode=predict --workdir=runs/cifar10 FILE FOLDER 'more/*.jpg'
+    srun python main.py --config=configs/alexnet.py:imagenet2012 --distributed
 
 Exit status: 0 done, 1 failed at run time, 2 wrong usage, 3 done but for images that cannot be read (they are named),
 75 stopped by SIGTERM or Ctrl-C with everything saved: the same command goes on.
@@ -20,7 +21,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import cache, fields, memory, stopping
+from alexnet_jax import cache, fields, memory, processes, stopping
 from alexnet_jax.errors import RunError, Stopped, UsageError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
@@ -30,6 +31,12 @@ WORKDIR = flags.DEFINE_list(
 MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'eval', 'predict'], 'Train and then evaluate, evaluate alone, or say what pictures show.'
 )
+DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'This is one of the processes that SLURM, a TPU pod, GKE or Open MPI started; ask which.'
+)
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where processes are started by hand.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png or .svg: also write predictions there.')
 
 
@@ -42,13 +49,27 @@ def main(arguments) -> int:
     )
   logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
   cache.keep_compiled_programs()
+  place = processes.find_place(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  if place and MODE.value == 'predict':
+    raise UsageError('--mode=predict runs in one process; leave the flags of several out.')
   # Imported here, so that --help and a wrong flag are answered at once.
-  from alexnet_jax import ensemble, evaluate, predict, train, workdir
+  from alexnet_jax import workdir
 
   config = CONFIG.value
   if config is None and not WORKDIR.value:
     raise UsageError('name the run with --workdir=FOLDER.')
   folders = [pathlib.Path(folder) for folder in WORKDIR.value or [workdir.default(config)]]
+  if place:
+    fields.check(config)
+  heartbeat = config.heartbeat if place else 0
+  with processes.together(place, heartbeat=heartbeat, folder=folders[0]):
+    return run(config, folders, pictures)
+
+
+def run(config, folders, pictures) -> int:
+  """Does what --mode asks for and returns the exit status."""
+  from alexnet_jax import ensemble, evaluate, predict, train, workdir
+
   if MODE.value == 'eval' and len(folders) > 1:
     return 3 if ensemble.evaluate_ensemble(config, folders)['skipped'] else 0
   if len(folders) > 1:
@@ -100,9 +121,10 @@ if __name__ == '__main__':
     sys.exit(0 if asked_for_help else end.code)  # absl ends with 1
   except (UsageError, RunError) as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(2 if isinstance(error, UsageError) else 1)
+    processes.leave(2 if isinstance(error, UsageError) else 1)
   except Stopped as stopped:
-    print(f'{stopped}; start again to go on.', file=sys.stderr)
+    if processes.is_first():
+      print(f'{stopped}; start again to go on.', file=sys.stderr)
     sys.exit(stopping.STOPPED)
   except Exception as error:
     if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):  # what XLA says

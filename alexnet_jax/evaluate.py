@@ -9,7 +9,7 @@ import tqdm
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, checkpoint, data, fields, predictions, scores, towers, workdir
+from alexnet_jax import augment, checkpoint, data, fields, predictions, processes, scores, towers, workdir
 from alexnet_jax.errors import UsageError
 from alexnet_jax.predictions import Block, Predictions
 from alexnet_jax.trained import Trained, load
@@ -222,7 +222,8 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
     UsageError: if the data has another number of classes.
   """
   keeps = config.eval.save_predictions or config.eval.submission
-  (source,) = data.open_splits(config.data, size, [split], may_lack_labels=keeps)
+  with processes.first_alone():
+    (source,) = data.open_splits(config.data, size, [split], may_lack_labels=keeps)
   if source.num_classes != num_classes:
     raise UsageError(
       f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells {num_classes} apart; '

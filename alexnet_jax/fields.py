@@ -16,6 +16,7 @@ COUNTS = {
   'eval_every': (0, MOST),
   'checkpoint_every': (0, MOST),
   'log_every': (1, MOST),
+  'heartbeat': (1, 10**6),
   'model.image_size': (1, 2048),
   'model.border': (0, 2048),
   'optimizer.plateau_drops': (0, 50),

@@ -11,6 +11,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
+from alexnet_jax import processes
 from alexnet_jax.errors import RunError
 
 CHANCE_WINDOW = 100  # steps over which the loss is watched for standing still at chance
@@ -136,11 +137,15 @@ class Progress:
     self._watch(step, loss)
 
   def _open_curves(self):
-    if self._writer is not None:
+    if self._writer is not None or not processes.is_first():
       return
     from clu import metric_writers  # imports TensorFlow, some seconds that nobody should wait for the first step
 
     self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
+
+  def _write(self, step, values):
+    if self._writer:
+      self._writer.write_scalars(step, values)
 
   def _report(self, step, rate, now):
     seconds = now - self._window_began
@@ -155,7 +160,7 @@ class Progress:
       f'waiting for data {share_waited:.1f} %  {datetime.timedelta(seconds=round(left))} left',
       flush=True,
     )
-    self._writer.write_scalars(
+    self._write(
       step,
       {
         'train/loss': loss,
@@ -191,9 +196,7 @@ class Progress:
       flush=True,
     )
     self._open_curves()
-    self._writer.write_scalars(
-      step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')}
-    )
+    self._write(step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')})
 
   def close(self) -> None:
     """Writes out the curves."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from alexnet_jax import processes
 from alexnet_jax.errors import Stopped
 
 T = TypeVar('T')
@@ -46,14 +47,8 @@ class StopRequest:
     self._handlers = {}
 
   def __enter__(self) -> 'StopRequest':
-    import jax
-
     if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
-      # Of several processes, JAX takes note of SIGTERM, and tells the others.
-      handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
-      if jax.process_count() > 1:
-        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-      self._handlers = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+      self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
     return self
 
   def __exit__(self, *_) -> None:
@@ -68,18 +63,15 @@ class StopRequest:
 
   def agreed(self, step: int) -> bool:
     """Says whether to stop after a step; of several processes, all say the same."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    return self.received if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
+    return processes.stop_together(step, self.received)
 
   def watch(self, items: Iterable[T]) -> Iterator[T]:
-    """Yields items until the process is told to stop.
+    """Yields items until the process is told to stop; all of them where there are others, who need it to the end.
 
     Raises:
       Stopped: when it is.
     """
     for item in items:
-      if self.received:
+      if self.received and processes.is_alone():
         raise Stopped
       yield item

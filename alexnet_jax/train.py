@@ -9,7 +9,20 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import data, evaluate, fields, memory, model, optimizer, statistics, step, towers, transfer, workdir
+from alexnet_jax import (
+  data,
+  evaluate,
+  fields,
+  memory,
+  model,
+  optimizer,
+  processes,
+  statistics,
+  step,
+  towers,
+  transfer,
+  workdir,
+)
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError, Stopped, UsageError
 from alexnet_jax.progress import Progress
@@ -44,11 +57,12 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   )
   print(towers.describe(mesh))
   data.check_memory(config, towers.data_share(mesh))
-  train, validation, test = data.open_splits(
-    config.data,
-    config.model.image_size + config.model.border,
-    (config.data.train_split, config.data.validation_split, config.data.test_split),
-  )
+  with processes.first_alone():  # prepares the dataset where need be
+    train, validation, test = data.open_splits(
+      config.data,
+      config.model.image_size + config.model.border,
+      (config.data.train_split, config.data.validation_split, config.data.test_split),
+    )
   evaluate.check_submission(test, config)
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')
   steps_per_epoch = len(train) / config.batch_size
@@ -64,8 +78,10 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   with jax.set_mesh(mesh):
     network = model.build(config.model, train.num_classes)
     check_memory(network, config, mesh)
-    workdir.check(folder, config)
-    stats = statistics.of(train, config.data.num_threads)
+    with processes.first_alone() as is_first:
+      if is_first:
+        workdir.check(folder, config)
+      stats = statistics.of(train, config.data.num_threads)
     mean_image = jnp.asarray(stats.mean_image, jnp.float32)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
@@ -73,12 +89,16 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
       return Trained(network, state.params, mean_image, train.class_names, int(state.step), config.model, mesh)
 
     with (
-      workdir.locked(folder),
+      workdir.locked(folder) if processes.is_first() else contextlib.nullcontext(),
       contextlib.closing(Checkpoints(folder)) as checkpoints,
       contextlib.closing(Progress(folder, config, train.num_classes, len(train), last_step)) as progress,
       StopRequest() as stop,
     ):
-      workdir.start(folder, config, stats, train.class_names)
+      with processes.first_alone() as is_first:
+        if is_first:
+          workdir.start(folder, config, stats, train.class_names)
+        else:
+          workdir.check_shared(folder)
       if restored := checkpoints.restore(step.abstract_state(network, hyper), mesh):
         state, kept = restored
         first_step, evaluated = int(state.step), kept['evaluated']

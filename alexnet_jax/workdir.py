@@ -33,6 +33,7 @@ MAY_CHANGE = (
   'eval_every',
   'checkpoint_every',
   'log_every',
+  'heartbeat',
   'mesh',
   'eval',
   'data.dir',
@@ -79,6 +80,18 @@ def check_free(folder: pathlib.Path) -> None:
   """
   if _has_checkpoints(folder):
     raise UsageError(f'{folder} holds a run already; choose another folder.')
+
+
+def check_shared(folder: pathlib.Path) -> None:
+  """Checks that what another process has written to a folder is here, too.
+
+  Raises:
+    UsageError: if it is not.
+  """
+  if not (folder / 'config.json').exists():
+    raise UsageError(
+      f'{folder.absolute()} is not the folder that process 0 writes to; choose a --workdir that all machines share.'
+    )
 
 
 @contextlib.contextmanager

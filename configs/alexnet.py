@@ -29,6 +29,7 @@ def paper() -> ConfigDict:
   config.eval_every = 0  # steps between evaluations on the validation split; 0: once an epoch
   config.checkpoint_every = 0  # steps between checkpoints; 0: once an epoch
   config.log_every = 10  # steps between lines on the terminal and points of the TensorBoard curves
+  config.heartbeat = 60  # of several processes: seconds of silence after which one counts as dead
 
   config.init_from = ''  # section 6: folder of a run from which layers are taken by name, instead of drawn
   config.init_fresh = ()  # layers that are drawn all the same

@@ -20,7 +20,9 @@ def test_every_variant_is_within_bounds(variant):
   fields.check(alexnet.get_config(variant))
 
 
-@pytest.mark.parametrize('field', ['batch_size', 'log_every', 'eval.batch_size', 'optimizer.plateau_patience'])
+@pytest.mark.parametrize(
+  'field', ['batch_size', 'log_every', 'heartbeat', 'eval.batch_size', 'optimizer.plateau_patience']
+)
 def test_counts_must_be_positive(field):
   with pytest.raises(UsageError, match=rf'{field}=0 must be 1 or more'):
     fields.check(with_value(field, 0))

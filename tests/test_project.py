@@ -16,7 +16,6 @@ SETUP.read(ROOT / 'setup.cfg')
 # Each may import those before it. What comes up to `step` runs where TensorFlow, TFDS, grain and clu are not installed.
 ORDER = ['errors', 'convolution', 'towers', 'layers', 'model', 'optimizer', 'augment', 'step']
 ORDER += [
-  'stopping',
   'memory',
   'cache',
   'images',
@@ -27,6 +26,8 @@ ORDER += [
   'fields',
   'workdir',
   'checkpoint',
+  'processes',
+  'stopping',
   'trained',
   'architecture',
   'neighbours',

@@ -36,7 +36,8 @@ def begun(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'field', ['num_steps', 'num_epochs', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir', 'data.unreadable']
+  'field',
+  ['num_steps', 'num_epochs', 'heartbeat', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir', 'data.unreadable'],
 )
 def test_length_mesh_evaluation_and_place_may_change(begun, field):
   folder, config = begun
