@@ -27,6 +27,9 @@ def check(config: ConfigDict) -> None:
     )
   if config.init_from and not os.path.exists(config.init_from):  # of a name too long, too
     raise UsageError(f'init_from={config.init_from} does not exist; name the folder of a run, or a file of weights.')
+  origin = pathlib.Path(config.init_from)
+  if config.init_from and origin.is_dir() and checkpoint.newest_step(origin) is None:
+    raise UsageError(f'init_from={origin} holds no checkpoint; name the folder of a run, or a file of weights.')
 
 
 def initial_params(params: dict, config: ConfigDict, mesh: Mesh) -> dict:

@@ -192,7 +192,9 @@ def test_evaluating_what_does_not_fit_says_so(config, tmp_path):
   with pytest.raises(UsageError, match=r'digits/.* has 10 classes and the network in .*run tells 3 apart'):
     evaluate.open_split(config, 'test', 96, 3, tmp_path / 'run')
   (tmp_path / 'run' / 'classes.txt').write_text('one\ntwo\nthree\n')
-  with pytest.raises(UsageError, match=r'step 4 in .*fc8 is 2 x 256 x 5 there and 2 x 256 x 2 here.*; put back'):
+  with pytest.raises(
+    UsageError, match=r'the checkpoint in .*fc8 is 2 x 256 x 5 there and 2 x 256 x 2 here.*; put back'
+  ):
     evaluate.evaluate_workdir(config, tmp_path / 'run')
 
 
