@@ -131,7 +131,12 @@ def test_told_to_stop_before_it_trains_it_says_so(data_dir, tmp_path):
 def test_twenty_kills_at_random_moments(data_dir, tmp_path):
   """With a checkpoint after every step, so that many of them fall into a save."""
   num_steps = 500
-  flags = (data_dir, f'--config.num_steps={num_steps}', '--config.checkpoint_every=1')
+  flags = (
+    data_dir,
+    f'--config.num_steps={num_steps}',
+    '--config.checkpoint_every=1',
+    '--config.optimizer.plateau_patience=1000',
+  )
   assert Run(tmp_path / 'straight', *flags).end() == 0
   rng, folder, lost, in_a_save = random.Random(0), tmp_path / 'killed', [], 0
   for _ in range(20):
@@ -151,18 +156,18 @@ def test_twenty_kills_at_random_moments(data_dir, tmp_path):
 
 @pytest.mark.soak
 def test_memory_and_file_handles_stay_flat_over_2000_steps(data_dir, tmp_path):
-  flags = ('--config.num_steps=2000', '--config.checkpoint_every=100', '--config.eval_every=50')
+  flags = ('--config.num_steps=2500', '--config.checkpoint_every=100', '--config.eval_every=50')
   run, seen = Run(tmp_path / 'run', data_dir, *flags, '--config.optimizer.plateau_patience=1000'), {}
-  for step in (500, 1000, 1500, 1990):
+  for step in (400, 1200, 2000):
     run.wait_for(step)
     place = pathlib.Path(f'/proc/{run.pid}')
     memory = int(re.search(r'VmRSS:\s+(\d+)', (place / 'status').read_text())[1]) / 1024
     seen[step] = (memory, len(list((place / 'fd').iterdir())), len(list((place / 'task').iterdir())))
   assert run.end() == 0
   print(f'MiB resident, file handles, threads: {seen}')
-  assert seen[1990][0] < 1.1 * seen[500][0]
-  assert seen[1990][1] <= seen[500][1] + 5
-  assert seen[1990][2] <= seen[500][2] + 5
+  assert seen[2000][0] < 1.1 * seen[400][0]
+  assert seen[2000][1] <= seen[400][1] + 5
+  assert seen[2000][2] <= seen[400][2] + 5
 
 
 @pytest.mark.soak
@@ -172,6 +177,6 @@ def test_the_same_seed_twice_is_the_same_log(straight, data_dir, tmp_path):
     run = Run(tmp_path / name, data_dir, '--config.checkpoint_every=5')
     assert run.end() == 0
     logs.append(re.findall(r'^step .*? rate \S+|^step .*validation.*|^centre.*', run.output(), re.MULTILINE))
-  assert len(logs[0]) > NUM_STEPS
+  assert len(logs[0]) >= NUM_STEPS
   assert logs[0] == logs[1]
   assert outcome(tmp_path / 'one') == straight
