@@ -56,7 +56,8 @@ class Run:
 
   def steps(self):
     """The steps that it has shown."""
-    return [int(step) for step in re.findall(r'^step (\d+)/', self.output(), re.MULTILINE)]
+    shown = re.findall(r'^step ([\d,]+)/', self.output(), re.MULTILINE)
+    return [int(step.replace(',', '')) for step in shown]
 
   def wait_for(self, step):
     """Waits until it has shown a step, or ended."""
