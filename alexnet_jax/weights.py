@@ -21,6 +21,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from absl import logging
+
 from alexnet_jax.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ NETS = ('bvlc_alexnet', 'bvlc_reference_caffenet')
 def main(arguments: Sequence[str] | None = None) -> int:
   """Does what the command line asks for and returns the exit status."""
   options = parser().parse_args(arguments)
+  logging.set_verbosity(logging.ERROR)  # Orbax's own chatter
   try:
     if options.command == 'export':
       export_workdir(options.workdir, options.file)
