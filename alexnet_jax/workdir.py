@@ -143,8 +143,8 @@ def load_config(folder: pathlib.Path) -> ConfigDict:
     raise UsageError(f'{folder} holds no run; train one there first, or name its folder with --workdir.') from error
   except KeyError as error:
     raise UsageError(
-      f'{folder}/config.json lacks the field {error}; it is damaged or of another version of this project: put it back, '
-      'or go on with that version.'
+      f'{folder}/config.json lacks the field {error}; it is damaged, or of another version of this project: put it '
+      'back, or go on with that version.'
     ) from error
   except (ValueError, TypeError, AttributeError) as error:
     raise UsageError(f'{folder}/config.json is damaged ({error}); put back the config of the run.') from error
