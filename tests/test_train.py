@@ -1,5 +1,6 @@
 import contextlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from alexnet_jax import evaluate, model, step, train
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.progress import Progress
 from configs import alexnet
 from tests.conftest import mesh
 
@@ -226,3 +228,32 @@ def test_an_odd_number_of_classes_is_counted_without_the_surplus_unit(one_device
   counted = train.parameter_table(params, 7).splitlines()
   fc8 = next(line for line in counted if line.startswith('fc8'))
   assert int(fc8.split()[1].replace(',', '')) == 7 * (params['fc8']['kernel'].shape[1] + 1)
+
+
+def test_a_run_goes_on_on_another_mesh_with_the_same_losses(config, tmp_path, monkeypatch):
+  """The next five, to 1e-5; and on the same mesh bit by bit."""
+  losses = []
+  original = Progress.step_dispatched
+
+  def listening(self, number, rate, metrics):
+    losses.append(float(metrics['loss']))
+    original(self, number, rate, metrics)
+
+  monkeypatch.setattr(Progress, 'step_dispatched', listening)
+  config.eval.ten_view, config.eval_every, config.data.test_split = False, 10**6, 'test[:32]'
+  config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
+  train.train_and_evaluate(config, tmp_path / 'begun')
+  config.num_steps, found = 9, {}
+  for shape in [(1, 1), (1, 1), (1, 2), (2, 2), (4, 1)]:
+    folder = tmp_path / 'gone on'
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tmp_path / 'begun', folder)
+    losses.clear()
+    config.mesh.data, config.mesh.tower = shape
+    train.train_and_evaluate(config, folder)
+    assert len(losses) == 5
+    found.setdefault(shape, []).append(list(losses))
+  plain, again = found.pop((1, 1))
+  assert plain == again
+  for (other,) in found.values():
+    np.testing.assert_allclose(other, plain, rtol=1e-5)
