@@ -7,9 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.errors import RunError, UsageError, first_line
 from alexnet_jax.step import TrainState
 
 LONGEST_REASON = 200  # characters of what a library says
@@ -103,10 +104,11 @@ class Checkpoints:
     step, found, broken = _newest_readable(self._folder, read)
     if step is None:
       return None
-    for number in broken:
-      if jax.process_index() == 0:
-        (self._folder / str(number)).rename(self._folder / f'{number}.broken')
     if broken:
+      if jax.process_index() == 0:
+        for number in broken:
+          (self._folder / str(number)).rename(self._folder / f'{number}.broken')
+      multihost_utils.sync_global_devices('broken checkpoints are set aside')  # before any process looks again
       self._manager.reload()
     return found
 
@@ -128,7 +130,8 @@ class Checkpoints:
       older = newest_step(self._folder.parent)
       kept = f'the newest whole one is that of step {older:,}' if older is not None else 'there is none before it'
       raise RunError(
-        f'a checkpoint cannot be written to {self._folder} ({_first_line(error)}); {kept}. Make room and start again.'
+        f'a checkpoint cannot be written to {self._folder} ({first_line(error)[:LONGEST_REASON]}); {kept}. Make room '
+        'and start again.'
       ) from error
 
 
@@ -210,7 +213,9 @@ def _newest_readable(folder, read):
     except (UsageError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:  # broken files lead the readers to raise whatever they come upon
-      print(f'the checkpoint of step {step:,} in {folder} cannot be read: {_first_line(error)}', flush=True)
+      print(
+        f'the checkpoint of step {step:,} in {folder} cannot be read: {first_line(error)[:LONGEST_REASON]}', flush=True
+      )
       broken.append(step)
   if broken:
     raise RunError(
@@ -218,10 +223,6 @@ def _newest_readable(folder, read):
       'one, or train in another --workdir.'
     )
   return None, None, broken
-
-
-def _first_line(error):
-  return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:LONGEST_REASON]
 
 
 def differing(there: dict, here: dict) -> list[str]:

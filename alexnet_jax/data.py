@@ -27,7 +27,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import augment, images, memory
 from alexnet_jax.datasets import archives, digits, ilsvrc
-from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.errors import RunError, UsageError, first_line
 
 Batch = dict[str, np.ndarray]
 Example = tuple[np.ndarray, np.int32]  # [size, size, rgb] uint8, label
@@ -139,7 +139,7 @@ class Source:
       label = features[self._label_key].int64_list.value[0]
     except Exception as error:  # broken bytes lead the readers to raise whatever they come upon
       if self._skips:
-        return self._skip(index, _first_line(error))
+        return self._skip(index, first_line(error))
       raise RunError(
         f'{self._name(index)} cannot be read or decoded ({error}); prepare the dataset again, or leave out what cannot '
         'be read, with --config.data.unreadable=skip.'
@@ -205,7 +205,7 @@ def open_splits(
       raise UsageError(
         f"there is no '{config.name}' in {directory or tfds.core.constants.DATA_DIR}; {_how_to_prepare(config.name)}."
       ) from error
-    raise UsageError(f"data.name='{config.name}' cannot be opened: {_first_line(error)}") from error
+    raise UsageError(f"data.name='{config.name}' cannot be opened: {first_line(error)}") from error
   if not builder.is_prepared():
     _prepare(builder, config)
   skips = config.unreadable == 'skip'
@@ -231,7 +231,7 @@ def _prepare(builder, config):
     builder.download_and_prepare()
   except Exception as error:  # the network, the disk, a manual download that is not there: TFDS names each its own way
     raise RunError(
-      f"the dataset '{config.name}' could not be prepared in {builder.data_path}: {_first_line(error)}"
+      f"the dataset '{config.name}' could not be prepared in {builder.data_path}: {first_line(error)}"
     ) from error
 
 
@@ -411,7 +411,3 @@ def check_memory(config: ConfigDict, share: tuple[int, int]) -> None:
         f'{field}={batch_size} makes batches that take {needed / 1e9:,.0f} GB, up to {most} at a time, and there are '
         f'{there / 1e9:,.0f}; choose a smaller one, or less of data.num_threads and data.num_prefetched.'
       )
-
-
-def _first_line(error: BaseException) -> str:
-  return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,6 +1,11 @@
 """How a command ends that cannot do all it was asked to; `main.py` turns each into a sentence and an exit status."""
 
 
+def first_line(error: BaseException) -> str:
+  """Returns the first line of what an error of a library says, or its kind where it says nothing."""
+  return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class UsageError(Exception):
   """What was asked for cannot be done as asked: a wrong flag, field, dataset or mesh (exit status 2)."""
 

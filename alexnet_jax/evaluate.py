@@ -3,10 +3,8 @@
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import jax
 import numpy as np
 import tqdm
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from alexnet_jax import augment, checkpoint, data, fields, predictions, processes, scores, towers, workdir
@@ -82,7 +80,7 @@ def keep_predictions(
     return kept
   trained = network()
   blocks = predict(trained, source, config, protocol)
-  if jax.process_index() == 0:
+  if processes.is_first():
     shape = len(source), trained.network.num_classes
     predictions.keep(
       blocks,
@@ -96,9 +94,8 @@ def keep_predictions(
   else:
     for _ in blocks:  # takes part in what all processes compute
       pass
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('predictions are kept')
-  return predictions.load(folder, source.dataset, source.split, protocol)
+  with processes.first_alone():  # by then it has written them
+    return predictions.load(folder, source.dataset, source.split, protocol)
 
 
 def report(
@@ -150,7 +147,7 @@ def protocols(config: ConfigDict) -> list[str]:
 
 def publish(results: dict, folder: pathlib.Path) -> None:
   """Prints what `results.json` holds, and writes it."""
-  if jax.process_index() == 0:
+  if processes.is_first():
     workdir.write_results(folder, results)
     print(table(results), flush=True)
 
@@ -176,7 +173,7 @@ def submit(blocks: Iterable[Block], source: data.Source, folder: pathlib.Path) -
   ids = np.asarray(source.ilsvrc_ids)
   best = [ids[scores.best_classes(log_probs, NUM_SUBMITTED)] for log_probs, _ in blocks]
   lines = [' '.join(map(str, row)) for row in np.concatenate(best).tolist()]
-  if jax.process_index() == 0:
+  if processes.is_first():
     workdir.write_submission(folder, lines)
     print(f'{folder}/submission.txt: five ILSVRC ids for each of {len(lines):,} images')
 

@@ -20,7 +20,6 @@ import math
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alexnet_jax import cache, memory
+from alexnet_jax import cache, command, memory
 from alexnet_jax.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -42,18 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Does what the command line asks for and returns the exit status."""
   options = parser().parse_args(arguments)
   cache.keep_compiled_programs()
-  handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be told to stop is to be interrupted
-  try:
-    num_skipped = options.do(options)
-  except (UsageError, RunError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2 if isinstance(error, UsageError) else 1
-  except KeyboardInterrupt:
-    print('stopped; what is extracted is kept: start again to go on.', file=sys.stderr)
-    return 75
-  finally:
-    signal.signal(signal.SIGTERM, handler)
-  return 3 if num_skipped else 0
+  with command.terminable():
+    return command.run(lambda: options.do(options), 'stopped; what is extracted is kept: start again to go on.')
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet_jax import cache, memory
+from alexnet_jax import cache, command, memory
 from alexnet_jax.errors import RunError, UsageError
 
 SHOWN = {  # curve: (tag in TensorBoard, what the axis says)
@@ -40,20 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = parser().parse_args(arguments)
   options.output = options.output or pathlib.Path(f'{options.figure}.png')
   cache.keep_compiled_programs()
-  try:
+
+  def do():
     from alexnet_jax import drawing  # here, since matplotlib takes its time, too
 
     drawing.check_suffix(options.output)
     figure, num_skipped = options.do(options)
     drawing.save(figure, options.output)
-  except (UsageError, RunError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2 if isinstance(error, UsageError) else 1
-  except KeyboardInterrupt:
-    print('stopped; there is no figure.', file=sys.stderr)
-    return 75
-  print(f'{options.output} is drawn')
-  return 3 if num_skipped else 0
+    print(f'{options.output} is drawn')
+    return num_skipped
+
+  return command.run(do, 'stopped; there is no figure.')
 
 
 def parser() -> argparse.ArgumentParser:

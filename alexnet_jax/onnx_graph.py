@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from alexnet_jax.interchange import Weights, metadata
-from alexnet_jax.model import LINEAR, WINDOWS, both_sides
+from alexnet_jax.model import LINEAR, POOLED, WINDOWS, both_sides
 
 OPSET, IR_VERSION = 13, 7  # of 2020: what is in use today reads them
 STRIDE = 2  # of pooling
@@ -22,12 +22,12 @@ def make(weights: Weights) -> onnx.ModelProto:
   """Makes the graph of a network, mean image included."""
   graph = _Graph(weights)
   x = graph.images_less_mean()
-  for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6'):
+  for name in WINDOWS:
     x = graph.layer(name, x)
-    if name in ('conv1', 'conv2', 'conv5'):
+    if name in POOLED:
       x = graph.pool(name, x)
   x = graph.op('Flatten', x)  # channels, rows, columns
-  for name in ('fc6', 'fc7', 'bottleneck', 'fc8'):
+  for name in ('fc6', 'fc7', *LINEAR):
     x = graph.layer(name, x)
   graph.nodes[-1].output[0] = 'logits'
   graph.nodes.append(helper.make_node('Softmax', ['logits'], ['probabilities'], axis=1))

@@ -77,7 +77,9 @@ def predict_files(paths: Sequence[str], folder: pathlib.Path, config: ConfigDict
     if suffix == '.json':
       pathlib.Path(output).write_text(json.dumps({'pictures': listed, 'skipped': skipped}, indent=2) + '\n')
     elif suffix:
-      draw(drawn, trained.class_names).savefig(output, bbox_inches='tight')
+      from alexnet_jax import drawing  # matplotlib takes a while
+
+      drawing.save(draw(drawn, trained.class_names), pathlib.Path(output))
   except OSError as error:
     raise RunError(f'{output} cannot be written ({error.strerror}).') from error
   return len(skipped)

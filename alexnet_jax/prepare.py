@@ -13,7 +13,6 @@ it goes on where it was. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done bu
 import argparse
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from alexnet_jax import command, files
 from alexnet_jax.errors import RunError, UsageError
 
 DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # where TFDS looks, too
@@ -32,18 +32,8 @@ DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # where TFD
 def main(arguments: Sequence[str] | None = None) -> int:
   """Does what the command line asks for and returns the exit status."""
   options = parser().parse_args(arguments)
-  handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be told to stop is to be interrupted
-  try:
-    num_skipped = prepare(options)
-  except (UsageError, RunError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2 if isinstance(error, UsageError) else 1
-  except KeyboardInterrupt:
-    print('stopped; what is done is kept: start again to go on.', file=sys.stderr)
-    return 75
-  finally:
-    signal.signal(signal.SIGTERM, handler)
-  return 3 if num_skipped else 0
+  with command.terminable():
+    return command.run(lambda: prepare(options), 'stopped; what is done is kept: start again to go on.')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -195,21 +185,17 @@ def _make_builder(options):
 def _owned(working, job):
   """Makes the folder in which a dataset grows, or finds the one that was begun; it is this process's alone."""
   note = working / 'parts' / 'job.json'
-  try:
-    note.parent.mkdir(parents=True, exist_ok=True)
-    lock = note.with_name('lock').open('w')
-  except OSError as error:
-    raise UsageError(f'{working} cannot be written to ({error.strerror}); choose another --data_dir.') from error
-  with lock:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      note.parent.mkdir(parents=True, exist_ok=True)
+      sentence = f'{working} is being prepared by another process; wait for its end.'
+      stack.enter_context(files.locked(note.with_name('lock'), sentence))
     except OSError as error:
-      raise UsageError(f'{working} is being prepared by another process; wait for its end.') from error
+      raise UsageError(f'{working} cannot be written to ({error.strerror}); choose another --data_dir.') from error
     if note.exists() and (begun := json.loads(note.read_text())) != json.loads(json.dumps(job)):
       raise UsageError(f'{working} was begun otherwise ({begun}, now {job}); go on as it was begun, or remove it.')
-    unfinished = note.with_suffix('.unfinished')
-    unfinished.write_text(json.dumps(job))
-    os.replace(unfinished, note)
+    with files.replacing(note) as partial:
+      partial.write_text(json.dumps(job))
     yield
 
 

@@ -43,6 +43,7 @@ class Progress:
     self._losses = collections.deque(maxlen=CHANCE_WINDOW)
     self._warned = False
     self.kept = 'there is no checkpoint yet'
+    self._stall_watch, self._waiting_since, self._closed = None, None, threading.Event()
     self._conditions = None
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
@@ -58,15 +59,28 @@ class Progress:
     Where it takes longer than `STALLED_AFTER` seconds, that is said.
     """
     start = time.perf_counter()
-    watch = threading.Timer(STALLED_AFTER, _say_stalled)
-    watch.daemon = True
-    watch.start()
+    if self._stall_watch is None:  # one for the whole run: a thread for each step would take longer than many a wait
+      self._stall_watch = threading.Thread(target=self._watch_for_stalls, daemon=True)
+      self._stall_watch.start()
+    self._waiting_since = start
     try:
       yield
     finally:
-      watch.cancel()
+      self._waiting_since = None
     if self._unread is None or self._unread[2]['loss'].is_ready():
       self._waited += time.perf_counter() - start
+
+  def _watch_for_stalls(self):
+    said = None
+    while not self._closed.wait(STALLED_AFTER / 4):
+      since = self._waiting_since
+      if since not in (None, said) and time.perf_counter() - since > STALLED_AFTER:
+        said = since
+        print(
+          f'no batch has come for {STALLED_AFTER:g} s: reading data has stalled; is the disk that holds it there, and '
+          'not too busy? Training goes on when it comes.',
+          flush=True,
+        )
 
   @contextlib.contextmanager
   def paused(self):
@@ -200,13 +214,6 @@ class Progress:
 
   def close(self) -> None:
     """Writes out the curves."""
+    self._closed.set()
     if self._writer:
       self._writer.close()
-
-
-def _say_stalled():
-  print(
-    f'no batch has come for {STALLED_AFTER:g} s: reading data has stalled; is the disk that holds it there, and not '
-    'too busy? Training goes on when it comes.',
-    flush=True,
-  )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from alexnet_jax import cache
+from alexnet_jax import cache, files
 from alexnet_jax.data import Source
 
 MOST_ADDED = 2**24  # images whose pixels fit into 32 bits
@@ -33,10 +33,8 @@ class Statistics(NamedTuple):
 
   def save(self, place: pathlib.Path) -> None:
     """Writes an .npz file."""
-    partial = place.with_name(f'.{place.name}.{os.getpid()}')  # never half a file under the real name
-    with open(partial, 'wb') as file:
+    with files.replacing(place) as partial, open(partial, 'wb') as file:
       np.savez(file, **self._asdict())
-    partial.replace(place)
 
 
 class Sums(NamedTuple):

@@ -15,7 +15,6 @@ Use what was imported with main.py --mode=eval --workdir=WORKDIR. Exit status: 0
 """
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
+from alexnet_jax import command, files
 from alexnet_jax.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -35,18 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Does what the command line asks for and returns the exit status."""
   options = parser().parse_args(arguments)
   logging.set_verbosity(logging.ERROR)  # Orbax's own chatter
-  try:
+
+  def do():
     if options.command == 'export':
       export_workdir(options.workdir, options.file)
     else:
       import_file(options.file, options.workdir, mean=options.mean, classes=options.classes, net=options.net)
-  except (UsageError, RunError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2 if isinstance(error, UsageError) else 1
-  except KeyboardInterrupt:
-    print('error: interrupted; start again.', file=sys.stderr)
-    return 1
-  return 0
+    return 0
+
+  return command.run(do, 'error: interrupted; start again.', status_when_stopped=command.FAILED)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,14 +82,11 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   tensors = interchange.to_tensors(network.params, network.config, len(network.class_names))
   mean_image = np.asarray(network.mean_image)
   weights = interchange.Weights(load_config(workdir), tensors, mean_image, network.class_names, network.num_steps)
-  partial = output.with_name(f'.{output.stem}.{os.getpid()}{output.suffix}')  # never half a file under the real name
   try:
-    write(partial, weights)
-    partial.replace(output)
+    with files.replacing(output) as partial:
+      write(partial, weights)
   except OSError as error:
     raise RunError(f'{output} cannot be written ({error.strerror}); name a file in a folder with room.') from error
-  finally:
-    partial.unlink(missing_ok=True)
   print(f'{output}: {_summary(weights)}')
 
 

@@ -12,17 +12,15 @@ submission.txt   the five best classes of each image, as ILSVRC takes them
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import fields
+from alexnet_jax import fields, files
 from alexnet_jax.errors import RunError, UsageError
 from alexnet_jax.statistics import Statistics, load
 
@@ -94,21 +92,14 @@ def check_shared(folder: pathlib.Path) -> None:
     )
 
 
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
   """Keeps other processes from training in a folder at the same time.
 
   Raises:
     UsageError: if another one does.
   """
-  with open(folder / '.lock', 'w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise UsageError(
-        f'another process is training in {folder}; wait for its end, or choose another --workdir.'
-      ) from error
-    yield
+  sentence = f'another process is training in {folder}; wait for its end, or choose another --workdir.'
+  return files.locked(folder / '.lock', sentence)
 
 
 def start(folder: pathlib.Path, config: ConfigDict, statistics: Statistics, class_names: Sequence[str]) -> None:
@@ -204,9 +195,8 @@ def _has_checkpoints(folder):
 
 
 def _write(path, text):
-  partial = path.with_name(f'.{path.name}.{os.getpid()}')  # a reader sees the old file or the new one, never a half
-  partial.write_text(text)
-  partial.replace(path)
+  with files.replacing(path) as partial:
+    partial.write_text(text)
 
 
 def _differences(old, new):

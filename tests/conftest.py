@@ -61,8 +61,8 @@ def config(data_dir):
   return small_config(data_dir)
 
 
-def small_config(data_dir):
-  config = alexnet.get_config()
+def small_config(data_dir, variants=''):
+  config = alexnet.get_config(variants)
   config.data.dir = str(data_dir)
   config.model.image_size = 64
   config.model.width = 1 / 16

@@ -6,32 +6,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import augment, images, predict, trained, workdir
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax import augment, images, predict, trained
 from alexnet_jax.errors import RunError, UsageError
-from alexnet_jax.model import build
-from alexnet_jax.statistics import Statistics
-from alexnet_jax.step import hyperparameters, init_state
-from tests.conftest import mesh
 
-NAMES = [f'class {i}' for i in range(10)]
-
-
-@pytest.fixture
-def run(config, tmp_path):
-  """A run whose network says different things of different pictures."""
-  config.model.init_std = dict.fromkeys(config.model.init_std, 0.06)
-  config.batch_size = config.eval.batch_size = 8
-  folder = tmp_path / 'run'
-  folder.mkdir()
-  workdir.start(folder, config, Statistics(np.full((96, 96, 3), 90.0), np.eye(3), 100), NAMES)
-  with jax.set_mesh(mesh(1, 1)):
-    network = build(config.model, 10)
-    state = init_state(jax.random.key(0), network=network, hyper=hyperparameters(config.optimizer))
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(0, state, {'schedule': {}})
-    checkpoints.close()
-  return folder
+NAMES = list('0123456789')
 
 
 @pytest.fixture
@@ -47,16 +25,16 @@ def pictures(tmp_path):
   return folder
 
 
-def test_pictures_get_the_classes_that_the_network_gives_them(run, pictures, config, tmp_path, capsys):
+def test_pictures_get_the_classes_that_the_network_gives_them(run_folder, pictures, config, tmp_path, capsys):
   output = tmp_path / 'found.json'
-  assert predict.predict_files([str(pictures)], run, config, str(output)) == 1
+  assert predict.predict_files([str(pictures)], run_folder, config, str(output)) == 1
   found = json.loads(output.read_text())
   assert [picture['file'] for picture in found['pictures']] == [str(pictures / f'{i:02}.png') for i in range(35)]
   assert len(found['skipped']) == 1
   assert '17-broken.jpg' in found['skipped'][0]
   assert '17-broken.jpg' in capsys.readouterr().err
 
-  network = trained.load(run, batch_size=1, num_data=1)
+  network = trained.load(run_folder, batch_size=1, num_data=1)
   for i in (0, 20, 34):
     image = images.read_square(pictures / f'{i:02}.png', 96)[None]
     probs = np.exp(np.asarray(network.log_probs(image, augment.ten_views(32)))[0])
@@ -74,25 +52,25 @@ def test_pictures_get_the_classes_that_the_network_gives_them(run, pictures, con
     (['{}'], 'found.txt', r'--output=found\.txt must end in \.json, \.png, \.svg or \.pdf'),
   ],
 )
-def test_wrong_usage_is_one_sentence(run, pictures, config, paths, output, sentence):
+def test_wrong_usage_is_one_sentence(run_folder, pictures, config, paths, output, sentence):
   with pytest.raises(UsageError, match=sentence):
-    predict.predict_files([path.format(pictures) for path in paths], run, config, output)
+    predict.predict_files([path.format(pictures) for path in paths], run_folder, config, output)
 
 
-def test_a_drawing_of_too_many_pictures_is_refused(run, pictures, config):
+def test_a_drawing_of_too_many_pictures_is_refused(run_folder, pictures, config):
   for i in range(10):
     shutil.copy(pictures / '00.png', pictures / f'more{i}.png')
   with pytest.raises(UsageError, match=r'would show 46 pictures; draw 40 or fewer'):
-    predict.predict_files([str(pictures)], run, config, 'found.png')
+    predict.predict_files([str(pictures)], run_folder, config, 'found.png')
 
 
-def test_no_picture_at_all_is_an_error(run, pictures, config):
+def test_no_picture_at_all_is_an_error(run_folder, pictures, config):
   with pytest.raises(RunError, match='none of the 1 pictures can be read'):
-    predict.predict_files([str(pictures / '17-broken.jpg')], run, config)
+    predict.predict_files([str(pictures / '17-broken.jpg')], run_folder, config)
 
 
-def test_what_a_stage_says(run, config):
-  network = trained.load(run, batch_size=4, num_data=2, num_tower=2)
+def test_what_a_stage_says(run_folder, config):
+  network = trained.load(run_folder, batch_size=4, num_data=2, num_tower=2)
   image = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
   assert network.stages()['pool1'] == (7, 7, 6)
   for stage, shape in network.stages().items():
@@ -101,3 +79,12 @@ def test_what_a_stage_says(run, config):
   np.testing.assert_allclose(log_probs, network.log_probs(image, (augment.centre(32),)), rtol=1e-5)
   with pytest.raises(UsageError, match="this network has no 'conv7'; it has conv1, "):
     network.activations(image, 'conv7')
+
+
+@pytest.mark.parametrize('suffix', ['png', 'svg'])
+def test_pictures_are_drawn_with_their_classes(run_folder, pictures, config, tmp_path, suffix):
+  output = tmp_path / f'found.{suffix}'
+  assert predict.predict_files([str(pictures / '0*.png')], run_folder, config, str(output)) == 0
+  assert output.stat().st_size > 10_000
+  with pytest.raises(RunError, match='cannot be written'):
+    predict.predict_files([str(pictures / '00.png')], run_folder, config, str(tmp_path / 'nowhere' / output.name))

@@ -18,6 +18,7 @@ ORDER = ['errors', 'convolution', 'towers', 'layers', 'model', 'optimizer', 'aug
 ORDER += [
   'memory',
   'cache',
+  'files',
   'images',
   'drawing',
   'datasets',
@@ -28,6 +29,7 @@ ORDER += [
   'checkpoint',
   'processes',
   'stopping',
+  'command',
   'trained',
   'architecture',
   'neighbours',

@@ -3,11 +3,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alexnet_jax import fields, model, step, train, trained, transfer, weights
+from alexnet_jax import model, step, train, trained, transfer, weights
 from alexnet_jax.datasets.digits import Digits
 from alexnet_jax.errors import UsageError
-from configs import alexnet
-from tests.conftest import mesh
+from tests.conftest import mesh, small_config
 
 
 class Parity(Digits):
@@ -28,17 +27,7 @@ class Parity(Digits):
 
 def small(config, names='digits'):
   """The config of some variants, nearly as small as the `config` fixture, but wide enough to learn."""
-  other = alexnet.get_config(names)
-  for field in (
-    'model.image_size',
-    'model.width',
-    'batch_size',
-    'eval.batch_size',
-    'data.dir',
-    'mesh.data',
-    'mesh.tower',
-  ):
-    other.update_from_flattened_dict({field: fields.flat(config)[field]})
+  other = small_config(config.data.dir, names)
   other.model.width = 1 / 8
   other.num_steps, other.eval_every, other.eval.ten_view = 2, 10**6, False
   other.model.init_std = dict.fromkeys(other.model.init_std, 0.05)
@@ -48,10 +37,8 @@ def small(config, names='digits'):
 @pytest.fixture(scope='module')
 def origin(data_dir, tmp_path_factory):
   """A small network that has learned the digits."""
-  config = alexnet.get_config()
-  config.data.dir, config.mesh.data, config.mesh.tower = str(data_dir), 1, 1
-  config.model.image_size, config.batch_size, config.eval.batch_size = 64, 32, 32
-  config = small(config)
+  config = small(small_config(data_dir))
+  config.batch_size = 32
   config.num_steps, config.optimizer.rate = 250, 0.004
   folder = tmp_path_factory.mktemp('origin') / 'run'
   assert train.train_and_evaluate(config, folder)['centre']['top1_error'] < 60  # chance is 90

@@ -1,0 +1,39 @@
+"""What the tools of the command line have in common: how they end."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.stopping import STOPPED
+
+FAILED, WRONG_USAGE, SOME_SKIPPED = 1, 2, 3  # exit statuses
+
+
+def run(do: Callable[[], int], when_stopped: str, *, status_when_stopped: int = STOPPED) -> int:
+  """Does what a command line asks for and returns the exit status.
+
+  Args:
+    do: returns how many inputs were skipped because they cannot be read.
+    when_stopped: what is said where it is interrupted.
+    status_when_stopped: the exit status then.
+  """
+  try:
+    return SOME_SKIPPED if do() else 0
+  except (UsageError, RunError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+  except KeyboardInterrupt:
+    print(when_stopped, file=sys.stderr)
+    return status_when_stopped
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+  """Inside, to be told to stop by SIGTERM is to be interrupted."""
+  handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,38 @@
+"""Files that are whole or not there, and folders that one process works in at a time."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterator
+
+from alexnet_jax.errors import UsageError
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields another name to write a file under, and gives it its own in the end: a reader never sees half of it.
+
+  Where the writing fails nothing is left behind, and what was there before stays.
+  """
+  partial = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+  try:
+    yield partial
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, sentence: str) -> Iterator[None]:
+  """Holds a file, which is made, so that no other process can hold it at the same time.
+
+  Raises:
+    UsageError: with the sentence, if another one does.
+  """
+  with open(path, 'w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UsageError(sentence) from error
+    yield
