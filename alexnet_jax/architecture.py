@@ -14,6 +14,7 @@ from matplotlib.patches import FancyBboxPatch, Polygon
 from ml_collections import ConfigDict
 
 from alexnet_jax import drawing, model
+from alexnet_jax.network import build
 from alexnet_jax.trained import stage_shapes
 
 OBLIQUE = (0.42, 0.30)  # where the third dimension goes
@@ -52,7 +53,7 @@ def layers(config: ConfigDict, num_classes: int, mesh: Mesh) -> list[Layer]:
     UsageError: if the fields do not make a network.
   """
   with jax.set_mesh(mesh):
-    network = model.build(config, num_classes)
+    network = build(config, num_classes)
     params = jax.eval_shape(network.init, jax.random.key(0))
   found, seen = [], (config.image_size, config.image_size, 3)
   for name, shape in stage_shapes(network, params, config.image_size, mesh).items():

@@ -94,6 +94,12 @@ def centre_view(border: int) -> tuple[View, ...]:
   return (centre(border),)
 
 
+def nine_views(border: int) -> tuple[View, ...]:
+  """Nine patches at three heights and three breadths, none mirrored, as cuda-convnet did for CIFAR-10 (facts, 3)."""
+  places = (0, border // 2, border)
+  return tuple(View(top, left, False) for top in places for left in places)
+
+
 def ten_views(border: int) -> tuple[View, ...]:
   """'Five patches (the four corner patches and the center patch) as well as their horizontal reflections'."""
   positions = [(0, 0), (0, border), (border, 0), (border, border), centre(border)[:2]]

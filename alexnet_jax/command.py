@@ -1,9 +1,12 @@
 """What the tools of the command line have in common: how they end."""
 
 import contextlib
+import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Iterator
+
+from ml_collections import ConfigDict
 
 from alexnet_jax.errors import RunError, UsageError
 from alexnet_jax.stopping import STOPPED
@@ -37,3 +40,19 @@ def terminable() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGTERM, handler)
+
+
+def load_config(name: str) -> ConfigDict:
+  """Loads FILE.py:VARIANT,VARIANT, as main.py does.
+
+  Raises:
+    UsageError: if there is no such file or variant.
+  """
+  path, _, variants = name.partition(':')
+  try:
+    spec = importlib.util.spec_from_file_location('config', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variants)
+  except (OSError, AttributeError, ValueError) as error:
+    raise UsageError(f"--config='{name}' cannot be loaded: {error}.") from error

@@ -32,6 +32,7 @@ from alexnet_jax.errors import RunError, UsageError, first_line
 Batch = dict[str, np.ndarray]
 Example = tuple[np.ndarray, np.int32]  # [size, size, rgb] uint8, label
 
+KEPT_BYTES = 2**28  # splits that take no more than this are kept decoded: CIFAR-10 at its own size takes 154 MB
 MOST_THREADS = 16  # a batch of 128 takes 19 MB, and each thread has up to two in the making
 
 SUGGESTIONS = 'digits, cifar10, imagenette/full-size-v2, ilsvrc/2012'
@@ -96,6 +97,7 @@ class Source:
     self.ilsvrc_ids = tuple(metadata.get('ilsvrc_ids', ())) if isinstance(metadata, dict) else ()
     self._least_label = -1 if may_lack_labels else 0
     self.skipped, self._skips, self._lock = {}, skips, threading.Lock()
+    self._kept = _Kept(len(self), size) if len(self) * size**2 * 3 <= KEPT_BYTES else None
 
   def __len__(self) -> int:
     return len(self._records)
@@ -131,6 +133,8 @@ class Source:
     return (self._read(index, buffer) for index in indices)
 
   def _read(self, index, buffer):
+    if self._kept and self._kept.there[index]:
+      return self._kept.images[index], self._kept.labels[index]
     if index in self.skipped:
       return self._skip(index, self.skipped[index])
     try:
@@ -146,7 +150,11 @@ class Source:
       ) from error
     if not self._least_label <= label < self.num_classes:
       raise RunError(f'{self._name(index)} has the label {label}, which is none; choose a split with labels.')
-    return images.square(image, self.size), np.int32(label)
+    image = images.square(image, self.size)
+    if self._kept:
+      self._kept.images[index], self._kept.labels[index] = image, label
+      self._kept.there[index] = True  # last, since other threads look at it
+    return image, np.int32(label)
 
   def _skip(self, index, reason):
     with self._lock:  # several threads read
@@ -169,6 +177,15 @@ class Source:
 
   def _name(self, index):
     return f"image {index} of split '{self.split}' of {self.dataset}"
+
+
+class _Kept:
+  """Decoded examples of a small split, as far as they have been read."""
+
+  def __init__(self, num_images, size):
+    self.images = np.empty((num_images, size, size, 3), np.uint8)  # takes memory as it is filled
+    self.labels = np.empty(num_images, np.int32)
+    self.there = np.zeros(num_images, bool)
 
 
 def open_splits(

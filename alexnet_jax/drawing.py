@@ -265,6 +265,42 @@ def draw_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
   return figure
 
 
+@matplotlib.rc_context(STYLE)
+def draw_comparison(
+  arms: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], quantity: str, *, level: float | None = None
+) -> Figure:
+  """Draws the curves of trainings that differ in one thing, a line for each seed and a kind of line for each arm.
+
+  Args:
+    arms: {name of an arm: [(epochs [point], values [point]) of each seed]}.
+    quantity: what the values are.
+    level: where a dotted line is drawn across.
+  """
+  figure = Figure(figsize=(8, 5.5), layout='constrained')
+  axes = figure.subplots()
+  for (arm, curves), (colour, style) in zip(arms.items(), itertools.cycle(LINES), strict=False):
+    for number, (epochs, values) in enumerate(curves):
+      axes.plot(
+        epochs,
+        values,
+        style,
+        color=colour,
+        linewidth=2,
+        alpha=1 if number == 0 else 0.5,
+        label=arm if not number else None,
+      )
+  if level is not None:
+    axes.axhline(level, color=BLACK, linestyle=':', linewidth=1.5)
+  axes.set(xlabel='epochs', ylabel=quantity)
+  axes.set_xlim(left=0)
+  axes.set_ylim(bottom=0)
+  axes.grid(axis='y', color='0.9')
+  axes.set_axisbelow(True)
+  if len(arms) > 1:
+    axes.legend(frameon=False)
+  return figure
+
+
 # Inside the network.
 
 

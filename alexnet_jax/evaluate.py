@@ -12,8 +12,8 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.predictions import Block, Predictions
 from alexnet_jax.trained import Trained, load
 
-PROTOCOLS = {'centre': augment.centre_view, 'ten_view': augment.ten_views}
-TITLES = {'centre': 'centre', 'ten_view': 'ten views'}
+PROTOCOLS = {'centre': augment.centre_view, 'ten_view': augment.ten_views, 'nine_view': augment.nine_views}
+TITLES = {'centre': 'centre', 'ten_view': 'ten views', 'nine_view': 'nine views'}
 NUM_SUBMITTED = 5  # classes of each image, in ILSVRC
 NUM_CONFUSED = 3  # pairs of classes that are printed
 
@@ -25,7 +25,7 @@ def evaluate(trained: Trained, source: data.Source, config: ConfigDict, protocol
     trained: the network.
     source: the split.
     config: the whole config.
-    protocol: 'centre' or 'ten_view'.
+    protocol: 'centre', 'ten_view' or 'nine_view'.
 
   Returns:
     The error rates, see `scores.Tally.result`.
@@ -71,7 +71,7 @@ def keep_predictions(
     network: loads the network; called only where it must be asked.
     source: the split.
     config: the whole config.
-    protocol: 'centre' or 'ten_view'.
+    protocol: 'centre', 'ten_view' or 'nine_view'.
     folder: of the run; without checkpoints, what is kept there is taken as it is.
   """
   kept = predictions.load(folder, source.dataset, source.split, protocol)
@@ -142,7 +142,7 @@ def report(
 
 def protocols(config: ConfigDict) -> list[str]:
   """Returns how to look at images; the last is the one whose predictions are submitted."""
-  return ['centre', 'ten_view'] if config.eval.ten_view else ['centre']
+  return ['centre', *(name for name in ('ten_view', 'nine_view') if config.eval[name])]
 
 
 def publish(results: dict, folder: pathlib.Path) -> None:

@@ -34,16 +34,9 @@ ZERO_OR_MORE = (
   'optimizer.bias_factor',
   'augment.colour_std',
 )
-ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.')
-NAMES = (
-  'variants',
-  'init_fresh',
-  'model.meet',
-  'model.norm.before',
-  'model.norm.after',
-  'model.norm.within',
-  'model.norm.pooled',
-)
+ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.', 'optimizer.layer_decay.')
+NAMES = ('variants', 'init_fresh', 'model.norm.after', 'model.norm.pooled')
+NAMES_OF = {'alexnet': ('model.meet', 'model.norm.before', 'model.norm.within'), 'cifar': ()}  # by model.name
 
 
 def flat(config: ConfigDict) -> dict:
@@ -78,7 +71,9 @@ def check(config: ConfigDict) -> None:
   for field in (*ZERO_OR_MORE, *(name for name in values if name.startswith(ZERO_OR_MORE_OF_EACH))):
     if not 0 <= values[field] <= LARGEST:
       raise UsageError(f'{field}={values[field]} must be 0 or more, and finite in 32 bits.')
-  for field in NAMES:
+  if values['model.name'] not in NAMES_OF:
+    raise UsageError(f"model.name='{values['model.name']}' is unknown; choose {' or '.join(map(repr, NAMES_OF))}.")
+  for field in (*NAMES, *NAMES_OF[values['model.name']]):
     if not all(isinstance(name, str) for name in values[field]):
       raise UsageError(f"{field}={values[field]} must be of names, such as ('conv1', 'conv2').")
   if not 0.001 <= values['optimizer.rate_factor'] <= 1e6:

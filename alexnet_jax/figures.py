@@ -14,7 +14,6 @@ images that cannot be read (they are named).
 """
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import re
@@ -183,24 +182,12 @@ def _architecture(options):
   if options.workdir:
     config, num_classes = workdir.load_config(options.workdir), len(workdir.load_classes(options.workdir))
   else:
-    config, num_classes = _load_config(options.config), options.num_classes
+    config, num_classes = command.load_config(options.config), options.num_classes
   if num_classes < 2:
     raise UsageError(f'--num_classes={num_classes} must be 2 or more.')
   mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches={})
   layers = architecture.layers(config.model, num_classes, mesh)
   return architecture.draw(layers, config.model.image_size, num_classes, mesh, config.model.num_towers), 0
-
-
-def _load_config(name):
-  """Loads FILE.py:VARIANT,VARIANT, as main.py does."""
-  path, _, variants = name.partition(':')
-  try:
-    spec = importlib.util.spec_from_file_location('config', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variants)
-  except (OSError, AttributeError, ValueError) as error:
-    raise UsageError(f"--config='{name}' cannot be loaded: {error}.") from error
 
 
 # Figures of images.

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import fields, model, towers
+from alexnet_jax import fields, towers
 from alexnet_jax.errors import UsageError
+from alexnet_jax.network import build
 
 FORMAT, FORMAT_VERSION = 'alexnet_jax', 1
 
@@ -114,7 +115,7 @@ def shapes(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, ...]]:
     UsageError: if the fields of the config's `model` part do not make a network.
   """
   with jax.set_mesh(towers.make_mesh(1, 1, num_towers=config.num_towers, batches={})):
-    params = jax.eval_shape(model.build(config, num_classes).init, jax.random.key(0))
+    params = jax.eval_shape(build(config, num_classes).init, jax.random.key(0))
   found = {}
   for name, layer in params.items():
     num_towers, *window, num_in, num_out = layer['kernel'].shape

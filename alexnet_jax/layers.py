@@ -1,6 +1,7 @@
 """The layers of section 3, for activations with a leading tower axis."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -43,6 +44,41 @@ class Conv(nnx.Module):
     """Maps [tower, batch, height, width, in], or [batch, height, width, in], to [tower, batch, height, width, out]."""
     y = towers.conv(x, self.kernel[...], stride=self.stride, padding=self.padding)
     return y + self.bias[...][:, None, None, None, :]
+
+
+class LocalConv(nnx.Module):
+  """A locally connected layer: as a convolution, but every place of the map has kernels of its own (facts, 3).
+
+  Attributes:
+    kernel: [tower, height, width, window, out] float32; the window's inputs in the order row, column, channel.
+    bias: [tower, height, width, out] float32.
+  """
+
+  def __init__(self, side, num_in, num_out, size, *, std, bias, num_towers, rngs: nnx.Rngs):
+    """Declares the kernels of a layer that keeps the size of its maps.
+
+    Args:
+      side: of the square maps, pixels.
+      num_in: channels a kernel sees.
+      num_out: kernels of one tower at each place.
+      size: side of a kernel in pixels; odd.
+      std: standard deviation of the initial weights, drawn from a Gaussian with zero mean.
+      bias: initial bias.
+      num_towers: length of the tower axis.
+      rngs: source of the initial weights.
+    """
+    self.size = size
+    self.kernel = nnx.Param(gaussian(rngs.params(), (num_towers, side, side, size * size * num_in, num_out), std))
+    self.bias = nnx.Param(constant((num_towers, side, side, num_out), bias))
+
+  def __call__(self, x):
+    """Maps [tower, batch, height, width, in] to [tower, batch, height, width, out]; around the maps are zeros."""
+    _, _, height, width, _ = x.shape
+    around = (self.size // 2, self.size // 2, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), around, around, (0, 0, 0)))
+    places = itertools.product(range(self.size), repeat=2)
+    windows = jnp.concatenate([x[:, :, i : i + height, j : j + width] for i, j in places], axis=-1)
+    return jnp.einsum('tnhwi,thwio->tnhwo', windows, self.kernel[...]) + self.bias[...][:, None]
 
 
 class Linear(nnx.Module):
@@ -120,11 +156,11 @@ def _pool_backward(axis, size, stride, residuals, dy):
 _pool.defvjp(_pool_forward, _pool_backward)
 
 
-def _window_slices(x, axis, size, stride):
-  """The first pixels of all windows along an axis, the second pixels, and so on; beyond the edge, -inf."""
+def _window_slices(x, axis, size, stride, beyond=-jnp.inf):
+  """The first pixels of all windows along an axis, the second pixels, and so on; past the edge, `beyond`."""
   span = (pooled(x.shape[axis], size, stride) - 1) * stride + 1
   if overhang := max(span - 1 + size - x.shape[axis], 0):
-    x = _pad(x, axis, -jnp.inf, (0, overhang, 0))
+    x = _pad(x, axis, beyond, (0, overhang, 0))
   return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
 
 
@@ -133,6 +169,19 @@ def _pad(x, axis, value, before_after_between):
   return lax.pad(
     x, jnp.array(value, x.dtype), [before_after_between if a == axis else (0, 0, 0) for a in range(x.ndim)]
   )
+
+
+def average_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
+  """Takes the mean over windows; of one that hangs over the edge, over what lies inside (facts, 3).
+
+  Arguments and result are those of `max_pool`.
+  """
+  for axis in (3, 2):
+    num_windows = pooled(x.shape[axis], size, stride)
+    num_inside = [min(size, x.shape[axis] - stride * window) for window in range(num_windows)]
+    shape = [num_windows if a == axis else 1 for a in range(x.ndim)]
+    x = sum(_window_slices(x, axis, size, stride, 0)) / jnp.array(num_inside, x.dtype).reshape(shape)
+  return x
 
 
 def pooled(side: int, size: int, stride: int = 2) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ WINDOWS = {
 POOLED = ('conv1', 'conv2', 'conv5')
 LINEAR = ('bottleneck', 'fc8')  # without a nonlinearity; the first before a head of very many classes (facts, 4)
 LAYERS = (*WINDOWS, 'fc6', 'fc7', *LINEAR)
+POOLS = {name: name.replace('conv', 'pool') for name in POOLED}
 MOST_TOWERS, MOST_KERNELS = 16, 2**20  # more is a slip of the keyboard
 LARGEST = 3.4e38  # finite in 32 bits
 NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
@@ -41,6 +42,8 @@ NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 class AlexNet(nnx.Module):
   """Five convolutional and three fully-connected layers, half of the kernels in each of two towers (section 3.5)."""
+
+  STAGES = tuple(stage for name in LAYERS for stage in (name, POOLS.get(name)) if stage)
 
   def __init__(self, config: ConfigDict, num_classes: int, *, rngs: nnx.Rngs):
     """Declares the layers.
@@ -53,7 +56,7 @@ class AlexNet(nnx.Module):
     Raises:
       UsageError: if the image is too small for the layers.
     """
-    self.num_classes, self.num_towers, self.meet = num_classes, config.num_towers, tuple(config.meet)
+    self.num_towers, self.meet = config.num_towers, tuple(config.meet)
     self.nonlinearity = NONLINEARITIES[config.nonlinearity]
     self.dropout = dropout if config.dropout else lambda x, key: x
     self.pool_size, norm = config.pool_size, config.norm
@@ -92,31 +95,16 @@ class AlexNet(nnx.Module):
       units = num_kernels('bottleneck')
     self.fc8 = Linear(num_seen('fc8', units), math.ceil(num_classes / self.num_towers), **start('fc8'))
 
-  def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-    """Computes logits.
+  def stages(self, x: jax.Array, dropout_key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
+    """Goes through the network, and yields the name and the outputs of each stage.
 
     Args:
       x: images [batch, height, width, rgb] float32, 0-255 less the mean image.
       dropout_key: given in training; without it every unit is there and, with dropout, outputs are halved.
 
-    Returns:
-      Logits [batch, class] float32.
+    Yields:
+      'conv1', 'pool1', ... 'fc8', in the order of the network, and [tower, batch, ...] float32. The last are logits.
     """
-    *_, (_, x) = self.stages(x, dropout_key)
-    return towers.gather(x)[:, : self.num_classes]  # [N, 1000]
-
-  def activations(self, x: jax.Array) -> dict[str, jax.Array]:
-    """Computes what every stage says of images, [batch, height, width, rgb] float32, at test time.
-
-    Returns:
-      {'conv1': [batch, height, width, channel], 'pool1': ..., 'fc7': [batch, unit], ..., 'fc8': logits}, float32, the
-      units of the first tower first; those of fc6 and fc7 as they leave the nonlinearity, not halved by dropout.
-    """
-    seen = {name: towers.gather(x) for name, x in self.stages(x) if name.startswith('pool') or hasattr(self, name)}
-    return seen | {'fc8': seen['fc8'][:, : self.num_classes]}
-
-  def stages(self, x: jax.Array, dropout_key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
-    """Goes through the network, and yields the name and the outputs [tower, batch, ...] of each stage."""
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
     yield 'conv1', (x := self.layer('conv1', x))  # [2, N, 55, 55, 48]
@@ -169,47 +157,6 @@ class AlexNet(nnx.Module):
 def both_sides(padding: int | Sequence[int]) -> tuple[int, int]:
   """Spells out a config's padding: one number for both sides, or (top and left, bottom and right)."""
   return (padding, padding) if isinstance(padding, int) else tuple(padding)
-
-
-class Network(NamedTuple):
-  """A network as two pure functions over a plain nested dict of arrays, {'conv1': {'kernel': ..., 'bias': ...}, ...}.
-
-  Attributes:
-    init: key -> params. Call it under `jax.jit`, in a mesh.
-    apply: (params, images, dropout_key=None) -> logits.
-    activations: (params, images) -> {stage: what it says of the images}, see `AlexNet.activations`.
-    num_classes: classes it tells apart.
-    num_towers: length of the tower axis of its parameters.
-  """
-
-  init: Callable
-  apply: Callable
-  activations: Callable
-  num_classes: int
-  num_towers: int
-
-
-def build(config: ConfigDict, num_classes: int) -> Network:
-  """Makes the network of a config's `model` part; takes no memory. Call it in the mesh it will run on.
-
-  Raises:
-    UsageError: if the fields do not make a network.
-  """
-  check(config)
-  new = functools.partial(AlexNet, config, num_classes)
-  module = nnx.eval_shape(lambda: new(rngs=nnx.Rngs(0)))
-  graph = nnx.graphdef(module)
-
-  def init(key):
-    return nnx.to_pure_dict(nnx.state(new(rngs=nnx.Rngs(key)), nnx.Param))
-
-  def apply(params, images, dropout_key=None):
-    return nnx.merge(graph, params)(images, dropout_key)
-
-  def activations(params, images):
-    return nnx.merge(graph, params).activations(images)
-
-  return Network(init, apply, activations, num_classes, module.num_towers)
 
 
 def check(config: ConfigDict) -> None:

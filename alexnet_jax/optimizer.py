@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import types
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def momentum_sgd(
-  rates: dict, momentum: float, weight_decay: float, *, bias_decay: bool = True
+  rates: dict,
+  momentum: float,
+  weight_decay: float,
+  *,
+  bias_decay: bool = True,
+  layer_decay: Mapping[str, float] = types.MappingProxyType({}),
 ) -> optax.GradientTransformation:
   """The two equations of section 5.
 
@@ -35,16 +42,19 @@ def momentum_sgd(
     weight_decay: 0.0005 in the paper.
     bias_decay: whether biases decay, too. Paper: 'weight decay' is said of w, all that is learned, so they do; the
       2012 code spared them (facts, 1.5).
+    layer_decay: factors of the weight decay of single layers; of the others it is 1.
 
   Returns:
     A transformation whose state is the velocity v. Add its updates to the weights with `optax.apply_updates`.
   """
 
-  def decays(params):
-    return jax.tree.map_with_path(lambda path, _: bias_decay or path[-1].key != 'bias', params)
+  def decay(path, gradient, weight):
+    layer, part = (key.key for key in path)
+    own = weight_decay * layer_decay.get(layer, 1.0) if bias_decay or part != 'bias' else 0.0
+    return gradient + own * weight if own else gradient
 
   rule = optax.chain(
-    optax.add_decayed_weights(weight_decay, mask=decays),
+    optax.stateless(functools.partial(jax.tree.map_with_path, decay)),
     optax.stateless(lambda updates, _: jax.tree.map(lambda update, rate: -rate * update, updates, rates)),
     optax.trace(momentum),
   )

@@ -93,7 +93,7 @@ def predict(
   Args:
     trained: the network.
     paths: of the files.
-    protocol: 'centre' or 'ten_view'.
+    protocol: 'centre', 'ten_view' or 'nine_view'.
     batch_size: how many it is asked about at a time.
     skipped: takes a sentence for each file that cannot be read.
 

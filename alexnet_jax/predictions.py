@@ -50,7 +50,7 @@ def load(folder: pathlib.Path, dataset: str, split: str, protocol: str) -> Predi
     folder: of the run.
     dataset: such as 'ilsvrc/2012/1.0.0'.
     split: such as 'validation'.
-    protocol: 'centre' or 'ten_view'.
+    protocol: 'centre', 'ten_view' or 'nine_view'.
   """
   place = _place(folder, dataset, split, protocol)
   try:
@@ -81,7 +81,7 @@ def keep(
     folder: of the run.
     dataset: such as 'ilsvrc/2012/1.0.0'.
     split: such as 'validation'.
-    protocol: 'centre' or 'ten_view'.
+    protocol: 'centre', 'ten_view' or 'nine_view'.
     num_steps: steps that the network was trained for.
     shape: (images, classes).
 

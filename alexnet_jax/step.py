@@ -12,7 +12,7 @@ from jax import lax
 
 from alexnet_jax import optimizer, towers
 from alexnet_jax.augment import View
-from alexnet_jax.model import Network
+from alexnet_jax.network import Network
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -38,18 +38,24 @@ class Hyperparameters(NamedTuple):
   momentum: float
   weight_decay: float
   bias_decay: bool
+  layer_decay: tuple[tuple[str, float], ...] = ()  # hashable, since jit is told
+
+  def rule(self, rates: dict) -> optax.GradientTransformation:
+    """Makes the update rule for the rates of a step."""
+    return optimizer.momentum_sgd(rates, **self._replace(layer_decay=dict(self.layer_decay))._asdict())
 
 
 def hyperparameters(config: ConfigDict) -> Hyperparameters:
   """Takes them out of the `optimizer` part of a config."""
-  return Hyperparameters(config.momentum, config.weight_decay, config.bias_decay)
+  factors = tuple((name, factor) for name, factor in config.layer_decay.items() if factor != 1)
+  return Hyperparameters(config.momentum, config.weight_decay, config.bias_decay, factors)
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'hyper'))
 def init_state(key: jax.Array, *, network: Network, hyper: Hyperparameters) -> TrainState:
   """Draws the initial parameters; velocities and step are zero. The same for any mesh."""
   params = network.init(key)
-  opt_state = optimizer.momentum_sgd({}, **hyper._asdict()).init(params)
+  opt_state = hyper.rule({}).init(params)
   return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -94,7 +100,7 @@ def train_step(
     return -jnp.mean(label_log_prob(jax.nn.log_softmax(logits), batch['label'])), logits
 
   (nats, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-  rule = optimizer.momentum_sgd(rates, **hyper._asdict())
+  rule = hyper.rule(rates)
   updates, opt_state = rule.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   error = 100 * jnp.mean(1 - top_k_credit(logits, batch['label'], 1))
@@ -144,7 +150,7 @@ def activations(
   """Computes what one stage of the network says of a view of every image; the arguments are those of `log_probs`.
 
   Returns:
-    [batch, height, width, channel] or [batch, unit] float32, see `model.AlexNet.activations`.
+    [batch, height, width, channel] or [batch, unit] float32, see `network.Network`.
   """
   return network.activations(params, _centred(images, mean_image, view, mean_view, image_size))[stage]
 

@@ -166,6 +166,12 @@ def memory_of_device(mesh: Mesh) -> int | None:
   return (mesh.local_devices[0].memory_stats() or {}).get('bytes_limit')
 
 
+def accelerators() -> str:
+  """Says in words which accelerators there are; empty where there is a CPU alone."""
+  devices = jax.devices()
+  return '' if devices[0].platform == 'cpu' else f'{len(devices)} x {devices[0].device_kind}'
+
+
 def describe(mesh: Mesh) -> str:
   """Says in one line which devices the mesh holds."""
   device = mesh.devices.flat[0]

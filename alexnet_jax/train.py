@@ -14,7 +14,6 @@ from alexnet_jax import (
   evaluate,
   fields,
   memory,
-  model,
   optimizer,
   processes,
   statistics,
@@ -25,6 +24,7 @@ from alexnet_jax import (
 )
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError, Stopped, UsageError
+from alexnet_jax.network import Network, build
 from alexnet_jax.progress import Progress
 from alexnet_jax.stopping import StopRequest
 from alexnet_jax.trained import Trained, stage_shapes
@@ -76,7 +76,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   hyper = step.hyperparameters(config.optimizer)
 
   with jax.set_mesh(mesh):
-    network = model.build(config.model, train.num_classes)
+    network = build(config.model, train.num_classes)
     check_memory(network, config, mesh)
     with processes.first_alone() as is_first:
       if is_first:
@@ -157,7 +157,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     return evaluate.report(trained(state), test, config, folder, also_read=(train, validation))
 
 
-def check_memory(network: model.Network, config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check_memory(network: Network, config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
   """Finds a run that cannot fit on the devices.
 
   Counts what nothing can do without, and takes none: parameters, velocities and gradients, and what the layers say of

@@ -13,9 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, checkpoint, step, towers, workdir
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model import LAYERS, POOLED, Network, build
-
-POOLS = tuple(name.replace('conv', 'pool') for name in POOLED)
+from alexnet_jax.network import Network, build
 
 
 class Trained(NamedTuple):
@@ -73,14 +71,13 @@ class Trained(NamedTuple):
       view: the view; the centre patch if none is given.
 
     Returns:
-      [batch, height, width, channel] or [batch, unit] float32, see `model.AlexNet.activations`.
+      [batch, height, width, channel] or [batch, unit] float32, see `network.Network`.
 
     Raises:
       UsageError: if the network has no such stage.
     """
     view = view or augment.centre(self.config.border)
-    if stage not in (*self.params, *POOLS):
-      self.shape(stage)  # says what there is
+    self.shape(stage)  # says what there is, if there is none
     ask = functools.partial(step.activations, network=self.network, image_size=self.config.image_size, stage=stage)
     with jax.set_mesh(self.mesh):
       return ask(self.params, self._put(images), self.mean_image, *self._traced(view))
@@ -140,8 +137,7 @@ def stage_shapes(network: Network, params: dict, image_size: int, mesh: Mesh) ->
       sharding=jax.NamedSharding(mesh, towers.BATCH),
     )
     shapes = jax.eval_shape(network.activations, params, images)
-  in_order = (stage for name in LAYERS for stage in (name, name.replace('conv', 'pool')))
-  return {stage: shapes[stage].shape[1:] for stage in dict.fromkeys(in_order) if stage in shapes}
+  return {stage: shapes[stage].shape[1:] for stage in network.stages if stage in shapes}
 
 
 def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower: int = 0) -> Trained:

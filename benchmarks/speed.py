@@ -202,13 +202,14 @@ def our_step(task, batch_size, num_data, num_tower):
   import jax.numpy as jnp
   import numpy as np
 
-  from alexnet_jax import model, optimizer, step, towers
+  from alexnet_jax import optimizer, step, towers
+  from alexnet_jax.network import build
   from configs import alexnet
 
   mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
   config = alexnet.paper()
-  network = model.build(config.model, CLASSES)
+  network = build(config.model, CLASSES)
   hyper = step.hyperparameters(config.optimizer)
   rng = np.random.default_rng(0)
   batch = {

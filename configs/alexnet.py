@@ -24,7 +24,7 @@ def paper() -> ConfigDict:
   config.variants = ()  # names of the variants applied, other than datasets; part of the default workdir
   config.seed = 0  # of the initial weights, the order of the images, augmentation and dropout
   config.batch_size = 128  # section 5
-  config.num_epochs = 90  # section 5: 'roughly 90 cycles through the training set'
+  config.num_epochs = 90.0  # section 5: 'roughly 90 cycles through the training set'
   config.num_steps = 0  # instead of num_epochs, where it is not 0
   config.eval_every = 0  # steps between evaluations on the validation split; 0: once an epoch
   config.checkpoint_every = 0  # steps between checkpoints; 0: once an epoch
@@ -39,6 +39,7 @@ def paper() -> ConfigDict:
   config.mesh.tower = 0  # devices that share the towers, 1 or 2; 0: 2 where the number of devices is even
 
   config.model = ConfigDict()
+  config.model.name = 'alexnet'
   config.model.image_size = 224  # section 4.1
   config.model.border = 32  # section 4.1: pixels by which the stored images are larger, 256 in the paper
   config.model.centre_mean = False  # section 2: the mean is cropped like the image; True: its centre, for every crop
@@ -70,6 +71,7 @@ def paper() -> ConfigDict:
   config.optimizer.rate = 0.01  # section 5
   config.optimizer.momentum = 0.9  # section 5
   config.optimizer.weight_decay = 0.0005  # section 5
+  config.optimizer.layer_decay = ConfigDict({name: 1.0 for name in LAYERS})  # section 5: all alike; factors of it
   config.optimizer.bias_decay = True  # section 5. Paper: says 'weight decay' of w, all that is learned
   config.optimizer.schedule = 'plateau'  # section 5; or 'steps'
   config.optimizer.rate_factor = 10.0  # section 5: what the rate is divided by
@@ -105,6 +107,7 @@ def paper() -> ConfigDict:
   config.eval = ConfigDict()
   config.eval.batch_size = 128  # changes nothing but speed and memory
   config.eval.ten_view = True  # section 4.1: at the end also the mean over ten views
+  config.eval.nine_view = False  # and that over nine, as cuda-convnet did for CIFAR-10 (facts, 3)
   config.eval.save_predictions = False  # keep what is predicted, image by image, in the folder of the run
   config.eval.submission = False  # also write submission.txt, as ILSVRC takes it
   config.eval.ensemble = 'mean'  # section 6, of several runs; or 'search': weights found on the validation split

@@ -14,8 +14,9 @@ import pytest
 
 jax.config.update('jax_num_cpu_devices', 4)
 
-from alexnet_jax import data, model, step, towers, workdir  # noqa: E402
+from alexnet_jax import data, step, towers, workdir  # noqa: E402
 from alexnet_jax.checkpoint import Checkpoints  # noqa: E402
+from alexnet_jax.network import build  # noqa: E402
 from alexnet_jax.statistics import Statistics  # noqa: E402
 from configs import alexnet  # noqa: E402
 
@@ -84,7 +85,7 @@ def run_folder(data_dir, tmp_path_factory):
   mean_image = np.random.default_rng(0).uniform(60, 100, (96, 96, 3))
   workdir.start(folder, config, Statistics(mean_image, 1000 * np.eye(3), len(train)), train.class_names)
   with jax.set_mesh(mesh(1, 1)), contextlib.closing(Checkpoints(folder)) as checkpoints:
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     hyper = step.hyperparameters(config.optimizer)
     checkpoints.save(7, step.init_state(jax.random.key(0), network=network, hyper=hyper), {})
   return folder

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import checkpoint, model, step
+from alexnet_jax import checkpoint, step
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError
+from alexnet_jax.network import build
 from configs import alexnet
 from tests.conftest import mesh
 
@@ -20,7 +21,7 @@ RUN = {'schedule': {'drops': 2, 'best_error': 12.345678901234567, 'evaluations_s
 def initial_state(seed):
   config = alexnet.paper().model
   config.image_size, config.width = 64, 1 / 16
-  network = model.build(config, 10)
+  network = build(config, 10)
 
   state = step.init_state(jax.random.key(seed), network=network, hyper=HYPER)
   return state, step.abstract_state(network, HYPER)

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import augment, data, ensemble, evaluate, model, predictions, scores, towers
+from alexnet_jax import augment, data, ensemble, evaluate, predictions, scores, towers
 from alexnet_jax.errors import UsageError
+from alexnet_jax.network import build
 from alexnet_jax.trained import Trained
 from tests.conftest import mesh
 
@@ -18,7 +19,7 @@ def untrained(config, shape=(1, 1)):
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
   current = mesh(*shape)
   with jax.set_mesh(current):
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     params = jax.jit(network.init)(jax.random.key(0))
   return Trained(network, params, jnp.asarray(MEAN), list('0123456789'), 0, config.model, current)
 
@@ -89,7 +90,7 @@ def test_skipped_images_have_rows_but_are_not_scored(config, test_source, tmp_pa
   whole = evaluate.report(trained, test_source, config, tmp_path / 'whole')
   assert (whole['num_examples'], whole['skipped']) == (360, {})
   kept = predictions.load(tmp_path / 'whole', 'digits/1.0.0', 'test', 'centre')
-  test_source._skips, test_source._records = True, list(test_source._records)
+  test_source._skips, test_source._records, test_source._kept = True, list(test_source._records), None
   test_source._records[7] = test_source._records[359] = b''
   found = evaluate.report(trained, test_source, config, tmp_path)
   assert (found['num_examples'], found['skipped']) == (358, {'test': 2})

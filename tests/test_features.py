@@ -45,7 +45,7 @@ def test_every_image_of_a_split_once_whatever_the_batch(run_folder, network, tmp
 
 def test_records_that_are_skipped_have_no_row(run_folder, network, tmp_path):
   split = of_split(run_folder, 'test[:21]')
-  split.source._skips, split.source._records = True, list(split.source._records)
+  split.source._skips, split.source._records, split.source._kept = True, list(split.source._records), None
   split.source._records[3] = split.source._records[20] = b'no record'
   skipped = features.extract(network, split, 'fc7', run_folder, tmp_path / 'out')
   assert list(skipped) == ['test[:21]/3', 'test[:21]/20']

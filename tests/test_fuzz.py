@@ -40,6 +40,7 @@ from alexnet_jax import (
   workdir,
 )
 from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.network import build
 from configs import alexnet
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -302,7 +303,7 @@ def check_all(config, is_thorough):
   model.check(config.model)
   if is_thorough:
     with jax.set_mesh(mesh):
-      train.check_memory(model.build(config.model, 10), config, mesh)
+      train.check_memory(build(config.model, 10), config, mesh)
   rates = optimizer.make_rates(config.optimizer, ('conv1', 'fc8'), 100)
   for num_drops in (0, config.optimizer.plateau_drops, schedule.num_drops(99)):
     rates.at(99, num_drops)

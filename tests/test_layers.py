@@ -110,3 +110,16 @@ def test_initial_weights_have_the_standard_deviation_asked_for():
   assert weights.dtype == np.float32
   assert abs(weights.mean()) < 4 * 0.01 / np.sqrt(weights.size)
   np.testing.assert_allclose(weights.std(), 0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize('side', [8, 9, 24])
+def test_average_pool_takes_the_mean_of_what_lies_inside(side):
+  torch = pytest.importorskip('torch', reason='PyTorch is the reference')
+  x = np.random.default_rng(0).normal(size=(2, 3, side, side, 4)).astype(np.float32)
+  found, pull = jax.vjp(layers.average_pool, x)
+  tensor = torch.tensor(x.reshape(6, side, side, 4).transpose(0, 3, 1, 2), requires_grad=True)
+  expected = torch.nn.functional.avg_pool2d(tensor, 3, 2, ceil_mode=True, count_include_pad=False)
+  np.testing.assert_allclose(found, expected.detach().numpy().transpose(0, 2, 3, 1).reshape(found.shape), atol=1e-6)
+  dy = np.random.default_rng(1).normal(size=found.shape).astype(np.float32)
+  expected.backward(torch.tensor(dy.reshape(6, *found.shape[2:]).transpose(0, 3, 1, 2)))
+  np.testing.assert_allclose(pull(dy)[0], tensor.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), atol=1e-6)

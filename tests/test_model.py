@@ -6,6 +6,7 @@ from jax.sharding import NamedSharding
 
 from alexnet_jax import model, towers
 from alexnet_jax.errors import UsageError
+from alexnet_jax.network import build
 from configs import alexnet
 from tests.conftest import mesh
 
@@ -24,7 +25,7 @@ PUBLISHED = {  # facts, 1.8
 def small(image_size=64, width=1 / 16, num_classes=10):
   config = alexnet.paper().model
   config.image_size, config.width = image_size, width
-  return model.build(config, num_classes)
+  return build(config, num_classes)
 
 
 def images(batch=8, size=64):
@@ -36,7 +37,7 @@ def image_shape(mesh, batch, size):
 
 
 def test_the_published_network_has_60965224_parameters(one_device):
-  network = model.build(alexnet.paper().model, 1000)
+  network = build(alexnet.paper().model, 1000)
   params = jax.eval_shape(network.init, jax.random.key(0))
   assert {name: sum(x.size for x in layer.values()) for name, layer in params.items()} == PUBLISHED
   assert sum(PUBLISHED.values()) == 60_965_224
@@ -148,4 +149,4 @@ def test_what_makes_no_network_says_why(one_device, field, value, sentence):
   else:
     config.update_from_flattened_dict({field: value})
   with pytest.raises(UsageError, match=rf'^model\..*{sentence}'):
-    model.build(config, 10)
+    build(config, 10)

@@ -19,9 +19,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from alexnet_jax import checkpoint, model, processes, step, train
+from alexnet_jax import checkpoint, processes, step, train
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.network import build
 from alexnet_jax.processes import Group, Place
 from tests.conftest import mesh, small_config
 
@@ -37,7 +38,8 @@ def work(process_index, port, axis, data_dir, place):
   if port:
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(f'127.0.0.1:{port}', 2, process_index)
-  from alexnet_jax import data, evaluate, model, towers
+  from alexnet_jax import data, evaluate, towers
+  from alexnet_jax.network import build
   from alexnet_jax.trained import Trained
   from configs import alexnet
 
@@ -54,7 +56,7 @@ def work(process_index, port, axis, data_dir, place):
     place / f'batches{process_index}.npz', **{f'{s}-{k}': v for s, b in enumerate(batches) for k, v in b.items()}
   )
   with jax.set_mesh(mesh):
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     params = jax.jit(network.init)(jax.random.key(0))
   mean_image = np.full((96, 96, 3), 60, np.float32)
   untrained = Trained(network, params, mean_image, test.class_names, 0, config.model, mesh)
@@ -372,7 +374,7 @@ def losses(folder):
 def parameters(folder, data_dir):
   current, config = mesh(1, 1), small_config(data_dir)
   with jax.set_mesh(current):
-    abstract = step.abstract_state(model.build(config.model, 10), step.hyperparameters(config.optimizer))
+    abstract = step.abstract_state(build(config.model, 10), step.hyperparameters(config.optimizer))
     state, _ = Checkpoints(folder).restore(abstract, current)
   return jax.tree.map(np.asarray, (state.params, state.opt_state))
 

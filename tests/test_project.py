@@ -14,7 +14,7 @@ SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / 'setup.cfg')
 
 # Each may import those before it. What comes up to `step` runs where TensorFlow, TFDS, grain and clu are not installed.
-ORDER = ['errors', 'convolution', 'towers', 'layers', 'model', 'optimizer', 'augment', 'step']
+ORDER = ['errors', 'convolution', 'towers', 'layers', 'model', 'cifar', 'network', 'optimizer', 'augment', 'step']
 ORDER += [
   'memory',
   'cache',
@@ -50,6 +50,10 @@ ORDER += [
   'shards',
   'prepare',
   'figures',
+  'outcomes',
+  'experiments',
+  'claims',
+  'reproduce',
 ]
 
 
@@ -89,10 +93,10 @@ def test_the_pipeline_imports_no_jax(name):
   assert not any(imported.split('.')[0] in ('jax', 'flax') for imported in imports(PACKAGE / f'{name}.py'))
 
 
-def test_configs_import_ml_collections_alone():
+def test_configs_import_ml_collections_and_each_other():
   for path in (ROOT / 'configs').glob('*.py'):
     found = {imported.split('.')[0] for imported in imports(path)}
-    assert found - sys.stdlib_module_names == {'ml_collections'}
+    assert found - sys.stdlib_module_names - {'configs'} == {'ml_collections'}
 
 
 def test_requirements_are_exact_and_each_has_a_reason():

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import augment, model, step, towers
+from alexnet_jax import augment, step, towers
+from alexnet_jax.network import build
 from configs import alexnet
 from tests.conftest import mesh
 
@@ -17,7 +18,7 @@ def small():
   config = alexnet.paper().model
   config.image_size, config.width = 64, 1 / 16
   config.init_std = dict.fromkeys(alexnet.LAYERS, 0.05)
-  return model.build(config, 10)
+  return build(config, 10)
 
 
 def batch_of(seed, size=8):

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import evaluate, model, step, train
+from alexnet_jax import evaluate, step, train
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import RunError, UsageError
+from alexnet_jax.network import build
 from alexnet_jax.progress import Progress
 from configs import alexnet
 from tests.conftest import mesh
@@ -18,7 +19,7 @@ def final_state(config, folder):
   """Reads the newest checkpoint of a run, as numpy arrays."""
   current = mesh(1, 1)
   with jax.set_mesh(current):
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     hyper = step.hyperparameters(config.optimizer)
     state, run = Checkpoints(folder).restore(step.abstract_state(network, hyper), current)
   return jax.tree.map(np.asarray, state), run
@@ -223,7 +224,7 @@ def test_cifar10_trains(config, tmp_path, shared_data):
 
 
 def test_an_odd_number_of_classes_is_counted_without_the_surplus_unit(one_device, config):
-  network = model.build(config.model, 7)
+  network = build(config.model, 7)
   params = jax.jit(network.init)(jax.random.key(0))
   counted = train.parameter_table(params, 7).splitlines()
   fc8 = next(line for line in counted if line.startswith('fc8'))

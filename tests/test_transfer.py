@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alexnet_jax import model, step, train, trained, transfer, weights
+from alexnet_jax import step, train, trained, transfer, weights
 from alexnet_jax.datasets.digits import Digits
 from alexnet_jax.errors import UsageError
+from alexnet_jax.network import build
 from tests.conftest import mesh, small_config
 
 
@@ -64,7 +65,7 @@ def test_layers_are_taken_by_name_on_any_mesh(config, origin, shape, capsys):
   config.init_from, config.init_fresh = str(origin), ('fc7', 'fc8')
   current = mesh(*shape)
   with jax.set_mesh(current):
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     fresh = step.init_state(jax.random.key(3), network=network, hyper=step.hyperparameters(config.optimizer)).params
     found = transfer.initial_params(fresh, config, current)
     assert jax.tree.map(lambda x: x.sharding.spec, found) == jax.tree.map(lambda x: x.sharding.spec, fresh)
@@ -104,7 +105,7 @@ def test_a_file_of_weights_is_as_good_as_the_run(config, origin, tmp_path):
   config = small(config, 'digits,finetune')
   current, found = mesh(1, 2), []
   with jax.set_mesh(current):
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     fresh = step.init_state(jax.random.key(3), network=network, hyper=step.hyperparameters(config.optimizer)).params
     for config.init_from in (str(origin), str(tmp_path / 'digits.safetensors')):
       found.append(transfer.initial_params(fresh, config, current))
@@ -151,7 +152,7 @@ def test_what_weights_meant_there_is_said(config, origin, capsys):
   config.init_from = str(origin)
   current = mesh(1, 1)
   with jax.set_mesh(current):
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     fresh = step.init_state(jax.random.key(3), network=network, hyper=step.hyperparameters(config.optimizer)).params
     transfer.initial_params(fresh, config, current)
   assert 'model.nonlinearity was relu and is tanh' in capsys.readouterr().out

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import fields, model, optimizer, step, towers
+from alexnet_jax.network import build
 from configs import alexnet
 from tests.conftest import mesh
 from tests.test_model import image_shape, images
@@ -128,7 +129,7 @@ def test_parameters_and_shapes_at_full_width(variant, one_device, monkeypatch):
 
   monkeypatch.setattr(model.AlexNet, 'layer', spy)
   config = alexnet.get_config('' if variant == 'paper' else variant).model
-  network = model.build(config, 1000)
+  network = build(config, 1000)
   params = jax.eval_shape(network.init, jax.random.key(0))
   logits = jax.eval_shape(network.apply, params, image_shape(one_device, 4, config.image_size))
   assert logits.shape == (4, 1000)
@@ -142,7 +143,7 @@ def test_parameters_and_shapes_at_full_width(variant, one_device, monkeypatch):
 )
 def test_pre_training_has_as_many_parameters_as_in_2012(variant, num_classes, num_params, one_device):
   """Facts, 1.8; an odd number of classes leaves a unit of fc8 that is not counted."""
-  network = model.build(alexnet.get_config(variant).model, num_classes)
+  network = build(alexnet.get_config(variant).model, num_classes)
   params = jax.eval_shape(network.init, jax.random.key(0))
   surplus = (params['fc8']['bias'].size - num_classes) * (params['fc8']['kernel'].shape[1] + 1)
   assert sum(x.size for x in jax.tree.leaves(params)) - surplus == num_params
@@ -151,7 +152,7 @@ def test_pre_training_has_as_many_parameters_as_in_2012(variant, num_classes, nu
 @pytest.mark.parametrize('variant', [name for name, (_, gathers) in EXPECTED.items() if gathers is not None])
 def test_towers_meet_as_often_as_the_variant_says(variant):
   with jax.set_mesh(mesh(1, 2)):
-    network = model.build(of(variant).model, 10)
+    network = build(of(variant).model, 10)
     params = jax.eval_shape(network.init, jax.random.key(0))
     program = jax.jit(network.apply).lower(params, images(size=96)).compile().as_text()
   assert program.count(' all-gather(') + program.count(' all-gather-start(') == EXPECTED[variant][1]
@@ -161,7 +162,7 @@ def test_towers_meet_as_often_as_the_variant_says(variant):
 def test_one_step_sets_every_layer_in_motion(variant, one_device):
   config = of(variant)
   config.optimizer.weight_decay = 0.0  # which would move every kernel by itself
-  network, hyper = model.build(config.model, 10), step.hyperparameters(config.optimizer)
+  network, hyper = build(config.model, 10), step.hyperparameters(config.optimizer)
   state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
   rng = np.random.default_rng(0)
   batch = {
@@ -231,7 +232,7 @@ def compare_with_torch(variant, image_size, width, num_classes, dtype):
   fc6_joined = 'fc6' in options.get('joined', ('fc6',))
   config = of(variant)
   config.model.image_size, config.model.width = image_size, width
-  network = model.build(config.model, num_classes)
+  network = build(config.model, num_classes)
   params = jax.jit(network.init)(jax.random.key(0))
   # Weights larger than published, so that all layers matter to the logits.
   params = {
@@ -279,7 +280,7 @@ def test_variants_compute_the_same_on_every_mesh(variant):
   found = {}
   for shape in [(1, 1), (4, 1)] if variant == 'one_tower' else [(1, 1), (1, 2), (2, 2), (4, 1)]:
     with jax.set_mesh(mesh(*shape)):
-      network = model.build(config.model, 10)
+      network = build(config.model, 10)
       params = jax.jit(network.init)(jax.random.key(0))
       found[shape] = np.asarray(jax.jit(network.apply)(params, jax.device_put(x, towers.BATCH), jax.random.key(1)))
   for logits in found.values():
@@ -296,7 +297,7 @@ def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_devic
       assert 'exclude each other: ' in str(error)  # noqa: PT017
       continue
     fields.check(config)
-    network = model.build(config.model, 1000)
+    network = build(config.model, 1000)
     params = jax.eval_shape(network.init, jax.random.key(0))
     x = image_shape(one_device, 4, config.model.image_size)
     assert jax.eval_shape(network.apply, params, x).shape == (4, 1000)

@@ -16,7 +16,6 @@ from alexnet_jax import (
   caffe,
   evaluate,
   interchange,
-  model,
   onnx_graph,
   optimizer,
   step,
@@ -28,6 +27,7 @@ from alexnet_jax import (
 )
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UsageError
+from alexnet_jax.network import build
 from alexnet_jax.statistics import Statistics
 from configs import alexnet
 from tests import reference
@@ -72,7 +72,7 @@ def random_params(config, num_classes):
   """Weights so large that all layers matter to the logits."""
   rng = np.random.default_rng(0)
   with jax.set_mesh(mesh(1, 1)):
-    abstract = jax.eval_shape(model.build(config, num_classes).init, jax.random.key(0))
+    abstract = jax.eval_shape(build(config, num_classes).init, jax.random.key(0))
   params = {
     name: {
       'kernel': rng.normal(0, np.sqrt(2 / layer['kernel'].size * layer['kernel'].shape[-1]), layer['kernel'].shape),
@@ -97,7 +97,7 @@ def centre_less_mean(whole, images):
 def logits(whole, params, images):
   one_device = mesh(1, 1)
   with jax.set_mesh(one_device):
-    network = model.build(whole.config.model, len(whole.class_names))
+    network = build(whole.config.model, len(whole.class_names))
     params = jax.device_put(params, jax.NamedSharding(one_device, towers.PARAMS))
     x = towers.put_batch(one_device, centre_less_mean(whole, images))
     return np.asarray(jax.jit(network.apply)(params, x))
@@ -254,7 +254,7 @@ def run(tmp_path_factory):
   mean = np.random.default_rng(0).uniform(0, 255, (96, 96, 3))
   workdir.start(folder, config, Statistics(mean, np.eye(3), 10), [f'digit {name}' for name in range(10)])
   with jax.set_mesh(mesh(1, 1)):
-    network = model.build(config.model, 10)
+    network = build(config.model, 10)
     state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
     schedule = optimizer.make_schedule(config.optimizer, 1)
     save(folder, 5, state._replace(step=state.step + 5), schedule)

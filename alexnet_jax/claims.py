@@ -1,0 +1,222 @@
+"""What the paper claims, section by section, and RESULTS.md, which sets beside it what was measured."""
+
+import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from alexnet_jax.experiments import (
+  DIRECTION,
+  EXPERIMENTS,
+  FACTOR,
+  NOT_REPRODUCED,
+  NOT_YET,
+  REPRODUCED,
+  Experiment,
+  Outcomes,
+  error,
+  spread,
+)
+
+NEEDS_IMAGENET = 'needs ImageNet'
+
+
+class Claim(NamedTuple):
+  """A claim of the paper.
+
+  Attributes:
+    section: of the paper.
+    what: it says.
+    paper: its number; errors are top-1 / top-5 in percent.
+    logs: the number in the logs of 2012 (facts, 0).
+    command: that puts it to the test where the paper did, or several, separated by semicolons, whose results are
+      compared; one that begins with a colon is a config of `python main.py --config=configs/alexnet.py`.
+    experiment: name of the experiment that does so here; empty where there is none.
+    needs_imagenet: whether nothing smaller can show it.
+  """
+
+  section: str
+  what: str
+  paper: str
+  logs: str
+  command: str
+  experiment: str = ''
+  needs_imagenet: bool = False
+
+
+def ablation(dataset: str, variant: str) -> str:
+  """Returns the commands of a comparison on ImageNet, in the recipe that the logs used."""
+  return f':{dataset},as_run; :{dataset},as_run,{variant}'
+
+
+CLAIMS = (
+  Claim('3.1', 'ReLU reaches 25 % training error on CIFAR-10 sooner than tanh', '6 times', '', '', 'figure1'),
+  Claim(
+    '3.2', 'one tower of half the kernels is worse', '1.7 / 1.2', '1.70 / 1.23', ablation('ilsvrc2010', 'one_tower')
+  ),
+  Claim(
+    '3.2',
+    'two towers train a little faster than one',
+    'slightly',
+    '',
+    ':imagenet2012; :imagenet2012,one_tower',
+  ),
+  Claim('3.2', 'towers that never meet are worse (run 150)', '', '1.2 / 1.1', ablation('imagenet2012', 'run150')),
+  Claim(
+    '3.3', 'response normalisation helps', '1.4 / 1.2', '1.37 / 1.15', ablation('imagenet2012', 'no_lrn'), '', True
+  ),
+  Claim('3.3', 'response normalisation helps on CIFAR-10', '13 to 11 %', '', '', 'lrn'),
+  Claim('3.3', 'a four-layer network without normalisation on CIFAR-10', '13 %', '', '', '13pct'),
+  Claim('3.3', 'a four-layer network with normalisation on CIFAR-10', '11 %', '', '', '11pct'),
+  Claim('3.4', 'overlapping pooling helps', '0.4 / 0.3', '0.39 / 0.30', ablation('imagenet2012', 'no_overlap')),
+  Claim(
+    '4.1', 'without crops and reflections it overfits', 'substantially', '', ablation('imagenet2012', 'no_augmentation')
+  ),
+  Claim('4.1', 'the colour shift helps', 'over 1 (top-1)', '', ablation('imagenet2012', 'no_colour')),
+  Claim('4.1', 'ten views are better than the centre', '1.5 / 1.3', '1.55 / 1.30', ':ilsvrc2010,as_run'),
+  Claim('4.1', 'so are the nine views of CIFAR-10', '', '', '', 'views'),
+  Claim('4.2', 'without dropout it overfits', 'substantially', '', ablation('imagenet2012', 'no_dropout')),
+  Claim('4.2', 'dropout needs more iterations', 'about twice', '', ablation('imagenet2012', 'no_dropout')),
+  Claim('5', 'weight decay lowers the training error', '', '', ablation('imagenet2012', 'no_decay')),
+  Claim('5', 'biases of 1 speed up the early phase', '', '', ablation('imagenet2012', 'zero_bias')),
+  Claim('6', 'one network on ILSVRC-2010, test', '37.5 / 17.0', '37.47 / 17.00', ':ilsvrc2010,as_run', '', True),
+  Claim('6', 'the same without ten views', '39.0 / 18.3', '39.02 / 18.30', ':ilsvrc2010,as_run', '', True),
+  Claim(
+    '6',
+    'one network on ILSVRC-2012, validation',
+    '40.7 / 18.2',
+    '40.66 / 18.21',
+    ':imagenet2012,as_run',
+    '',
+    True,
+  ),
+  Claim(
+    '6',
+    'five networks, averaged',
+    '38.1 / 16.4',
+    '',
+    ':imagenet2012,as_run --config.seed=0 --workdir=runs/A (B, C, D, E: seeds 1 to 4); '
+    ':imagenet2012 --mode=eval --workdir=runs/A,runs/B,runs/C,runs/D,runs/E',
+  ),
+  Claim(
+    '6',
+    'one network with conv6, pre-trained on Fall 2011 and fine-tuned',
+    '39.0 / 16.6',
+    '38.99 / 16.62',
+    ':imagenet2012,as_run; :fall2009,run146_2009 --config.init_from=DIR; '
+    ':fall2011,run146_2011 --config.init_from=DIR; :imagenet2012,run146_2012 --config.init_from=DIR',
+  ),
+  Claim(
+    '6',
+    'two such networks and the five, averaged',
+    '36.7 / 15.4',
+    '',
+    ':imagenet2012 --mode=eval --workdir=runs/A,runs/B,...',
+    '',
+    True,
+  ),
+  Claim('6', 'Fall 2009, 10,184 classes, with conv6', '67.4 / 40.9', '', ':fall2009,conv6', '', True),
+  Claim(
+    '6.1', 'one tower learns colour, the other does not', 'figure 3', '', 'python -m alexnet_jax.figures kernels DIR'
+  ),
+  Claim('6.1', 'what is near in fc7 is alike', 'figure 4', '', 'python -m alexnet_jax.figures neighbours DIR'),
+  Claim('7', 'without a middle layer it is worse', 'about 2 (top-1)', '', ablation('imagenet2012', 'without_conv4')),
+)
+
+INTRODUCTION = f"""# Results
+
+Every claim of the paper, and what was measured here. `python -m alexnet_jax.reproduce NAME` runs an experiment and
+writes its entry; this file is made from `results/` by `python -m alexnet_jax.reproduce --write`, so do not edit it.
+
+- **{REPRODUCED}**: the effect is there, every seed of one side is better than every seed of the other, and it is
+  between {1 / FACTOR:g} and {FACTOR} times as large as in the paper (an error rate: at most half a point above it).
+- **{DIRECTION}**: it has the paper's sign, but another size, or it is within the spread.
+- **{NOT_REPRODUCED}**: it is not there.
+- **{NEEDS_IMAGENET}**: only ImageNet can show it. **{NOT_YET}**: not run to the end yet; a smaller dataset can show it.
+
+Errors are in percent, top-1 / top-5 where there are two; differences are in percentage points; ± is the standard
+deviation between seeds.
+"""
+COST = """
+`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`; where there are
+two, what is compared stands in the `results.json` of each (README says how to prepare ImageNet). A run of 90 epochs on
+ILSVRC-2012 is 901,000 steps of 128 images, 115 million images; at the 55 images a second of two CPU cores (README) that
+would take 24 days. On a GPU nothing was measured yet.
+"""
+
+
+def report(found: Mapping[str, Outcomes]) -> str:
+  """Writes RESULTS.md.
+
+  Args:
+    found: of each experiment, the outcomes of its trainings that have ended.
+  """
+  entries = [entry(EXPERIMENTS[name], outcomes) for name, outcomes in found.items() if outcomes]
+  return '\n'.join([INTRODUCTION, table(found), COST, *entries])
+
+
+def table(found: Mapping[str, Outcomes]) -> str:
+  """Returns the table of all claims."""
+  lines = [
+    '| section | claim | paper | logs of 2012 | ours | data | status | command |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- |',
+  ]
+  for claim in CLAIMS:
+    ours, data, status, command = '', '', NEEDS_IMAGENET if claim.needs_imagenet else NOT_YET, claim.command
+    if claim.experiment:
+      experiment = EXPERIMENTS[claim.experiment]
+      data, command = experiment.data, f'python -m alexnet_jax.reproduce {experiment.name}'
+      if is_complete(experiment, found[experiment.name]):
+        ours, status = experiment.conclude(found[experiment.name])
+    command = '; '.join(f'`{one}`' for one in command.split('; '))
+    lines.append(
+      f'| {claim.section} | {claim.what} | {claim.paper} | {claim.logs} | {ours} | {data} | {status} | {command} |'
+    )
+  return '\n'.join(lines)
+
+
+def is_complete(experiment: Experiment, outcomes: Outcomes) -> bool:
+  """Says whether there is something to conclude from: every arm has ended at least once."""
+  return bool(outcomes) and all(arm.name in outcomes for arm in experiment.arms)
+
+
+def entry(experiment: Experiment, outcomes: Outcomes) -> str:
+  """Returns the entry of an experiment."""
+  lines = [f'## {experiment.title}', '', f'Section {experiment.section}, on {experiment.data}. {experiment.note}', '']
+  if is_complete(experiment, outcomes):
+    ours, verdict = experiment.conclude(outcomes)
+    lines += [f'**{ours}** -- {verdict}.', '']
+  else:
+    missing = [arm.name for arm in experiment.arms if arm.name not in outcomes]
+    lines += [f'Not run to the end yet: {", ".join(missing) or "what it reads"}.', '']
+  if not experiment.arms:
+    return '\n'.join(lines)
+  lines += [f'![{experiment.title}](results/{experiment.name}.png)', '']
+  lines += [
+    '| arm | epochs | seeds | training error at the end | test error, centre | nine views | minutes a seed |',
+    '| --- | --- | --- | --- | --- | --- | --- |',
+  ]
+  for arm in experiment.arms:
+    if some := outcomes.get(arm.name):
+      lines.append(f'| {arm.name} | {" | ".join(_row(some))} |')
+  lines.append('')
+  for name in [arm.name for arm in experiment.arms if arm.name in outcomes]:
+    first = outcomes[name][0]
+    dates = sorted({outcome.date for outcome in outcomes[name]})
+    commits = sorted({outcome.commit for outcome in outcomes[name]})
+    lines += [
+      f'{name}: `{first.command}`; {first.dataset}; {" to ".join(dict.fromkeys((dates[0], dates[-1])))}; '
+      f'commit {", ".join(commits)}; {first.hardware}; {first.versions}.',
+      '',
+    ]
+  return '\n'.join(lines)
+
+
+def _row(outcomes):
+  last = [float(outcome.curve('train/error')[1][-1]) for outcome in outcomes if outcome.curve('train/error')[1].size]
+  yield f'{outcomes[0].num_epochs:g}'
+  yield str(len(outcomes))
+  yield f'{spread(last)} %' if last else ''
+  for protocol in ('centre', 'nine_view'):
+    errors = [error(outcome, protocol) for outcome in outcomes if protocol in outcome.results]
+    yield f'{spread(errors)} %' if errors else ''
+  yield f'{statistics.mean(outcome.minutes for outcome in outcomes):.0f}'

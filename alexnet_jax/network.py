@@ -1,0 +1,68 @@
+"""A network as pure functions, whichever module describes it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from flax import nnx
+
+from alexnet_jax import cifar, model, towers
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+NETWORKS = {'alexnet': (model.AlexNet, model.check), 'cifar': (cifar.CifarNet, cifar.check)}
+
+
+class Network(NamedTuple):
+  """A network as two pure functions over a plain nested dict of arrays, {'conv1': {'kernel': ..., 'bias': ...}, ...}.
+
+  Attributes:
+    init: key -> params. Call it under `jax.jit`, in a mesh.
+    apply: (params, images, dropout_key=None) -> logits. Images are [batch, height, width, rgb] float32, 0-255 less the
+      mean image; logits [batch, class] float32. The key is given in training; without it every unit is there and, with
+      dropout, outputs are halved.
+    activations: (params, images) -> what every stage says of images at test time, {'conv1': [batch, height, width,
+      channel], 'pool1': ..., 'fc7': [batch, unit], ..., 'fc8': logits}, float32, the units of the first tower first;
+      those of fc6 and fc7 as they leave the nonlinearity, not halved by dropout.
+    num_classes: classes it tells apart.
+    num_towers: length of the tower axis of its parameters.
+    stages: names of the stages, in their order, whether or not this network has them all.
+  """
+
+  init: Callable
+  apply: Callable
+  activations: Callable
+  num_classes: int
+  num_towers: int
+  stages: tuple[str, ...]
+
+
+def build(config: ConfigDict, num_classes: int) -> Network:
+  """Makes the network of a config's `model` part; takes no memory. Call it in the mesh it will run on.
+
+  Raises:
+    UsageError: if the fields do not make a network.
+  """
+  kind, check = NETWORKS[config.name]
+  check(config)
+  new = functools.partial(kind, config, num_classes)
+  module = nnx.eval_shape(lambda: new(rngs=nnx.Rngs(0)))
+  graph = nnx.graphdef(module)
+
+  def init(key):
+    return nnx.to_pure_dict(nnx.state(new(rngs=nnx.Rngs(key)), nnx.Param))
+
+  def apply(params, images, dropout_key=None):
+    *_, (_, x) = nnx.merge(graph, params).stages(images, dropout_key)
+    return towers.gather(x)[:, :num_classes]  # a last unit without a class, of an odd number of them, is cut off
+
+  def activations(params, images):
+    stages = nnx.merge(graph, params).stages(images)
+    seen = {name: towers.gather(x) for name, x in stages if name.startswith('pool') or name in params}
+    last = list(seen)[-1]
+    return seen | {last: seen[last][:, :num_classes]}
+
+  return Network(init, apply, activations, num_classes, module.num_towers, kind.STAGES)

@@ -1,0 +1,284 @@
+"""The paper's experiments, run and set beside the paper.
+
+    python -m alexnet_jax.reproduce --list                 # what there is, and how long it takes
+    python -m alexnet_jax.reproduce figure1 --seeds=1      # one experiment, with one seed instead of three
+    python -m alexnet_jax.reproduce figure1 lrn            # several, one after the other
+    python -m alexnet_jax.reproduce --write                # RESULTS.md and its figures again, from what is in results/
+
+Every training goes on where it was stopped or killed. One that has ended leaves a small JSON with its curves in
+results/EXPERIMENT/, and is not trained again while that is there; then RESULTS.md and the figure are brought up to
+date. Exit status: 0 done, 1 failed, 2 wrong usage, 75 stopped; the same command goes on.
+"""
+
+import argparse
+import datetime
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from absl import logging
+
+from alexnet_jax import cache, claims, command, files, memory, outcomes
+from alexnet_jax.errors import RunError, Stopped, UsageError
+from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment
+from alexnet_jax.outcomes import Outcome
+from alexnet_jax.stopping import STOPPED
+
+SHOWN = {'train/error': 'training error, %', 'validation/top1_error': 'test error, %'}
+
+
+class Place(NamedTuple):
+  """Where things are.
+
+  Attributes:
+    results: folder of what is kept, a folder for each experiment.
+    report: RESULTS.md.
+    runs: folder of the trainings, a folder for each experiment; they may be deleted when they have ended.
+    data_dir: folder of the datasets; empty: TFDS's own.
+    fields: of every config that are set to something else, for tests of a few steps.
+  """
+
+  results: pathlib.Path = pathlib.Path('results')
+  report: pathlib.Path = pathlib.Path('RESULTS.md')
+  runs: pathlib.Path = pathlib.Path('runs', 'reproduce')
+  data_dir: str = ''
+  fields: Mapping[str, object] = {}
+
+
+class Training(NamedTuple):
+  """One training of an experiment.
+
+  Attributes:
+    experiment: whose it is.
+    arm: that is trained.
+    rate: learning rate; None for that of the config.
+    seed: of the run.
+    num_epochs: how long.
+  """
+
+  experiment: Experiment
+  arm: Arm
+  rate: float | None
+  seed: int
+  num_epochs: float
+
+  @property
+  def name(self) -> str:
+    """Of its files, such as 'relu-rate0.001-seed0'."""
+    rate = f'-rate{self.rate:g}' if self.rate is not None else ''
+    return f'{self.arm.name}{rate}-seed{self.seed}'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Does what the command line asks for and returns the exit status."""
+  options = parser().parse_args(arguments)
+
+  def do():
+    if options.list:
+      print(listing(options.seeds))
+      return 0
+    place = Place(data_dir=options.data_dir)
+    if options.seeds is not None and options.seeds < 1:
+      raise UsageError(f'--seeds={options.seeds} must be 1 or more.')
+    if not options.experiments and not options.write:
+      raise UsageError('name experiments, as --list shows them.')
+    if not pathlib.Path('configs').is_dir():
+      raise UsageError('there is no folder configs/ here; run this in the folder of the project.')
+    for name in options.experiments:
+      if name not in EXPERIMENTS:
+        raise UsageError(f"there is no experiment '{name}'; there are {', '.join(EXPERIMENTS)}.")
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # else TensorFlow, which only writes curves, speaks of them
+    logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
+    cache.keep_compiled_programs()
+    for name in options.experiments:
+      run(EXPERIMENTS[name], place, options.seeds)
+    if options.write:
+      write(place)
+    return 0
+
+  try:
+    return command.run(do, 'stopped; the same command goes on.')
+  except Stopped as stopped:
+    print(f'{stopped}; the same command goes on.', file=sys.stderr)
+    return STOPPED
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.reproduce', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('experiments', metavar='EXPERIMENT', nargs='*', help='names, as --list shows them')
+  parser.add_argument('--list', action='store_true', help='show all experiments, what they need and how long they take')
+  parser.add_argument('--write', action='store_true', help='write RESULTS.md and its figures anew from results/')
+  parser.add_argument('--seeds', type=int, metavar='N', help='seeds 0 to N - 1; by default as --list shows')
+  parser.add_argument('--data_dir', default='', metavar='DIR', help="folder of the datasets; by default TFDS's own")
+  return parser
+
+
+def listing(num_seeds: int | None = None) -> str:
+  """Sets out all experiments for a reader."""
+  lines = [f'{"experiment":18}{"section":9}{"seeds":>5}{"epochs":>8}{"hours":>8}  what, and what it needs']
+  for experiment in EXPERIMENTS.values():
+    seeds = num_seeds or experiment.num_seeds
+    needs = experiment.needs or experiment.data
+    cost = (f'{experiment.num_epochs(seeds):.0f}', f'{experiment.hours(seeds):.1f}') if experiment.arms else ('', '')
+    lines.append(
+      f'{experiment.name:18}{experiment.section:9}{seeds if experiment.arms else "":>5}{cost[0]:>8}{cost[1]:>8}  '
+      f'{experiment.title}; {needs}'
+    )
+  lines += [
+    '',
+    'Hours are of training on two cores of an AMD EPYC, without a GPU. What only ImageNet can show, by',
+    'python main.py --config=configs/alexnet.py with:',
+    '',
+  ]
+  lines += [f'{claim.section:6}{claim.what}: {claim.command}' for claim in claims.CLAIMS if claim.needs_imagenet]
+  return '\n'.join(lines)
+
+
+def run(experiment: Experiment, place: Place, num_seeds: int | None = None) -> None:
+  """Trains what is missing of an experiment, and brings its entry up to date after each training.
+
+  Args:
+    experiment: what to train.
+    place: where things are.
+    num_seeds: repetitions of each arm, with seeds 0, 1, ...; None: the experiment's own number.
+
+  Raises:
+    UsageError, RunError: as `train.train_and_evaluate`.
+    Stopped: if told to by SIGTERM or Ctrl-C, after saving.
+  """
+  num_seeds = num_seeds or experiment.num_seeds
+  left = experiment.num_epochs(num_seeds)
+  for training in plan(experiment, place, num_seeds):
+    if find(training, place) is None:
+      print(
+        f'{experiment.name}: {training.name}, {training.num_epochs:g} epochs; {_time(experiment, left)} left in all'
+      )
+      outcomes.save(_path(training, place), train(training, place))
+      write(place)
+    left -= training.num_epochs
+  write(place)
+  print(claims.entry(experiment, finished(experiment, place)))
+
+
+def _time(experiment, num_epochs):
+  seconds = max(num_epochs, 0) * experiment.num_images / experiment.images_per_second
+  return datetime.timedelta(seconds=round(seconds))
+
+
+def plan(experiment: Experiment, place: Place, num_seeds: int) -> Iterator[Training]:
+  """Yields the trainings of an experiment one by one; which rate comes next hangs on how the trials before it ended."""
+  for arm in experiment.arms:
+    for rate in arm.rates:
+      yield Training(experiment, arm, rate, 0, arm.trial_epochs)
+  for seed in range(num_seeds):  # all arms of one seed, so that there is something to compare as soon as may be
+    for arm in experiment.arms:
+      yield Training(experiment, arm, chosen_rate(experiment, arm, place), seed, arm.num_epochs)
+
+
+def chosen_rate(experiment: Experiment, arm: Arm, place: Place) -> float | None:
+  """Returns the rate whose trial had the lowest training error.
+
+  Returns:
+    None if the arm has no rates to choose from, or not all of their trials have ended.
+  """
+  trials = {rate: find(Training(experiment, arm, rate, 0, arm.trial_epochs), place) for rate in arm.rates}
+  if not trials or None in trials.values():
+    return None
+  return min(trials, key=lambda rate: error_after(trials[rate], arm.trial_epochs))
+
+
+def error_after(outcome: Outcome, num_epochs: float) -> float:
+  """Returns the training error after so many epochs, percent."""
+  epochs, errors = outcome.curve('train/error')
+  return float(errors[epochs <= num_epochs][-1])
+
+
+def find(training: Training, place: Place) -> Outcome | None:
+  """Returns what is kept of a training; None if it has not ended, or was a shorter one."""
+  outcome = outcomes.load(_path(training, place))
+  return outcome if outcome and is_long_enough(outcome, training.num_epochs) else None
+
+
+def is_long_enough(outcome: Outcome, num_epochs: float) -> bool:
+  """Says whether a training was of so many epochs, or more; steps are whole, epochs are not."""
+  return outcome.num_epochs >= num_epochs - 0.01
+
+
+def _path(training, place):
+  return place.results / training.experiment.name / f'{training.name}.json'
+
+
+def train(training: Training, place: Place) -> Outcome:
+  """Trains and evaluates, going on where an earlier attempt ended; raises as `train.train_and_evaluate`."""
+  from alexnet_jax import figures, towers, workdir
+  from alexnet_jax import train as loop
+
+  own = {'num_epochs': training.num_epochs, 'seed': training.seed, **training.arm.fields}
+  if training.rate is not None:
+    own['optimizer.rate'] = training.rate
+  config = command.load_config(training.arm.config)
+  config.data.dir = place.data_dir
+  config.update_from_flattened_dict(own | place.fields)
+  folder = place.runs / training.experiment.name / training.name
+  results = loop.train_and_evaluate(config, folder)
+  flags = ' '.join(f'--config.{field}={value}' for field, value in own.items())
+  return outcomes.make(
+    command=f'python main.py --config={training.arm.config} {flags}',
+    seed=training.seed,
+    versions=towers.versions(),
+    devices=towers.accelerators(),
+    batch_size=config.batch_size,
+    num_images=workdir.load_statistics(folder).num_images,
+    results=results,
+    curves=figures.read_curves(folder),
+  )
+
+
+def finished(experiment: Experiment, place: Place) -> dict[str, list[Outcome]]:
+  """Reads what is kept of the trainings of an experiment that have ended: {arm: [outcome of each seed]}."""
+  found = {
+    f'{name}/{arm}': some for name in experiment.reads for arm, some in finished(EXPERIMENTS[name], place).items()
+  }
+  for arm in experiment.arms:
+    some, rate = [], chosen_rate(experiment, arm, place)
+    if arm.rates and rate is None:
+      continue
+    while outcome := find(Training(experiment, arm, rate, len(some), arm.num_epochs), place):
+      some.append(outcome)
+    if some:
+      found[arm.name] = some
+  return found
+
+
+def write(place: Place, *, draw: bool = True) -> None:
+  """Writes RESULTS.md and, if asked to, the figures of experiments from what is kept.
+
+  Raises:
+    RunError: if one cannot be written.
+  """
+  from alexnet_jax import drawing
+
+  found = {name: finished(experiment, place) for name, experiment in EXPERIMENTS.items()}
+  for name, experiment in EXPERIMENTS.items():
+    if draw and experiment.arms and found[name]:
+      figure = drawing.draw_comparison(
+        {arm: [outcome.curve(experiment.shown) for outcome in some] for arm, some in found[name].items()},
+        SHOWN[experiment.shown],
+        level=experiment.level,
+      )
+      drawing.save(figure, place.results / f'{name}.png')
+  try:
+    with files.replacing(place.report) as partial:
+      partial.write_text(claims.report(found))
+  except OSError as error:
+    raise RunError(f'{place.report} cannot be written ({error.strerror}).') from error
+
+
+if __name__ == '__main__':
+  memory.use_huge_pages()
+  sys.exit(main())
