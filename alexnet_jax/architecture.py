@@ -52,6 +52,7 @@ def layers(config: ConfigDict, num_classes: int, mesh: Mesh) -> list[Layer]:
   Raises:
     UsageError: if the fields do not make a network.
   """
+  model.check_kind(config, 'this figure')
   with jax.set_mesh(mesh):
     network = build(config, num_classes)
     params = jax.eval_shape(network.init, jax.random.key(0))

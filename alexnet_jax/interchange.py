@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import fields, towers
 from alexnet_jax.errors import UsageError
+from alexnet_jax.model import check_kind
 from alexnet_jax.network import build
 
 FORMAT, FORMAT_VERSION = 'alexnet_jax', 1
@@ -58,7 +59,11 @@ def to_tensors(params: dict, config: ConfigDict, num_classes: int) -> dict[str, 
     params: {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}.
     config: the `model` part of a config.
     num_classes: without the unit that is surplus where their number is odd.
+
+  Raises:
+    UsageError: if the network is no AlexNet.
   """
+  check_kind(config, 'the exchange of weights')
   tensors = {}
   for name, layer in params.items():
     kernel, bias = np.asarray(layer['kernel']), np.asarray(layer['bias'])
@@ -114,6 +119,7 @@ def shapes(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, ...]]:
   Raises:
     UsageError: if the fields of the config's `model` part do not make a network.
   """
+  check_kind(config, 'the exchange of weights')
   with jax.set_mesh(towers.make_mesh(1, 1, num_towers=config.num_towers, batches={})):
     params = jax.eval_shape(build(config, num_classes).init, jax.random.key(0))
   found = {}

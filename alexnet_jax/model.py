@@ -154,6 +154,20 @@ class AlexNet(nnx.Module):
     return self.local_response_norm(x)
 
 
+def check_kind(config: ConfigDict, tool: str) -> None:
+  """Finds a config that is not of an AlexNet.
+
+  Args:
+    config: the `model` part of a config.
+    tool: what takes no other network, in a word.
+
+  Raises:
+    UsageError: if it is of another network.
+  """
+  if config.name != 'alexnet':
+    raise UsageError(f"{tool} is for AlexNets alone, and model.name='{config.name}' is another network.")
+
+
 def both_sides(padding: int | Sequence[int]) -> tuple[int, int]:
   """Spells out a config's padding: one number for both sides, or (top and left, bottom and right)."""
   return (padding, padding) if isinstance(padding, int) else tuple(padding)

@@ -11,7 +11,7 @@ from alexnet_jax import checkpoint, fields, weights, workdir
 from alexnet_jax.errors import UsageError
 
 # Fields of a model that change what weights mean, though not their shapes.
-MEANING = ('nonlinearity', 'norm', 'dropout', 'pool_size', 'padding')
+MEANING = ('nonlinearity', 'norm', 'dropout', 'pool_size', 'pool', 'padding')
 
 
 def check(config: ConfigDict) -> None:
