@@ -17,7 +17,7 @@ from jax import lax
 # conv1 / one tower of conv2 / conv3, milliseconds: XLA 255 / 119 / 72; pieces of 1 image 41 / 23 / 28, of 2: 48 / 22 /
 # 25, of 4: 62 / 26 / 24, of 8: 78 / 49 / 38. The patches of an image take 5.2, 3.5 and 1.6 MB.
 PIECE_BYTES = 8 * 2**20
-FEW_MAPS = 4
+FEW_MAPS, MANY_KERNELS = 4, 32
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -44,8 +44,9 @@ def plain_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv_for_cpu(x, kernel, stride, padding):
-  # The first layer of the networks for CIFAR-10, whose 32 kernels take XLA 29 ms for a batch of 128, and this 12.
-  if stride == 1 and x.shape[-1] <= FEW_MAPS:
+  # The first layer of the networks for CIFAR-10, whose 32 kernels take XLA 29 ms for a batch of 128, and this 12. With
+  # 8 kernels XLA 0.10.2 fails to compile it ('Failed to translate module to LLVM IR'), and nothing is to be gained.
+  if stride == 1 and x.shape[-1] <= FEW_MAPS and kernel.shape[-1] >= MANY_KERNELS:
     return conv_by_patches(x, kernel, padding)
   return plain_conv(x, kernel, stride, padding)
 

@@ -44,3 +44,15 @@ def test_pieces_keep_their_patches_in_the_cache():
     *(1, 2, 4)  # conv1, conv2 and conv3 of the paper
   ]
   assert convolution._in_pieces(jnp.ones((7, 1)), 2**22).shape == (7, 1, 1)  # nothing but 7 and 1 divides 7
+
+
+@pytest.mark.parametrize(('side', 'num_kernels'), [(32, 32), (24, 64)])
+def test_the_first_layer_of_the_small_networks(side, num_kernels):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(4, side, side, 3)).astype(np.float32)
+  kernel = rng.normal(size=(5, 5, 3, num_kernels)).astype(np.float32)
+  padding = ((2, 2), (2, 2))
+  expected = convolution.plain_conv(x, kernel, 1, padding)
+  found = jax.jit(lambda x, kernel: convolution.conv_by_patches(x, kernel, padding))(x, kernel)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(convolution.conv(x, kernel, 1, padding), expected, rtol=1e-4, atol=1e-4)
