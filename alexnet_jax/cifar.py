@@ -57,6 +57,7 @@ class CifarNet(nnx.Module):
       beta=norm.beta,
     )
     self.norm_after, self.norm_pooled = tuple(norm.after), tuple(norm.pooled)
+    self.pools = tuple(pool for name, pool in POOLS.items() if config.kernels[name])
     self.poolings = {name: POOLINGS[kind] for name, kind in config.pool.items()}
 
     def start(name):

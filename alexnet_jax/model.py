@@ -57,6 +57,7 @@ class AlexNet(nnx.Module):
       UsageError: if the image is too small for the layers.
     """
     self.num_towers, self.meet = config.num_towers, tuple(config.meet)
+    self.pools = tuple(POOLS.values())
     self.nonlinearity = NONLINEARITIES[config.nonlinearity]
     self.dropout = dropout if config.dropout else lambda x, key: x
     self.pool_size, norm = config.pool_size, config.norm

@@ -29,7 +29,7 @@ class Network(NamedTuple):
       those of fc6 and fc7 as they leave the nonlinearity, not halved by dropout.
     num_classes: classes it tells apart.
     num_towers: length of the tower axis of its parameters.
-    stages: names of the stages, in their order, whether or not this network has them all.
+    stages: names of its stages, in their order.
   """
 
   init: Callable
@@ -65,4 +65,5 @@ def build(config: ConfigDict, num_classes: int) -> Network:
     last = list(seen)[-1]
     return seen | {last: seen[last][:, :num_classes]}
 
-  return Network(init, apply, activations, num_classes, module.num_towers, kind.STAGES)
+  stages = tuple(name for name in kind.STAGES if hasattr(module, name) or name in module.pools)
+  return Network(init, apply, activations, num_classes, module.num_towers, stages)

@@ -77,7 +77,8 @@ class Trained(NamedTuple):
       UsageError: if the network has no such stage.
     """
     view = view or augment.centre(self.config.border)
-    self.shape(stage)  # says what there is, if there is none
+    if stage not in self.network.stages:
+      self.shape(stage)  # says what there is
     ask = functools.partial(step.activations, network=self.network, image_size=self.config.image_size, stage=stage)
     with jax.set_mesh(self.mesh):
       return ask(self.params, self._put(images), self.mean_image, *self._traced(view))
@@ -137,7 +138,7 @@ def stage_shapes(network: Network, params: dict, image_size: int, mesh: Mesh) ->
       sharding=jax.NamedSharding(mesh, towers.BATCH),
     )
     shapes = jax.eval_shape(network.activations, params, images)
-  return {stage: shapes[stage].shape[1:] for stage in network.stages if stage in shapes}
+  return {stage: shapes[stage].shape[1:] for stage in network.stages}
 
 
 def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower: int = 0) -> Trained:

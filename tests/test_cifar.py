@@ -124,7 +124,8 @@ def test_parameters_are_as_many_as_in_2012(name):
 def test_stages_are_in_the_order_of_the_network(one_device):
   network, params = drawn(cifar10.get_config('11pct'))
   found = jax.jit(network.activations)(params, towers.put_batch(one_device, images(24)))
-  names = [name for name in network.stages if name in found]
+  names = list(network.stages)
+  assert set(found) == set(names)
   assert names == ['conv1', 'pool1', 'conv2', 'pool2', 'local3', 'local4', 'fc10']
   assert [found[name].shape[1:] for name in names[:-1]] == [
     (24, 24, 64),
