@@ -14,7 +14,9 @@ from alexnet_jax.experiments import (
   Experiment,
   Outcomes,
   error,
+  error_after,
   spread,
+  trial_name,
 )
 
 NEEDS_IMAGENET = 'needs ImageNet'
@@ -199,6 +201,13 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
     if some := outcomes.get(arm.name):
       lines.append(f'| {arm.name} | {" | ".join(_row(some))} |')
   lines.append('')
+  for arm in experiment.arms:
+    trials = {
+      rate: outcomes[trial_name(arm.name, rate)] for rate in arm.rates if trial_name(arm.name, rate) in outcomes
+    }
+    errors = (f'{error_after(one, arm.trial_epochs):.1f} % at {rate:g}' for rate, (one,) in trials.items())
+    if trials:
+      lines += [f'{arm.name}, training error after {arm.trial_epochs:g} epochs: {", ".join(errors)}.', '']
   for name in [arm.name for arm in experiment.arms if arm.name in outcomes]:
     first = outcomes[name][0]
     dates = sorted({outcome.date for outcome in outcomes[name]})
@@ -213,7 +222,7 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
 
 def _row(outcomes):
   last = [float(outcome.curve('train/error')[1][-1]) for outcome in outcomes if outcome.curve('train/error')[1].size]
-  yield f'{outcomes[0].num_epochs:g}'
+  yield f'{outcomes[0].num_epochs:.4g}'
   yield str(len(outcomes))
   yield f'{spread(last)} %' if last else ''
   for protocol in ('centre', 'nine_view'):

@@ -15,7 +15,7 @@ NOT_YET = 'not yet'
 TEN_VIEW_GAIN = 1.5  # 39.0 to 37.5 %, top-1, in the footnote of table 1
 FACTOR = 2  # an effect between half and twice that of the paper is of its size
 
-Outcomes = Mapping[str, Sequence[Outcome]]  # of each arm, one for each seed
+Outcomes = Mapping[str, Sequence[Outcome]]  # of each arm, one for each seed; of each trial, see `trial_name`, one
 
 
 class Finding(NamedTuple):
@@ -95,6 +95,17 @@ class Experiment:
   def hours(self, num_seeds: int) -> float:
     """Estimates how long it takes."""
     return self.num_epochs(num_seeds) * self.num_images / self.images_per_second / 3600
+
+
+def trial_name(arm: str, rate: float) -> str:
+  """Names a trial of a rate among outcomes, and among files but for its seed: 'relu-rate0.001'."""
+  return f'{arm}-rate{rate:g}'
+
+
+def error_after(outcome: Outcome, num_epochs: float) -> float:
+  """Returns the training error after so many epochs, percent."""
+  epochs, errors = outcome.curve('train/error')
+  return float(errors[epochs <= num_epochs][-1])
 
 
 # What follows.

@@ -3,6 +3,7 @@
     python -m alexnet_jax.reproduce --list                 # what there is, and how long it takes
     python -m alexnet_jax.reproduce figure1 --seeds=1      # one experiment, with one seed instead of three
     python -m alexnet_jax.reproduce figure1 lrn            # several, one after the other
+    python -m alexnet_jax.reproduce lrn --output=again     # once more from the start, in a folder of its own
     python -m alexnet_jax.reproduce --write                # RESULTS.md and its figures again, from what is in results/
 
 Every training goes on where it was stopped or killed. One that has ended leaves a small JSON with its curves in
@@ -14,6 +15,7 @@ import argparse
 import datetime
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from absl import logging
 
 from alexnet_jax import cache, claims, command, files, memory, outcomes
 from alexnet_jax.errors import RunError, Stopped, UsageError
-from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment
+from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment, error_after, trial_name
 from alexnet_jax.outcomes import Outcome
 from alexnet_jax.stopping import STOPPED
 
@@ -67,8 +69,8 @@ class Training(NamedTuple):
   @property
   def name(self) -> str:
     """Of its files, such as 'relu-rate0.001-seed0'."""
-    rate = f'-rate{self.rate:g}' if self.rate is not None else ''
-    return f'{self.arm.name}{rate}-seed{self.seed}'
+    name = self.arm.name if self.rate is None else trial_name(self.arm.name, self.rate)
+    return f'{name}-seed{self.seed}'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
       print(listing(options.seeds))
       return 0
-    place = Place(data_dir=options.data_dir)
+    place = Place(
+      options.output / 'results', options.output / 'RESULTS.md', options.output / 'runs' / 'reproduce', options.data_dir
+    )
     if options.seeds is not None and options.seeds < 1:
       raise UsageError(f'--seeds={options.seeds} must be 1 or more.')
     if not options.experiments and not options.write:
@@ -114,6 +118,9 @@ def parser() -> argparse.ArgumentParser:
   parser.add_argument('--list', action='store_true', help='show all experiments, what they need and how long they take')
   parser.add_argument('--write', action='store_true', help='write RESULTS.md and its figures anew from results/')
   parser.add_argument('--seeds', type=int, metavar='N', help='seeds 0 to N - 1; by default as --list shows')
+  parser.add_argument(
+    '--output', type=pathlib.Path, default='.', metavar='DIR', help='where results/, RESULTS.md and runs/ are (.)'
+  )
   parser.add_argument('--data_dir', default='', metavar='DIR', help="folder of the datasets; by default TFDS's own")
   return parser
 
@@ -186,16 +193,16 @@ def chosen_rate(experiment: Experiment, arm: Arm, place: Place) -> float | None:
   Returns:
     None if the arm has no rates to choose from, or not all of their trials have ended.
   """
-  trials = {rate: find(Training(experiment, arm, rate, 0, arm.trial_epochs), place) for rate in arm.rates}
-  if not trials or None in trials.values():
+  ended = trials(experiment, arm, place)
+  if len(ended) < len(arm.rates) or not ended:
     return None
-  return min(trials, key=lambda rate: error_after(trials[rate], arm.trial_epochs))
+  return min(ended, key=lambda rate: error_after(ended[rate], arm.trial_epochs))
 
 
-def error_after(outcome: Outcome, num_epochs: float) -> float:
-  """Returns the training error after so many epochs, percent."""
-  epochs, errors = outcome.curve('train/error')
-  return float(errors[epochs <= num_epochs][-1])
+def trials(experiment: Experiment, arm: Arm, place: Place) -> dict[float, Outcome]:
+  """Reads what is kept of the trials of an arm that have ended, by their rate."""
+  found = {rate: find(Training(experiment, arm, rate, 0, arm.trial_epochs), place) for rate in arm.rates}
+  return {rate: outcome for rate, outcome in found.items() if outcome}
 
 
 def find(training: Training, place: Place) -> Outcome | None:
@@ -226,7 +233,7 @@ def train(training: Training, place: Place) -> Outcome:
   config.update_from_flattened_dict(own | place.fields)
   folder = place.runs / training.experiment.name / training.name
   results = loop.train_and_evaluate(config, folder)
-  flags = ' '.join(f'--config.{field}={value}' for field, value in own.items())
+  flags = shlex.join(f'--config.{field}={value}' for field, value in own.items())
   return outcomes.make(
     command=f'python main.py --config={training.arm.config} {flags}',
     seed=training.seed,
@@ -240,11 +247,12 @@ def train(training: Training, place: Place) -> Outcome:
 
 
 def finished(experiment: Experiment, place: Place) -> dict[str, list[Outcome]]:
-  """Reads what is kept of the trainings of an experiment that have ended: {arm: [outcome of each seed]}."""
+  """Reads what is kept of the trainings of an experiment that have ended, its trials too."""
   found = {
     f'{name}/{arm}': some for name in experiment.reads for arm, some in finished(EXPERIMENTS[name], place).items()
   }
   for arm in experiment.arms:
+    found |= {trial_name(arm.name, rate): [one] for rate, one in trials(experiment, arm, place).items()}
     some, rate = [], chosen_rate(experiment, arm, place)
     if arm.rates and rate is None:
       continue
@@ -265,9 +273,10 @@ def write(place: Place, *, draw: bool = True) -> None:
 
   found = {name: finished(experiment, place) for name, experiment in EXPERIMENTS.items()}
   for name, experiment in EXPERIMENTS.items():
-    if draw and experiment.arms and found[name]:
+    ended = {arm.name: found[name][arm.name] for arm in experiment.arms if arm.name in found[name]}
+    if draw and ended:
       figure = drawing.draw_comparison(
-        {arm: [outcome.curve(experiment.shown) for outcome in some] for arm, some in found[name].items()},
+        {arm: [outcome.curve(experiment.shown) for outcome in some] for arm, some in ended.items()},
         SHOWN[experiment.shown],
         level=experiment.level,
       )

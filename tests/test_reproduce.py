@@ -46,7 +46,8 @@ def test_every_experiment_runs(name, place, monkeypatch, capsys):
   assert f'## {experiment.title}' in capsys.readouterr().out
   assert sorted(path.name for path in place.results.glob('*.png')) == ([f'{name}.png'] if experiment.arms else [])
   found = reproduce.finished(experiment, place)
-  assert set(found) == {arm.name for arm in experiment.arms}
+  trials = {f'{arm.name}-rate{rate:g}' for arm in experiment.arms for rate in arm.rates}
+  assert set(found) == {arm.name for arm in experiment.arms} | trials
   for arm in experiment.arms:
     (one,) = found[arm.name]
     assert one.curve('train/error')[1].size
