@@ -177,8 +177,14 @@ def table(found: Mapping[str, Outcomes]) -> str:
 
 
 def is_complete(experiment: Experiment, outcomes: Outcomes) -> bool:
-  """Says whether there is something to conclude from: every arm has ended at least once."""
-  return bool(outcomes) and all(arm.name in outcomes for arm in experiment.arms)
+  """Says whether there is something to conclude from: every arm has ended at least once, of what it reads, too."""
+  return not missing(experiment, outcomes)
+
+
+def missing(experiment: Experiment, outcomes: Outcomes) -> list[str]:
+  """Names the arms of an experiment, and of those that it reads, that have not ended with any seed."""
+  read = [f'{name}/{arm.name}' for name in experiment.reads for arm in EXPERIMENTS[name].arms]
+  return [name for name in (*(arm.name for arm in experiment.arms), *read) if name not in outcomes]
 
 
 def entry(experiment: Experiment, outcomes: Outcomes) -> str:
@@ -188,8 +194,7 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
     ours, verdict = experiment.conclude(outcomes)
     lines += [f'**{ours}** -- {verdict}.', '']
   else:
-    missing = [arm.name for arm in experiment.arms if arm.name not in outcomes]
-    lines += [f'Not run to the end yet: {", ".join(missing) or "what it reads"}.', '']
+    lines += [f'Not run to the end yet: {", ".join(missing(experiment, outcomes))}.', '']
   if not experiment.arms:
     return '\n'.join(lines)
   lines += [f'![{experiment.title}](results/{experiment.name}.png)', '']

@@ -54,6 +54,11 @@ class Outcome(NamedTuple):
     steps, values = self.curves.get(name, ((), ()))
     return np.asarray(steps, float) / self.steps_per_epoch, np.asarray(values, float)
 
+  def test_curve(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the curve of the test error of the centre, for a run that also validated on the test split."""
+    epochs, errors = self.curve('validation/top1_error')
+    return np.append(epochs, self.num_epochs), np.append(errors, self.results['centre']['top1_error'])
+
   def epochs_to(self, error: float) -> float | None:
     """Says after how many epochs the training error fell below so many percent; None if it did not."""
     epochs, errors = self.curve('train/error')

@@ -28,8 +28,6 @@ from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment, error_after, t
 from alexnet_jax.outcomes import Outcome
 from alexnet_jax.stopping import STOPPED
 
-SHOWN = {'train/error': 'training error, %', 'validation/top1_error': 'test error, %'}
-
 
 class Place(NamedTuple):
   """Where things are.
@@ -276,8 +274,8 @@ def write(place: Place, *, draw: bool = True) -> None:
     ended = {arm.name: found[name][arm.name] for arm in experiment.arms if arm.name in found[name]}
     if draw and ended:
       figure = drawing.draw_comparison(
-        {arm: [outcome.curve(experiment.shown) for outcome in some] for arm, some in ended.items()},
-        SHOWN[experiment.shown],
+        {arm: [experiment.shown(outcome) for outcome in some] for arm, some in ended.items()},
+        experiment.quantity,
         level=experiment.level,
       )
       drawing.save(figure, place.results / f'{name}.png')

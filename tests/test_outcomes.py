@@ -50,6 +50,11 @@ def test_when_an_error_is_reached_is_interpolated():
   assert made._replace(curves={}).epochs_to(50) is None
 
 
+def test_the_curve_of_the_test_error_ends_with_the_final_one():
+  made = outcome(curves={'validation/top1_error': ([10, 20], [50.0, 40.0])})
+  np.testing.assert_allclose(made.test_curve(), ([1, 2, 2.5], [50, 40, 12.3457]))
+
+
 def test_damage_is_named(tmp_path):
   path = tmp_path / 'one.json'
   path.write_text('{"seed": 3')
