@@ -74,11 +74,13 @@ class LocalConv(nnx.Module):
   def __call__(self, x):
     """Maps [tower, batch, height, width, in] to [tower, batch, height, width, out]; around the maps are zeros."""
     _, _, height, width, _ = x.shape
+    x = x.transpose(0, 2, 3, 1, 4)  # places first: a matrix product for each, of all images with the kernels there
     around = (self.size // 2, self.size // 2, 0)
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), around, around, (0, 0, 0)))
-    places = itertools.product(range(self.size), repeat=2)
-    windows = jnp.concatenate([x[:, :, i : i + height, j : j + width] for i, j in places], axis=-1)
-    return jnp.einsum('tnhwi,thwio->tnhwo', windows, self.kernel[...]) + self.bias[...][:, None]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), around, around, (0, 0, 0), (0, 0, 0)))
+    window = itertools.product(range(self.size), repeat=2)
+    windows = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in window], axis=-1)
+    y = jnp.einsum('thwni,thwio->thwno', windows, self.kernel[...]).transpose(0, 3, 1, 2, 4)
+    return y + self.bias[...][:, None]
 
 
 class Linear(nnx.Module):
