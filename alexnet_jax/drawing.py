@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alexnet_jax import files
 from alexnet_jax.errors import RunError, UsageError
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
@@ -50,7 +51,8 @@ def save(figure: Figure, path: pathlib.Path) -> None:
   check_suffix(path)
   try:
     metadata = {'Date': None} if path.suffix.lower() == '.svg' else {}
-    figure.savefig(path, dpi=120, bbox_inches='tight', pad_inches=0.15, metadata=metadata)
+    with files.replacing(path) as partial:
+      figure.savefig(partial, dpi=120, bbox_inches='tight', pad_inches=0.15, metadata=metadata)
   except OSError as error:
     raise RunError(f'{path} cannot be written ({error.strerror}); name another --output.') from error
 

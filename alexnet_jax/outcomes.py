@@ -136,7 +136,12 @@ def _processor():
   cpu = pathlib.Path('/proc/cpuinfo')
   lines = cpu.read_text().splitlines() if cpu.exists() else []
   names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-  return f'{next(names, platform.machine())}, {os.cpu_count()} cores, {memory.total() / 2**30:.0f} GiB'
+  try:
+    mine = len(os.sched_getaffinity(0))  # fewer than there are where `taskset` says so
+  except AttributeError:  # macOS
+    mine = os.cpu_count()
+  cores = f'{mine} cores' if mine == os.cpu_count() else f'{mine} of {os.cpu_count()} cores'
+  return f'{next(names, platform.machine())}, {cores}, {memory.total() / 2**30:.0f} GiB'
 
 
 def save(path: pathlib.Path, outcome: Outcome) -> None:
