@@ -4,22 +4,19 @@ import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from alexnet_jax.experiments import (
+from alexnet_jax.conclusions import (
   DIRECTION,
-  EXPERIMENTS,
   FACTOR,
   NOT_REPRODUCED,
-  NOT_YET,
   REPRODUCED,
-  Experiment,
   Outcomes,
   error,
-  error_after,
   spread,
-  trial_name,
+  training_error,
 )
+from alexnet_jax.experiments import EXPERIMENTS, NOT_YET, Experiment, error_after, trial_name
 
-NEEDS_IMAGENET = 'needs ImageNet'
+IMAGENET, TWO_DEVICES = 'ImageNet', 'two GPUs'
 
 
 class Claim(NamedTuple):
@@ -33,7 +30,7 @@ class Claim(NamedTuple):
     command: that puts it to the test where the paper did, or several, separated by semicolons, whose results are
       compared; one that begins with a colon is a config of `python main.py --config=configs/alexnet.py`.
     experiment: name of the experiment that does so here; empty where there is none.
-    needs_imagenet: whether nothing smaller can show it.
+    needs: what alone can show it; empty where something smaller can.
   """
 
   section: str
@@ -42,7 +39,7 @@ class Claim(NamedTuple):
   logs: str
   command: str
   experiment: str = ''
-  needs_imagenet: bool = False
+  needs: str = ''
 
 
 def ablation(dataset: str, variant: str) -> str:
@@ -53,7 +50,12 @@ def ablation(dataset: str, variant: str) -> str:
 CLAIMS = (
   Claim('3.1', 'ReLU reaches 25 % training error on CIFAR-10 sooner than tanh', '6 times', '', '', 'figure1'),
   Claim(
-    '3.2', 'one tower of half the kernels is worse', '1.7 / 1.2', '1.70 / 1.23', ablation('ilsvrc2010', 'one_tower')
+    '3.2',
+    'one tower of half the kernels is worse',
+    '1.7 / 1.2',
+    '1.70 / 1.23',
+    ablation('ilsvrc2010', 'one_tower'),
+    'one_tower',
   ),
   Claim(
     '3.2',
@@ -61,27 +63,45 @@ CLAIMS = (
     'slightly',
     '',
     ':imagenet2012; :imagenet2012,one_tower',
+    '',
+    TWO_DEVICES,
   ),
-  Claim('3.2', 'towers that never meet are worse (run 150)', '', '1.2 / 1.1', ablation('imagenet2012', 'run150')),
+  Claim(
+    '3.2',
+    'towers that never meet are worse (run 150)',
+    '',
+    '1.2 / 1.1',
+    ablation('imagenet2012', 'run150'),
+    'communication',
+  ),
   Claim(
     '3.3', 'response normalisation helps', '1.4 / 1.2', '1.37 / 1.15', ablation('imagenet2012', 'no_lrn'), '', True
   ),
   Claim('3.3', 'response normalisation helps on CIFAR-10', '13 to 11 %', '', '', 'lrn'),
   Claim('3.3', 'a four-layer network without normalisation on CIFAR-10', '13 %', '', '', '13pct'),
   Claim('3.3', 'a four-layer network with normalisation on CIFAR-10', '11 %', '', '', '11pct'),
-  Claim('3.4', 'overlapping pooling helps', '0.4 / 0.3', '0.39 / 0.30', ablation('imagenet2012', 'no_overlap')),
   Claim(
-    '4.1', 'without crops and reflections it overfits', 'substantially', '', ablation('imagenet2012', 'no_augmentation')
+    '3.4', 'overlapping pooling helps', '0.4 / 0.3', '0.39 / 0.30', ablation('imagenet2012', 'no_overlap'), 'overlap'
   ),
-  Claim('4.1', 'the colour shift helps', 'over 1 (top-1)', '', ablation('imagenet2012', 'no_colour')),
-  Claim('4.1', 'ten views are better than the centre', '1.5 / 1.3', '1.55 / 1.30', ':ilsvrc2010,as_run'),
+  Claim(
+    '4.1',
+    'without crops and reflections it overfits',
+    'substantially',
+    '',
+    ablation('imagenet2012', 'no_augmentation'),
+    'augmentation',
+  ),
+  Claim('4.1', 'the colour shift helps', 'over 1 (top-1)', '', ablation('imagenet2012', 'no_colour'), 'colour'),
+  Claim('4.1', 'ten views are better than the centre', '1.5 / 1.3', '1.55 / 1.30', ':ilsvrc2010,as_run', 'ten_views'),
   Claim('4.1', 'so are the nine views of CIFAR-10', '', '', '', 'views'),
-  Claim('4.2', 'without dropout it overfits', 'substantially', '', ablation('imagenet2012', 'no_dropout')),
-  Claim('4.2', 'dropout needs more iterations', 'about twice', '', ablation('imagenet2012', 'no_dropout')),
-  Claim('5', 'weight decay lowers the training error', '', '', ablation('imagenet2012', 'no_decay')),
-  Claim('5', 'biases of 1 speed up the early phase', '', '', ablation('imagenet2012', 'zero_bias')),
-  Claim('6', 'one network on ILSVRC-2010, test', '37.5 / 17.0', '37.47 / 17.00', ':ilsvrc2010,as_run', '', True),
-  Claim('6', 'the same without ten views', '39.0 / 18.3', '39.02 / 18.30', ':ilsvrc2010,as_run', '', True),
+  Claim('4.2', 'without dropout it overfits', 'substantially', '', ablation('imagenet2012', 'no_dropout'), 'dropout'),
+  Claim(
+    '4.2', 'dropout needs more iterations', 'about twice', '', ablation('imagenet2012', 'no_dropout'), 'dropout_time'
+  ),
+  Claim('5', 'weight decay lowers the training error', '', '', ablation('imagenet2012', 'no_decay'), 'decay'),
+  Claim('5', 'biases of 1 speed up the early phase', '', '', ablation('imagenet2012', 'zero_bias'), 'biases'),
+  Claim('6', 'one network on ILSVRC-2010, test', '37.5 / 17.0', '37.47 / 17.00', ':ilsvrc2010,as_run', '', IMAGENET),
+  Claim('6', 'the same without ten views', '39.0 / 18.3', '39.02 / 18.30', ':ilsvrc2010,as_run', '', IMAGENET),
   Claim(
     '6',
     'one network on ILSVRC-2012, validation',
@@ -89,7 +109,7 @@ CLAIMS = (
     '40.66 / 18.21',
     ':imagenet2012,as_run',
     '',
-    True,
+    IMAGENET,
   ),
   Claim(
     '6',
@@ -98,6 +118,7 @@ CLAIMS = (
     '',
     ':imagenet2012,as_run --config.seed=0 --workdir=runs/A (B, C, D, E: seeds 1 to 4); '
     ':imagenet2012 --mode=eval --workdir=runs/A,runs/B,runs/C,runs/D,runs/E',
+    'ensemble',
   ),
   Claim(
     '6',
@@ -106,6 +127,7 @@ CLAIMS = (
     '38.99 / 16.62',
     ':imagenet2012,as_run; :fall2009,run146_2009 --config.init_from=DIR; '
     ':fall2011,run146_2011 --config.init_from=DIR; :imagenet2012,run146_2012 --config.init_from=DIR',
+    'pretraining',
   ),
   Claim(
     '6',
@@ -114,14 +136,23 @@ CLAIMS = (
     '',
     ':imagenet2012 --mode=eval --workdir=runs/A,runs/B,...',
     '',
-    True,
+    IMAGENET,
   ),
-  Claim('6', 'Fall 2009, 10,184 classes, with conv6', '67.4 / 40.9', '', ':fall2009,conv6', '', True),
+  Claim('6', 'Fall 2009, 10,184 classes, with conv6', '67.4 / 40.9', '', ':fall2009,conv6', '', IMAGENET),
   Claim(
-    '6.1', 'one tower learns colour, the other does not', 'figure 3', '', 'python -m alexnet_jax.figures kernels DIR'
+    '6.1',
+    'one tower learns colour, the other does not',
+    'figure 3',
+    '',
+    'python -m alexnet_jax.figures kernels DIR',
+    'kernels',
   ),
-  Claim('6.1', 'what is near in fc7 is alike', 'figure 4', '', 'python -m alexnet_jax.figures neighbours DIR'),
-  Claim('7', 'without a middle layer it is worse', 'about 2 (top-1)', '', ablation('imagenet2012', 'without_conv4')),
+  Claim(
+    '6.1', 'what is near in fc7 is alike', 'figure 4', '', 'python -m alexnet_jax.figures neighbours DIR', 'photographs'
+  ),
+  Claim(
+    '7', 'without a middle layer it is worse', 'about 2 (top-1)', '', ablation('imagenet2012', 'without_conv4'), 'depth'
+  ),
 )
 
 INTRODUCTION = f"""# Results
@@ -130,10 +161,12 @@ Every claim of the paper, and what was measured here. `python -m alexnet_jax.rep
 writes its entry; this file is made from `results/` by `python -m alexnet_jax.reproduce --write`, so do not edit it.
 
 - **{REPRODUCED}**: the effect is there, every seed of one side is better than every seed of the other, and it is
-  between {1 / FACTOR:g} and {FACTOR} times as large as in the paper (an error rate: at most half a point above it).
+  between {1 / FACTOR:g} and {FACTOR} times as large as in the paper, where that gives a number (an error rate: at most
+  half a point above it).
 - **{DIRECTION}**: it has the paper's sign, but another size, or it is within the spread.
 - **{NOT_REPRODUCED}**: it is not there.
-- **{NEEDS_IMAGENET}**: only ImageNet can show it. **{NOT_YET}**: not run to the end yet; a smaller dataset can show it.
+- **needs {IMAGENET}**: only ImageNet can show it. **needs {TWO_DEVICES}**: so far there was one CPU.
+- **{NOT_YET}**: not run to the end yet; a smaller dataset can show it.
 
 Errors are in percent, top-1 / top-5 where there are two; differences are in percentage points; ± is the standard
 deviation between seeds.
@@ -163,10 +196,11 @@ def table(found: Mapping[str, Outcomes]) -> str:
     '| --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
   for claim in CLAIMS:
-    ours, data, status, command = '', '', NEEDS_IMAGENET if claim.needs_imagenet else NOT_YET, claim.command
+    ours, data, status, command = '', '', f'needs {claim.needs}' if claim.needs else NOT_YET, claim.command
     if claim.experiment:
       experiment = EXPERIMENTS[claim.experiment]
-      data, command = experiment.data, f'python -m alexnet_jax.reproduce {experiment.name}'
+      data = experiment.data
+      command = '; '.join(filter(None, (f'python -m alexnet_jax.reproduce {experiment.name}', claim.command)))
       if is_complete(experiment, found[experiment.name]):
         ours, status = experiment.conclude(found[experiment.name])
     command = '; '.join(f'`{one}`' for one in command.split('; '))
@@ -197,14 +231,17 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
     lines += [f'Not run to the end yet: {", ".join(missing(experiment, outcomes))}.', '']
   if not experiment.arms:
     return '\n'.join(lines)
-  lines += [f'![{experiment.title}](results/{experiment.name}.png)', '']
+  if experiment.shown:
+    lines += [f'![{experiment.title}](results/{experiment.name}.png)', '']
+  has_ten = any('ten_view' in outcome.results for some in outcomes.values() for outcome in some)
+  protocol, several = ('ten_view', 'ten') if has_ten else ('nine_view', 'nine')
   lines += [
-    '| arm | epochs | seeds | training error at the end | test error, centre | nine views | minutes a seed |',
+    f'| arm | epochs | seeds | training error at the end | test error, centre | {several} views | minutes a seed |',
     '| --- | --- | --- | --- | --- | --- | --- |',
   ]
   for arm in experiment.arms:
     if some := outcomes.get(arm.name):
-      lines.append(f'| {arm.name} | {" | ".join(_row(some))} |')
+      lines.append(f'| {arm.name} | {" | ".join(_row(some, protocol))} |')
   lines.append('')
   for arm in experiment.arms:
     trials = {
@@ -225,12 +262,12 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
   return '\n'.join(lines)
 
 
-def _row(outcomes):
-  last = [float(outcome.curve('train/error')[1][-1]) for outcome in outcomes if outcome.curve('train/error')[1].size]
+def _row(outcomes, several):
+  last = [training_error(outcome) for outcome in outcomes if outcome.curve('train/error')[1].size]
   yield f'{outcomes[0].num_epochs:.4g}'
   yield str(len(outcomes))
   yield f'{spread(last)} %' if last else ''
-  for protocol in ('centre', 'nine_view'):
+  for protocol in ('centre', several):
     errors = [error(outcome, protocol) for outcome in outcomes if protocol in outcome.results]
     yield f'{spread(errors)} %' if errors else ''
   yield f'{statistics.mean(outcome.minutes for outcome in outcomes):.0f}'

@@ -48,6 +48,7 @@ class Source:
     size: side of the images in pixels.
     num_classes: number of classes.
     class_names: their names, in the order of the labels.
+    classes: the same where they were chosen; empty for all that the dataset has.
     ilsvrc_ids: numbers of the classes in submissions to ILSVRC, in the order of the labels; empty for other datasets.
     skipped: {index: why} of the records that could not be read so far, where such are skipped.
   """
@@ -58,6 +59,7 @@ class Source:
     split: str,
     size: int,
     *,
+    classes: Sequence[str] = (),
     may_lack_labels: bool = False,
     skips: bool = False,
   ):
@@ -67,11 +69,13 @@ class Source:
       builder: of a dataset that is prepared.
       split: in TFDS's notation.
       size: side of the square images to make.
+      classes: names of those whose examples count, in the order of the new labels; none: all. To find them takes a look
+        at every record, 15 us each.
       may_lack_labels: whether -1, for an image whose class was not released, is a label, too.
       skips: whether records that cannot be read are skipped.
 
     Raises:
-      UsageError: if there is no such split, or the examples are not images with one label.
+      UsageError: if there is no such split or class, or the examples are not images with one label.
     """
     self._image_key, self._label_key = _image_and_label(builder)
     image = builder.info.features[self._image_key]
@@ -92,9 +96,16 @@ class Source:
       ) from error
     label = builder.info.features[self._label_key]
     self.dataset, self.split, self.directory, self.size = builder.info.full_name, split, builder.data_path, size
-    self.num_classes, self.class_names = label.num_classes, tuple(label.names)
+    self.classes = tuple(classes)
+    self.num_classes, self.class_names = len(classes) or label.num_classes, self.classes or tuple(label.names)
     metadata = builder.info.metadata
-    self.ilsvrc_ids = tuple(metadata.get('ilsvrc_ids', ())) if isinstance(metadata, dict) else ()
+    self.ilsvrc_ids = tuple(metadata.get('ilsvrc_ids', ())) if isinstance(metadata, dict) and not classes else ()
+    self._new_labels = {}  # by that in the record, where classes were chosen
+    if classes:
+      self._new_labels = _numbers(self.dataset, self.classes, label.names)
+      self._records = _Some(self._records, self._is_chosen)
+      if not len(self):
+        raise UsageError(f"split '{split}' of {self.dataset} has no image of {', '.join(classes)}; choose another.")
     self._least_label = -1 if may_lack_labels else 0
     self.skipped, self._skips, self._lock = {}, skips, threading.Lock()
     self._kept = _Kept(len(self), size) if len(self) * size**2 * 3 <= KEPT_BYTES else None
@@ -138,9 +149,10 @@ class Source:
     if index in self.skipped:
       return self._skip(index, self.skipped[index])
     try:
-      features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+      features = _features(self._records[index])
       image = self._decode(features[self._image_key].bytes_list.value[0], buffer)
-      label = features[self._label_key].int64_list.value[0]
+      label = self._label(features)
+      label = self._new_labels.get(label, label)
     except Exception as error:  # broken bytes lead the readers to raise whatever they come upon
       if self._skips:
         return self._skip(index, first_line(error))
@@ -167,6 +179,15 @@ class Source:
         'again.'
       )
 
+  def _is_chosen(self, record):
+    try:
+      return self._label(_features(record)) in self._new_labels
+    except Exception:  # as in `_read`, where it is dealt with
+      return True
+
+  def _label(self, features):
+    return features[self._label_key].int64_list.value[0]
+
   def _buffer(self):
     return np.empty((self.size, self.size, 3), np.uint8)
 
@@ -177,6 +198,34 @@ class Source:
 
   def _name(self, index):
     return f"image {index} of split '{self.split}' of {self.dataset}"
+
+
+class _Some:
+  """Records that meet a condition."""
+
+  def __init__(self, records, condition):
+    self._records = records
+    self._indices = [index for index in range(len(records)) if condition(records[index])]
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> bytes:
+    return self._records[self._indices[index]]
+
+
+def _features(record):
+  return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def _numbers(dataset, classes, names):
+  """Returns the new label of each chosen class by its old one."""
+  if unknown := [name for name in classes if name not in names]:
+    known = f'they are {", ".join(names)}' if len(names) <= 30 else f'such as {", ".join(names[:10])}'
+    raise UsageError(f'data.classes names {", ".join(unknown)}, and {dataset} has no such classes; {known}.')
+  if len(classes) < 2 or len(set(classes)) < len(classes):
+    raise UsageError(f'data.classes={classes} must be two or more different classes.')
+  return {names.index(name): number for number, name in enumerate(classes)}
 
 
 class _Kept:
@@ -202,7 +251,7 @@ def open_splits(
     may_lack_labels: whether -1 is a label, too.
 
   Raises:
-    UsageError: if there is no such dataset, folder or split, or it has no images with labels.
+    UsageError: if there is no such dataset, folder, split or class, or it has no images with labels.
     RunError: if the dataset cannot be prepared.
   """
   directory = os.path.expanduser(config.dir) or None
@@ -227,7 +276,8 @@ def open_splits(
     _prepare(builder, config)
   skips = config.unreadable == 'skip'
   sources = {
-    split: Source(builder, split, size, may_lack_labels=may_lack_labels, skips=skips) for split in dict.fromkeys(splits)
+    split: Source(builder, split, size, classes=config.classes, may_lack_labels=may_lack_labels, skips=skips)
+    for split in dict.fromkeys(splits)
   }
   return tuple(sources[split] for split in splits)
 

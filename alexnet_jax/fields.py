@@ -35,7 +35,7 @@ ZERO_OR_MORE = (
   'augment.colour_std',
 )
 ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.', 'optimizer.layer_decay.')
-NAMES = ('variants', 'init_fresh', 'model.norm.after', 'model.norm.pooled')
+NAMES = ('variants', 'init_fresh', 'model.norm.after', 'model.norm.pooled', 'data.classes')
 NAMES_OF = {'alexnet': ('model.meet', 'model.norm.before', 'model.norm.within'), 'cifar': ()}  # by model.name
 
 

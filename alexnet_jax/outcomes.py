@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
     minutes: spent in training steps.
     results: {'centre': {'top1_error': percent, 'top5_error': percent, 'log_prob': nats}, ...} on the test split.
     curves: {'train/error': ([step, ...], [percent, ...]), 'train/loss': ..., 'validation/top1_error': ...}.
+    measured: what `inspection.py` found in the run, such as {'colour': [percent, percent]}.
   """
 
   command: str
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
   minutes: float
   results: Mapping[str, Mapping[str, float]]
   curves: Mapping[str, tuple[list[int], list[float]]]
+  measured: Mapping[str, object] = {}
 
   def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns a curve as (epochs [point], values [point]); both are empty where it has none of that name."""
@@ -59,9 +61,9 @@ class Outcome(NamedTuple):
     epochs, errors = self.curve('validation/top1_error')
     return np.append(epochs, self.num_epochs), np.append(errors, self.results['centre']['top1_error'])
 
-  def epochs_to(self, error: float) -> float | None:
-    """Says after how many epochs the training error fell below so many percent; None if it did not."""
-    epochs, errors = self.curve('train/error')
+  def epochs_to(self, error: float, curve: str = 'train/error') -> float | None:
+    """Says after how many epochs a curve fell below so many percent; None if it did not."""
+    epochs, errors = self.curve(curve)
     below = np.flatnonzero(errors < error)
     if not below.size:
       return None
@@ -82,6 +84,7 @@ def make(
   num_images: int,
   results: Mapping,
   curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  measured: Mapping[str, object] | None = None,
 ) -> Outcome:
   """Collects what is worth keeping of a training that has just ended.
 
@@ -94,6 +97,7 @@ def make(
     num_images: in the training split.
     results: what `results.json` holds.
     curves: of TensorBoard, {'train/loss': (steps [point], values [point]), ...}.
+    measured: what `inspection.py` found.
   """
   speed = curves.get('speed/images_per_second', ((0,), (0.0,)))[1]
   num_trained = results['step'] * batch_size
@@ -118,6 +122,7 @@ def make(
       for name, (steps, values) in curves.items()
       if name in ('train/error', 'train/loss', 'validation/top1_error')
     },
+    measured=measured or {},
   )
 
 

@@ -60,7 +60,7 @@ class Training(NamedTuple):
     experiment: whose it is.
     arm: that is trained.
     rate: learning rate; None for that of the config.
-    seed: of the run.
+    seed: of the run; of an average, the number of seeds.
     num_epochs: how long.
   """
 
@@ -72,9 +72,14 @@ class Training(NamedTuple):
 
   @property
   def name(self) -> str:
-    """Of its files, such as 'relu-rate0.001-seed0'."""
+    """Of its files, such as 'relu-rate0.001-seed0', or 'averaged-of5'."""
     name = self.arm.name if self.rate is None else trial_name(self.arm.name, self.rate)
-    return f'{name}-seed{self.seed}'
+    return f'{name}-of{self.seed}' if self.arm.averages else f'{name}-seed{self.seed}'
+
+  @property
+  def home(self) -> str:
+    """Of the folder of its files, which may be shared with other experiments."""
+    return self.arm.home or self.experiment.name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,11 +147,11 @@ def listing(num_seeds: int | None = None) -> str:
     )
   lines += [
     '',
-    'Hours are of training on one core of an AMD EPYC, while the other does as much. What only ImageNet can show, by',
-    'python main.py --config=configs/alexnet.py with:',
+    'Hours are of training on one core of an AMD EPYC, while the other does as much. What only ImageNet or two GPUs',
+    'can show, by python main.py --config=configs/alexnet.py with:',
     '',
   ]
-  lines += [f'{claim.section:6}{claim.what}: {claim.command}' for claim in claims.CLAIMS if claim.needs_imagenet]
+  lines += [f'{claim.section:6}{claim.what}: {claim.command}' for claim in claims.CLAIMS if claim.needs]
   return '\n'.join(lines)
 
 
@@ -169,9 +174,9 @@ def run(experiment: Experiment, place: Place, num_seeds: int | None = None) -> N
       print(
         f'{experiment.name}: {training.name}, {training.num_epochs:g} epochs; {_time(experiment, left)} left in all'
       )
-      outcomes.save(_path(training, place), train(training, place))
+      outcomes.save(_path(training, place), (average if training.arm.averages else train)(training, place))
       write(place)
-    left -= training.num_epochs
+    left -= 0 if training.arm.averages else training.num_epochs
   write(place)
   print(claims.entry(experiment, finished(experiment, place)))
 
@@ -188,7 +193,11 @@ def plan(experiment: Experiment, place: Place, num_seeds: int) -> Iterator[Train
       yield Training(experiment, arm, rate, 0, arm.trial_epochs)
   for seed in range(num_seeds):  # all arms of one seed, so that there is something to compare as soon as may be
     for arm in experiment.arms:
-      yield Training(experiment, arm, chosen_rate(experiment, arm, place), seed, arm.num_epochs)
+      if not arm.averages:
+        yield Training(experiment, arm, chosen_rate(experiment, arm, place), seed, arm.num_epochs)
+  for arm in experiment.arms:
+    if arm.averages:
+      yield Training(experiment, arm, None, num_seeds, arm.num_epochs)
 
 
 def chosen_rate(experiment: Experiment, arm: Arm, place: Place) -> float | None:
@@ -221,7 +230,7 @@ def is_long_enough(outcome: Outcome, num_epochs: float) -> bool:
 
 
 def _path(training, place):
-  return place.results / training.experiment.name / f'{training.name}.json'
+  return place.results / training.home / f'{training.name}.json'
 
 
 def train(training: Training, place: Place) -> Outcome:
@@ -229,13 +238,12 @@ def train(training: Training, place: Place) -> Outcome:
   from alexnet_jax import figures, towers, workdir
   from alexnet_jax import train as loop
 
-  own = {'num_epochs': training.num_epochs, 'seed': training.seed, **training.arm.fields}
-  if training.rate is not None:
-    own['optimizer.rate'] = training.rate
-  config = command.load_config(training.arm.config)
-  config.data.dir = place.data_dir
-  config.update_from_flattened_dict(own | place.fields)
-  folder = place.runs / training.experiment.name / training.name
+  own = own_fields(training)
+  if training.arm.init_from:
+    origin = training._replace(arm=training.arm.init_from, rate=None, num_epochs=training.arm.init_from.num_epochs)
+    own['init_from'] = str(run_of(origin, place))
+  config = configure(training, own, place)
+  folder = _folder(training, place)
   results = loop.train_and_evaluate(config, folder)
   flags = shlex.join(f'--config.{field}={value}' for field, value in own.items())
   return outcomes.make(
@@ -247,7 +255,60 @@ def train(training: Training, place: Place) -> Outcome:
     num_images=workdir.load_statistics(folder).num_images,
     results=results,
     curves=figures.read_curves(folder),
+    measured=training.arm.inspect(folder) if training.arm.inspect else {},
   )
+
+
+def average(training: Training, place: Place) -> Outcome:
+  """Averages what the networks of all seeds predict (section 6); those whose runs are gone are trained again."""
+  from alexnet_jax import ensemble, towers, workdir
+
+  members = [
+    training._replace(arm=training.arm.averages, rate=None, seed=seed, num_epochs=training.arm.averages.num_epochs)
+    for seed in range(training.seed)
+  ]
+  folders = [run_of(member, place) for member in members]
+  config = configure(members[0], own_fields(members[0]), place)
+  results = ensemble.evaluate_ensemble(config, folders)
+  return outcomes.make(
+    command=f'python main.py --config={training.arm.config} --mode=eval --workdir={",".join(map(str, folders))}',
+    seed=0,
+    versions=towers.versions(),
+    devices=towers.accelerators(),
+    batch_size=config.batch_size,
+    num_images=workdir.load_statistics(folders[0]).num_images,
+    results=results | {'step': results['members'][0]['step']},
+    curves={},
+  )
+
+
+def run_of(training: Training, place: Place) -> pathlib.Path:
+  """Returns the folder of a run that others need, with its checkpoints; trains it where it is not there any more."""
+  from alexnet_jax import checkpoint
+
+  folder = _folder(training, place)
+  if find(training, place) is None or checkpoint.newest_step(folder) is None:
+    print(f'{training.name}, which this needs, is trained first: {training.num_epochs:g} epochs')
+    outcomes.save(_path(training, place), train(training, place))
+  return folder
+
+
+def own_fields(training: Training) -> dict[str, object]:
+  """Returns the fields in which a training differs from the config of its arm."""
+  own = {'num_epochs': training.num_epochs, 'seed': training.seed, **training.arm.fields}
+  return own if training.rate is None else own | {'optimizer.rate': training.rate}
+
+
+def configure(training: Training, own: Mapping[str, object], place: Place):
+  """Returns the config of a training, with fields of its own."""
+  config = command.load_config(training.arm.config)
+  config.data.dir = place.data_dir
+  config.update_from_flattened_dict({**own, **place.fields})
+  return config
+
+
+def _folder(training, place):
+  return place.runs / training.home / training.name
 
 
 def finished(experiment: Experiment, place: Place) -> dict[str, list[Outcome]]:
@@ -260,7 +321,8 @@ def finished(experiment: Experiment, place: Place) -> dict[str, list[Outcome]]:
     some, rate = [], chosen_rate(experiment, arm, place)
     if arm.rates and rate is None:
       continue
-    while outcome := find(Training(experiment, arm, rate, len(some), arm.num_epochs), place):
+    first = experiment.num_seeds if arm.averages else 0  # of averages there is but one, of all seeds
+    while outcome := find(Training(experiment, arm, rate, first + len(some), arm.num_epochs), place):
       some.append(outcome)
     if some:
       found[arm.name] = some
@@ -277,8 +339,8 @@ def write(place: Place, *, draw: bool = True) -> None:
 
   found = {name: finished(experiment, place) for name, experiment in EXPERIMENTS.items()}
   for name, experiment in EXPERIMENTS.items():
-    ended = {arm.name: found[name][arm.name] for arm in experiment.arms if arm.name in found[name]}
-    if draw and ended:
+    ended = {arm.name: found[name][arm.name] for arm in experiment.arms if arm.name in found[name] and not arm.averages}
+    if draw and ended and experiment.shown:
       figure = drawing.draw_comparison(
         {arm: [experiment.shown(outcome) for outcome in some] for arm, some in ended.items()},
         experiment.quantity,

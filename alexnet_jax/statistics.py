@@ -7,6 +7,7 @@ import pathlib
 import stat
 import urllib.parse
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ def of(source: Source, num_threads: int = 0) -> Statistics:
     source: the training set.
     num_threads: that decode; 0 for one a core.
   """
-  name = file_name(source.split, source.size)
+  name = file_name(source.split, source.size, source.classes)
   places = [folder / name for folder in (pathlib.Path(source.directory), _cache_folder(source))]
   for place in places:
     kept = load(place)
@@ -147,9 +148,12 @@ def _read_ahead(pool, source, distance=64):
     yield waiting.popleft().result()
 
 
-def file_name(split: str, size: int) -> str:
-  """Names the file of a split's statistics; the folder it lies in says which dataset and version."""
-  return f'alexnet_jax-statistics-{urllib.parse.quote(split, safe="")}-{size}.npz'
+def file_name(split: str, size: int, classes: Sequence[str] = ()) -> str:
+  """Names the file of the statistics of a split, or of its images of some classes; its folder says of which dataset."""
+  part = urllib.parse.quote(split, safe='')
+  if classes:
+    part += f'-{len(classes)}-classes-{zlib.crc32(repr(tuple(classes)).encode()):08x}'
+  return f'alexnet_jax-statistics-{part}-{size}.npz'
 
 
 def _cache_folder(source):

@@ -44,6 +44,40 @@ def test_digits_are_those_of_scikit_learn(config):
   assert min(np.bincount([int(test[i]['label']) for i in range(360)])) >= 25  # every class is tested
 
 
+def test_chosen_classes_are_all_examples_of_these_with_new_labels(config):
+  config.data.classes = ('7', '1', '4')
+  train, test = data.open_splits(config.data, 96, ['train', 'test'])
+  config.data.classes = ()
+  (whole,) = data.open_splits(config.data, 96, ['test'])
+  assert (test.num_classes, test.class_names) == (3, ('7', '1', '4'))
+  wanted = [example for example in (whole[index] for index in range(len(whole))) if example['label'] in (7, 1, 4)]
+  assert len(test) == len(wanted)
+  assert len(train) + len(test) == sum(label in (7, 1, 4) for label in sklearn_labels())
+  for index, example in enumerate(wanted):
+    np.testing.assert_array_equal(test[index]['image'], example['image'])
+    assert (7, 1, 4)[test[index]['label']] == example['label']
+
+
+def sklearn_labels():
+  from sklearn import datasets
+
+  return datasets.load_digits().target
+
+
+@pytest.mark.parametrize(
+  ('classes', 'sentence'),
+  [
+    (('1', 'one'), 'data.classes names one, and digits/1.0.0 has no such classes; they are 0, 1, 2'),
+    (('1',), 'must be two or more different classes'),
+    (('1', '2', '1'), 'must be two or more different classes'),
+  ],
+)
+def test_classes_that_cannot_be_chosen_are_named(classes, sentence, config):
+  config.data.classes = classes
+  with pytest.raises(UsageError, match=sentence):
+    data.open_splits(config.data, 96, ['test'])
+
+
 def test_a_batch_depends_on_seed_and_step_alone(train_source, config):
   whole = take(batches(train_source, config), 5)
   later = take(batches(train_source, config, first_step=3), 2)

@@ -1,6 +1,7 @@
 import dataclasses
 import pathlib
 import re
+import shutil
 
 import pytest
 
@@ -24,34 +25,72 @@ TINY = {
 }
 
 
+def place_in(folder, data_dir):
+  return Place(folder / 'results', folder / 'RESULTS.md', folder / 'runs', str(data_dir), TINY)
+
+
 @pytest.fixture
 def place(tmp_path, data_dir):
-  return Place(tmp_path / 'results', tmp_path / 'RESULTS.md', tmp_path / 'runs', str(data_dir), TINY)
+  return place_in(tmp_path, data_dir)
+
+
+@pytest.fixture(scope='module')
+def common_place(tmp_path_factory, data_dir):
+  """Where experiments find the trainings that they share."""
+  return place_in(tmp_path_factory.mktemp('experiments'), data_dir)
 
 
 def shorter(monkeypatch, experiment):
-  """Lets two steps count as the whole length of every training, and two rates as all of them."""
+  """Lets two steps count as the whole length of every training, two rates as all of them, and one seed."""
   monkeypatch.setattr(reproduce, 'is_long_enough', lambda outcome, num_epochs: True)
   arms = [dataclasses.replace(arm, rates=arm.rates[:2]) for arm in experiment.arms]
-  experiment = dataclasses.replace(experiment, arms=arms)
+  experiment = dataclasses.replace(experiment, arms=arms, num_seeds=1)
   monkeypatch.setitem(EXPERIMENTS, experiment.name, experiment)
   return experiment
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
-def test_every_experiment_runs(name, place, monkeypatch, capsys):
+def test_every_experiment_runs(name, common_place, monkeypatch, capsys):
   """A smoke test: two steps of every training, on the digits."""
   experiment = shorter(monkeypatch, EXPERIMENTS[name])
-  reproduce.run(experiment, place, num_seeds=1)
+  if any('data.classes' in arm.fields for arm in experiment.arms):  # of CIFAR-10
+    common_place = common_place._replace(fields=TINY | {'data.classes': ('0', '1')})
+  reproduce.run(experiment, common_place)
   assert f'## {experiment.title}' in capsys.readouterr().out
-  assert sorted(path.name for path in place.results.glob('*.png')) == ([f'{name}.png'] if experiment.arms else [])
-  found = reproduce.finished(experiment, place)
+  assert (common_place.results / f'{name}.png').exists() == bool(experiment.arms and experiment.shown)
+  found = reproduce.finished(experiment, common_place)
   trials = {f'{arm.name}-rate{rate:g}' for arm in experiment.arms for rate in arm.rates}
-  assert set(found) == {arm.name for arm in experiment.arms} | trials
+  assert {one for one in found if '/' not in one} == {arm.name for arm in experiment.arms} | trials
   for arm in experiment.arms:
     (one,) = found[arm.name]
-    assert one.curve('train/error')[1].size
-    assert '--config.seed=0' in one.command
+    assert arm.averages or one.curve('train/error')[1].size
+    assert arm.averages or '--config.seed=0' in one.command
+  if all(f'{other}/{arm.name}' in found for other in experiment.reads for arm in EXPERIMENTS[other].arms):
+    assert experiment.conclude(found).ours
+
+
+def test_what_an_arm_starts_from_is_trained_first(place, monkeypatch, capsys):
+  experiment = shorter(monkeypatch, EXPERIMENTS['pretraining'])
+  pretrained = next(arm for arm in experiment.arms if arm.init_from)
+  place = place._replace(fields=TINY | {'data.classes': ('0', '1')})
+  found = reproduce.train(reproduce.Training(experiment, pretrained, None, 0, pretrained.num_epochs), place)
+  origin = place.runs / 'pretraining' / 'animals-seed0'
+  assert f'from {origin}, step 2: conv1, conv2' in capsys.readouterr().out
+  assert f'--config.init_from={origin}' in found.command
+
+
+def test_an_average_trains_again_what_is_gone(place, monkeypatch, capsys):
+  experiment = shorter(monkeypatch, EXPERIMENTS['ensemble'])
+  reproduce.run(experiment, place)
+  (averaged,) = reproduce.finished(experiment, place)['averaged']
+  (alone,) = reproduce.finished(experiment, place)['paper']
+  assert averaged.results['centre'] == pytest.approx(alone.results['centre'], abs=1e-4)  # of a single network
+  shutil.rmtree(place.runs)
+  (place.results / 'small' / 'averaged-of1.json').unlink()
+  capsys.readouterr()
+  reproduce.run(experiment, place)
+  assert 'paper-seed0, which this needs, is trained first' in capsys.readouterr().out
+  assert reproduce.finished(experiment, place)['averaged'][0].results == averaged.results
 
 
 def test_what_has_ended_is_not_trained_again(place, monkeypatch):

@@ -1,5 +1,7 @@
 """Every variant of configs/alexnet.py: what it is made of, and what it computes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,8 @@ UNCHANGED = 60_965_224  # facts, 1.8
 EXPECTED = {
   'paper': (UNCHANGED, 5),
   'as_run': (UNCHANGED, 5),
+  # conv1 17,472, conv2 76,928, conv3 221,376, conv4 166,080, conv5 110,720, fc6 264,192, fc7 4,196,352, fc8 2,049,000
+  'small': (7_102_120, 5),
   'one_tower': (59_798_312, None),
   'conv6': (61_555_304, 6),
   # 5*5*48*256 + 256, 3*3*128*384 + 384, (6*6*128)*4096 + 4096 and 2048*4096 + 4096 in place of conv3, fc6 and fc7
@@ -60,6 +64,16 @@ BOTTLENECK = {
   'fc8': ((2, 2048, 500), (2, 4, 500)),
 }
 OTHER_SHAPES = {
+  'small': {
+    'conv1': ((2, 11, 11, 3, 24), (2, 4, 15, 15, 24)),
+    'conv2': ((2, 5, 5, 24, 64), (2, 4, 7, 7, 64)),
+    'conv3': ((2, 3, 3, 128, 96), (2, 4, 3, 3, 96)),
+    'conv4': ((2, 3, 3, 96, 96), (2, 4, 3, 3, 96)),
+    'conv5': ((2, 3, 3, 96, 64), (2, 4, 3, 3, 64)),
+    'fc6': ((2, 128, 1024), (2, 4, 1024)),
+    'fc7': ((2, 2048, 1024), (2, 4, 1024)),
+    'fc8': ((2, 2048, 500), (2, 4, 500)),
+  },
   'one_tower': {
     'conv1': ((1, 11, 11, 3, 48), (1, 4, 55, 55, 48)),
     'conv2': ((1, 5, 5, 48, 128), (1, 4, 27, 27, 128)),
@@ -208,7 +222,16 @@ def dropout_masks(params, batch, key):
 
 AT_FULL_WIDTH = ('paper', 'as_run', 'one_tower', 'no_overlap', 'no_communication', 'run150', 'conv6')
 # They change training, not the network; or the network is one that is compared already.
-SAME_NETWORK = ('no_colour', 'no_augmentation', 'no_decay', 'zero_bias', 'finetune', 'run146_2009', 'run146_2012')
+SAME_NETWORK = (
+  'small',
+  'no_colour',
+  'no_augmentation',
+  'no_decay',
+  'zero_bias',
+  'finetune',
+  'run146_2009',
+  'run146_2012',
+)
 
 
 @pytest.mark.parametrize('variant', [name for name in EXPECTED if name not in SAME_NETWORK])
@@ -301,6 +324,21 @@ def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_devic
     params = jax.eval_shape(network.init, jax.random.key(0))
     x = image_shape(one_device, 4, config.model.image_size)
     assert jax.eval_shape(network.apply, params, x).shape == (4, 1000)
+
+
+@pytest.mark.parametrize('recipe', ['imagenet2012', 'imagenet2012,as_run'])
+def test_the_outputs_of_the_small_network_are_as_large_as_those_of_the_full_one(recipe, one_device):
+  """A layer's gain is its deviation times the root of its inputs."""
+
+  def gains(variants):
+    config = alexnet.get_config(variants)
+    params = jax.eval_shape(build(config.model, 1000).init, jax.random.key(0))
+    inputs = {name: math.prod(layer['kernel'].shape[1:-1]) for name, layer in params.items()}
+    return {name: config.model.init_std[name] * number**0.5 for name, number in inputs.items()}
+
+  assert gains(f'{recipe},small') == pytest.approx(gains(recipe))
+  small = alexnet.get_config(f'{recipe},small')
+  assert small.augment.offsets == (9 if 'as_run' in recipe else 8)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,229 @@
+"""What follows from the outcomes of an experiment: ours beside the paper's, and a verdict."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from alexnet_jax.outcomes import Outcome
+
+REPRODUCED, DIRECTION, NOT_REPRODUCED = 'reproduced', 'in direction only', 'not reproduced'
+FACTOR = 2  # an effect between half and twice that of the paper is of its size
+TEN_VIEW_GAIN = 1.5  # 39.0 to 37.5 %, top-1, in the footnote of table 1
+# Percentage points between the towers in the published Caffe network (bvlc_alexnet), whose conv1 has 77 and 15 %; the
+# paper has a picture and no number.
+COLOUR_GAP = 62
+
+Outcomes = Mapping[str, Sequence[Outcome]]  # of each arm, one for each seed; of each trial, see `trial_name`, one
+Conclusion = Callable[[Outcomes], 'Finding']
+
+
+class Finding(NamedTuple):
+  """What an experiment has shown.
+
+  Attributes:
+    ours: the measured numbers, in words.
+    verdict: REPRODUCED, DIRECTION or NOT_REPRODUCED.
+  """
+
+  ours: str
+  verdict: str
+
+
+# Numbers of one outcome, percent.
+
+
+def error(outcome: Outcome, protocol: str = '', rate: str = 'top1_error') -> float:
+  """Returns an error on the test split, by default the one from as many views as there are."""
+  return outcome.results[protocol or list(outcome.results)[-1]][rate]
+
+
+def training_error(outcome: Outcome) -> float:
+  """Returns the training error at the end: the last point of its curve."""
+  return float(outcome.curve('train/error')[1][-1])
+
+
+def colour_gap(outcome: Outcome) -> float:
+  """Returns by how much one tower's conv1 is more colourful than the other's, percentage points."""
+  shares = outcome.measured['colour']
+  return max(shares) - min(shares)
+
+
+# Numbers of several, and what to think of them.
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+  """Writes values as their mean and standard deviation: '11.20 ± 0.15 (3 seeds)'."""
+  if len(values) == 1:
+    return f'{values[0]:.{digits}f} (1 seed)'
+  return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} ({len(values)} seeds)'
+
+
+def apart(lower: Sequence[float], higher: Sequence[float]) -> bool:
+  """Says whether every value of one side lies below every value of the other."""
+  return max(lower) < min(higher)
+
+
+def verdict(share: float, is_clear: bool) -> str:
+  """Judges an effect.
+
+  Args:
+    share: its size over that of the paper's; where the paper has no number, 1 if it is there and 0 if not.
+    is_clear: whether it is larger than the spread.
+  """
+  if share <= 0:
+    return NOT_REPRODUCED
+  return REPRODUCED if is_clear and 1 / FACTOR <= share <= FACTOR else DIRECTION
+
+
+def share_of(effect: float, paper: float | None) -> float:
+  """Returns the size of an effect over that of the paper's; for `verdict`."""
+  return float(effect > 0) if paper is None else effect / paper
+
+
+# Conclusions.
+
+
+def gain(
+  base: str, *others: str, paper: float | None, of: Callable[[Outcome], float] = error, what: str = ''
+) -> Conclusion:
+  """Compares an arm with others by their error.
+
+  Args:
+    base: the arm that should have the lower error.
+    others: the arms that should have a higher one.
+    paper: by how much in the paper, on average over the others, percentage points; None: it does not say.
+    of: returns the error of an outcome, percent.
+    what: kind of error, for the reader.
+  """
+
+  def conclude(outcomes: Outcomes) -> Finding:
+    errors = {name: [of(outcome) for outcome in outcomes[name]] for name in (base, *others)}
+    difference = statistics.mean(statistics.mean(errors[name]) for name in others) - statistics.mean(errors[base])
+    ours = '; '.join(f'{name} {spread(values)} %{what}' for name, values in errors.items())
+    is_clear = all(apart(errors[base], errors[name]) for name in others)
+    return Finding(f'{ours}: {difference:+.2f}', verdict(share_of(difference, paper), is_clear))
+
+  return conclude
+
+
+def overfits(base: str, other: str) -> Conclusion:
+  """Compares two arms by their test error, and by how far it lies above their training error.
+
+  Args:
+    base: the arm that should generalise better.
+    other: the arm that should have the higher test error, and the larger gap.
+  """
+
+  def conclude(outcomes: Outcomes) -> Finding:
+    errors = {name: [error(outcome) for outcome in outcomes[name]] for name in (base, other)}
+    gaps = {name: [error(outcome) - training_error(outcome) for outcome in outcomes[name]] for name in (base, other)}
+    ours = '; '.join(
+      f'{name} {spread(errors[name])} %, {statistics.mean(gaps[name]):+.2f} above training' for name in errors
+    )
+    differences = [statistics.mean(of[other]) - statistics.mean(of[base]) for of in (errors, gaps)]
+    is_clear = apart(errors[base], errors[other]) and apart(gaps[base], gaps[other])
+    return Finding(f'{ours}: {differences[0]:+.2f}', verdict(float(min(differences) > 0), is_clear))
+
+  return conclude
+
+
+def speed_up(fast: str, slow: str, *, to_error: float, paper: float | None, of: str = 'train/error') -> Conclusion:
+  """Compares after how many epochs two arms reach an error; one that never does counts as its whole length.
+
+  Args:
+    fast: the arm that should need fewer.
+    slow: the arm that should need more.
+    to_error: percent.
+    paper: how many times as many in the paper; None: it does not say.
+    of: the curve, 'train/error' or 'validation/top1_error'.
+  """
+
+  def conclude(outcomes: Outcomes) -> Finding:
+    epochs = {name: [outcome.epochs_to(to_error, of) for outcome in outcomes[name]] for name in (fast, slow)}
+    if None in epochs[fast]:
+      return Finding(f'{fast} does not reach {to_error:g} % in {outcomes[fast][0].num_epochs:g} epochs', NOT_REPRODUCED)
+    is_bound = None in epochs[slow]
+    slowest = [found or outcome.num_epochs for found, outcome in zip(epochs[slow], outcomes[slow], strict=True)]
+    ratio = statistics.mean(slowest) / statistics.mean(epochs[fast])
+    ours = (
+      f'{fast} {spread(epochs[fast], 1)} epochs, {slow} {"more than " if is_bound else ""}{spread(slowest, 1)}: '
+      f'{"over " if is_bound else ""}{ratio:.1f} times'
+    )
+    if ratio <= 1:
+      return Finding(ours, NOT_REPRODUCED)
+    share = share_of(ratio, paper)
+    return Finding(ours, verdict(min(share, 1) if is_bound else share, apart(epochs[fast], slowest)))
+
+  return conclude
+
+
+def reaches(arm: str, *, paper: float, within: float) -> Conclusion:
+  """Compares the test error of an arm with the paper's.
+
+  Args:
+    arm: its name.
+    paper: its error, percent.
+    within: percentage points that still are the same error.
+  """
+
+  def conclude(outcomes: Outcomes) -> Finding:
+    errors = [error(outcome) for outcome in outcomes[arm]]
+    found = statistics.mean(errors)
+    is_same = found <= paper + within
+    return Finding(f'{spread(errors)} %', REPRODUCED if is_same else NOT_REPRODUCED)
+
+  return conclude
+
+
+def more_views(protocol: str) -> Conclusion:
+  """Compares several views with the centre, on all trainings that looked at both.
+
+  Args:
+    protocol: 'nine_view' or 'ten_view'.
+  """
+
+  def conclude(outcomes: Outcomes) -> Finding:
+    pairs = {
+      name: [(error(outcome, 'centre'), error(outcome, protocol)) for outcome in some if protocol in outcome.results]
+      for name, some in outcomes.items()
+    }
+    pairs = {name: found for name, found in pairs.items() if found}
+    gains = [centre - several for found in pairs.values() for centre, several in found]
+    ours = '; '.join(
+      f'{name.rpartition("/")[2]} {statistics.mean(centre for centre, _ in found):.2f} to '
+      f'{statistics.mean(several for _, several in found):.2f} %'
+      for name, found in pairs.items()
+    )
+    ours = f'{ours}: {statistics.mean(gains):+.2f} on average over {len(gains)} networks'
+    return Finding(ours, verdict(statistics.mean(gains) / TEN_VIEW_GAIN, min(gains) > 0))
+
+  return conclude
+
+
+def specialised(arm: str) -> Conclusion:
+  """Looks whether conv1 became colourful in one tower and grey in the other; a tenth of the known gap is no sign."""
+
+  def conclude(outcomes: Outcomes) -> Finding:
+    gaps = [colour_gap(outcome) for outcome in outcomes[arm]]
+    share = statistics.mean(gaps) / COLOUR_GAP
+    pairs = (' and '.join(f'{one:.0f}' for one in outcome.measured['colour']) for outcome in outcomes[arm])
+    ours = f"colour's share of conv1's energy in the two towers: {', '.join(pairs)} %"
+    return Finding(ours, verdict(share if share > 0.1 else 0, min(gaps) > COLOUR_GAP / FACTOR))
+
+  return conclude
+
+
+def alike(arm: str) -> Conclusion:
+  """Looks whether what is near in fc7 is of one class, more often than what is near in pixels."""
+
+  def conclude(outcomes: Outcomes) -> Finding:
+    shares = [outcome.measured['same_class'] for outcome in outcomes[arm]]
+    fc7, pixels = ([of_one[place] for of_one in shares] for place in ('fc7', 'pixels'))
+    ours = (
+      f'of the six nearest in fc7 {spread(fc7, 0)} % are of the class of their image, of those in pixels '
+      f'{spread(pixels, 0)} %'
+    )
+    effect = statistics.mean(fc7) - statistics.mean(pixels)
+    return Finding(ours, verdict(share_of(effect, None), apart(pixels, fc7)))
+
+  return conclude

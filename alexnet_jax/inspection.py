@@ -1,0 +1,74 @@
+"""What is measured of a run that has ended, beside its errors: its kernels, and what is near in fc7 (section 6.1)."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from alexnet_jax import augment, data, drawing, neighbours, workdir
+from alexnet_jax.trained import Trained, load
+
+MOST_QUERIES, MOST_SEARCHED = 500, 10_000  # images; drawn from larger splits
+NUM_NEAREST = 6  # figure 4
+BATCH = 64  # images looked at together, for each device
+
+
+def colour(folder: pathlib.Path) -> dict[str, list[float]]:
+  """Measures how colourful each tower's first kernels are.
+
+  Args:
+    folder: of the run.
+
+  Returns:
+    {'colour': [percent of the energy of conv1's kernels, one for each tower]}; noise has 67 %.
+  """
+  kernels = np.asarray(load(folder, batch_size=BATCH * jax.device_count()).params['conv1']['kernel'])
+  return {'colour': [round(100 * float(share), 2) for share in drawing.colour_shares(kernels).mean(axis=1)]}
+
+
+def same_class(folder: pathlib.Path) -> dict[str, dict[str, float]]:
+  """Counts how many of the training images nearest to a test image are of its class.
+
+  Up to 500 test images ask, up to 10,000 training images are searched; where there are more they are drawn.
+
+  Args:
+    folder: of the run, whose dataset must be there.
+
+  Returns:
+    {'same_class': {'fc7': percent of the six nearest in fc7, 'pixels': percent of the six nearest in pixels of the
+    centre patch}}.
+  """
+  trained, config = load(folder, batch_size=BATCH * jax.device_count()), workdir.load_config(folder)
+  splits = config.data.test_split, config.data.train_split
+  test, train = data.open_splits(config.data, trained.stored_size, splits)
+  asked, searched = _some(test, MOST_QUERIES), _some(train, MOST_SEARCHED)
+  found = {}
+  for name, features in (('fc7', _fc7), ('pixels', _pixels)):
+    queries, rows = (features(trained, images) for images, _ in (asked, searched))
+    nearest, _ = neighbours.nearest(queries, rows, min(NUM_NEAREST, len(rows)))
+    found[name] = round(100 * float(np.mean(searched[1][nearest] == asked[1][:, None])), 2)
+  return {'same_class': found}
+
+
+def _some(source, most):
+  """Returns images [image, size, size, rgb] uint8 and labels of a split, drawn where it has more than `most`."""
+  indices = np.random.default_rng(0).permutation(len(source))[:most]
+  examples = [(image.copy(), label) for image, label in source.read(np.sort(indices).tolist())]
+  images, labels = zip(*examples, strict=True)
+  return np.stack(images), np.array(labels)
+
+
+def _fc7(trained: Trained, images):
+  size = BATCH * trained.mesh.shape['data']
+  rows = []
+  for start in range(0, len(images), size):
+    some = images[start : start + size]
+    filled = np.concatenate([some, np.zeros((size - len(some), *some.shape[1:]), np.uint8)])
+    rows.append(np.asarray(trained.activations(filled, 'fc7'))[: len(some)])
+  return np.concatenate(rows)
+
+
+def _pixels(trained, images):
+  top, left, _ = augment.centre(trained.config.border)
+  size = trained.config.image_size
+  return images[:, top : top + size, left : left + size].astype(np.float32).reshape(len(images), -1)

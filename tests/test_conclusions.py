@@ -1,0 +1,153 @@
+"""Verdicts, on made-up outcomes."""
+
+import pytest
+
+from alexnet_jax import conclusions
+from alexnet_jax.conclusions import DIRECTION, NOT_REPRODUCED, REPRODUCED
+from tests.test_outcomes import outcome
+
+
+def with_error(*errors, protocol='nine_view', centre=50.0):
+  rates = ({'centre': {'top1_error': centre}, protocol: {'top1_error': error}} for error in errors)
+  return [outcome(results=results) for results in rates]
+
+
+def reaching(*epochs, num_epochs=40):
+  """Outcomes whose training error falls below 25 % after so many epochs; None: never."""
+  curves = ([[0, 10 * (epoch or num_epochs)], [50.0, 24.999 if epoch else 30.0]] for epoch in epochs)
+  return [outcome(curves={'train/error': curve}, num_epochs=num_epochs) for curve in curves]
+
+
+@pytest.mark.parametrize(
+  ('base', 'other', 'expected'),
+  [
+    ((11.0, 11.2), (13.0, 13.1), REPRODUCED),
+    ((11.0, 11.2), (11.9, 11.8), DIRECTION),  # less than half of the paper's two points
+    ((11.0, 13.5), (13.4, 15.0), DIRECTION),  # within the spread
+    ((13.0, 13.2), (11.0, 11.5), NOT_REPRODUCED),
+  ],
+)
+def test_a_gain_is_judged_by_sign_spread_and_size(base, other, expected):
+  ours, verdict = conclusions.gain('with', 'without', paper=2.0)(
+    {'with': with_error(*base), 'without': with_error(*other)}
+  )
+  assert verdict == expected
+  assert f'with {sum(base) / 2:.2f} ±' in ours
+
+
+@pytest.mark.parametrize(
+  ('fast', 'slow', 'ours', 'expected'),
+  [
+    ((5, 6), (33, 33), '6.0 times', REPRODUCED),
+    ((5, 6), (11, 11), '2.0 times', DIRECTION),
+    ((5, 6), (5.6, 6.5), '1.1 times', DIRECTION),
+    ((5, 6), (None, None), 'over 7.3 times', REPRODUCED),
+    ((20, 20), (None, None), 'over 2.0 times', DIRECTION),
+    ((5, 6), (3, 3), '0.5 times', NOT_REPRODUCED),
+    ((5, None), (30, 30), 'does not reach 25 %', NOT_REPRODUCED),
+  ],
+)
+def test_a_speed_up_is_judged_by_how_often(fast, slow, ours, expected):
+  conclude = conclusions.speed_up('relu', 'tanh', to_error=25, paper=6)
+  found, verdict = conclude({'relu': reaching(*fast), 'tanh': reaching(*slow)})
+  assert ours in found
+  assert verdict == expected
+
+
+def test_an_error_rate_may_be_half_a_point_above_the_paper():
+  conclude = conclusions.reaches('11pct', paper=11.0, within=0.5)
+  assert conclude({'11pct': with_error(11.4)}) == ('11.40 (1 seed) %', REPRODUCED)
+  assert conclude({'11pct': with_error(11.6)}).verdict == NOT_REPRODUCED
+
+
+def test_more_views_must_help_every_network():
+  better, worse = with_error(13.0, centre=14.5), with_error(15.0, centre=14.0)
+  ours, verdict = conclusions.more_views('nine_view')(
+    {'lrn/with': better, '13pct/13pct': with_error(12.0, centre=13.0)}
+  )
+  assert verdict == REPRODUCED
+  assert 'with 14.50 to 13.00 %' in ours
+  assert '+1.25 on average over 2 networks' in ours
+  assert conclusions.more_views('nine_view')({'lrn/with': better, 'lrn/without': worse}).verdict == DIRECTION
+
+
+def trained(*pairs):
+  """Outcomes with a test error and a training error each."""
+  return [
+    outcome(results={'centre': {'top1_error': test}}, curves={'train/error': [[10], [training]]})
+    for test, training in pairs
+  ]
+
+
+@pytest.mark.parametrize(
+  ('others', 'ours', 'expected'),
+  [
+    (((14.0, 14.2), (13.5, 13.9)), '+2.80', REPRODUCED),  # each is clearly worse, on average by more than the paper's 2
+    (((14.0, 14.2), (11.0, 11.2)), '+1.50', DIRECTION),  # one is not clearly worse
+    (((10.0, 10.2), (11.0, 11.2)), '-0.50', NOT_REPRODUCED),
+  ],
+)
+def test_a_gain_over_several_is_their_mean(others, ours, expected):
+  outcomes = {'one': with_error(*others[0]), 'two': with_error(*others[1]), 'base': with_error(11.0, 11.2)}
+  found, verdict = conclusions.gain('base', 'one', 'two', paper=2.0)(outcomes)
+  assert found.endswith(ours)
+  assert verdict == expected
+
+
+@pytest.mark.parametrize(('other', 'expected'), [(60.0, REPRODUCED), (11.1, DIRECTION), (11.0, NOT_REPRODUCED)])
+def test_where_the_paper_has_no_number_any_clear_effect_counts(other, expected):
+  outcomes = {'base': with_error(11.0, 11.0), 'other': with_error(other, 11.0 if other == 11.1 else other)}
+  assert conclusions.gain('base', 'other', paper=None)(outcomes).verdict == expected
+
+
+def test_training_errors_are_compared_where_asked_to():
+  outcomes = {'base': trained((50.0, 10.0)), 'other': trained((40.0, 12.5))}
+  conclude = conclusions.gain('base', 'other', paper=None, of=conclusions.training_error, what=' in training')
+  assert conclude(outcomes) == (
+    'base 10.00 (1 seed) % in training; other 12.50 (1 seed) % in training: +2.50',
+    REPRODUCED,
+  )
+
+
+@pytest.mark.parametrize(
+  ('other', 'expected'),
+  [
+    (((30.0, 1.0), (31.0, 1.0)), REPRODUCED),
+    (((30.0, 1.0), (21.0, 1.0)), DIRECTION),  # one seed is not worse
+    (((30.0, 27.0), (31.0, 28.0)), NOT_REPRODUCED),  # worse, but no further from its training error
+    (((20.0, 1.0), (19.0, 1.0)), NOT_REPRODUCED),  # further, but not worse
+  ],
+)
+def test_overfitting_is_a_worse_error_and_a_wider_gap(other, expected):
+  outcomes = {'base': trained((21.0, 16.0), (22.0, 17.0)), 'other': trained(*other)}
+  assert conclusions.overfits('base', 'other')(outcomes).verdict == expected
+
+
+def test_a_speed_up_can_be_of_the_test_error_and_without_a_number():
+  def reaching_test(epochs):
+    return [outcome(curves={'validation/top1_error': [[0, 10 * epochs], [50.0, 29.999]]}, num_epochs=40)]
+
+  conclude = conclusions.speed_up('fast', 'slow', to_error=30, paper=None, of='validation/top1_error')
+  ours, verdict = conclude({'fast': reaching_test(4), 'slow': reaching_test(6)})
+  assert ours.endswith('1.5 times')
+  assert verdict == REPRODUCED
+
+
+@pytest.mark.parametrize(
+  ('shares', 'expected'),
+  [
+    (((77.0, 15.0), (20.0, 70.0)), REPRODUCED),  # whichever tower
+    (((77.0, 15.0), (50.0, 40.0)), DIRECTION),
+    (((67.0, 66.0), (66.0, 67.0)), NOT_REPRODUCED),  # noise
+  ],
+)
+def test_towers_specialise_when_one_is_colourful_and_the_other_grey(shares, expected):
+  found = conclusions.specialised('paper')({'paper': [outcome(measured={'colour': pair}) for pair in shares]})
+  assert found.verdict == expected
+  assert f'{shares[0][0]:.0f} and {shares[0][1]:.0f}' in found.ours
+
+
+@pytest.mark.parametrize(('pixels', 'expected'), [(20.0, REPRODUCED), (47.0, DIRECTION), (60.0, NOT_REPRODUCED)])
+def test_neighbours_in_fc7_are_alike_more_often_than_in_pixels(pixels, expected):
+  outcomes = [outcome(measured={'same_class': {'fc7': fc7, 'pixels': pixels}}) for fc7 in (45.0, 52.0)]
+  assert conclusions.alike('paper')({'paper': outcomes}).verdict == expected

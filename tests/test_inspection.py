@@ -1,0 +1,38 @@
+"""What is measured of a run, against brute force."""
+
+import numpy as np
+
+from alexnet_jax import data, drawing, inspection, trained, workdir
+
+
+def test_the_colour_of_each_tower_is_that_of_its_kernels(run_folder):
+  kernels = np.asarray(trained.load(run_folder, batch_size=8).params['conv1']['kernel'], np.float64)
+  grey = kernels.mean(axis=3, keepdims=True)
+  shares = 1 - 3 * np.square(grey).sum(axis=(1, 2, 3)) / np.square(kernels).sum(axis=(1, 2, 3))
+  found = inspection.colour(run_folder)['colour']
+  np.testing.assert_allclose(found, 100 * shares.mean(axis=1), atol=0.01)
+  assert all(abs(share - 100 * drawing.NOISE_SHARE) < 5 for share in found)  # of a network that took no step
+
+
+def test_neighbours_are_counted_as_by_brute_force(run_folder, monkeypatch):
+  monkeypatch.setattr(inspection, 'MOST_QUERIES', 20)
+  monkeypatch.setattr(inspection, 'MOST_SEARCHED', 150)
+  found = inspection.same_class(run_folder)['same_class']
+
+  network, config = trained.load(run_folder, batch_size=10), workdir.load_config(run_folder)
+  splits = config.data.test_split, config.data.train_split
+  sides = []
+  for source, most in zip(data.open_splits(config.data, 96, splits), (20, 150), strict=True):
+    drawn = sorted(np.random.default_rng(0).permutation(len(source))[:most].tolist())
+    examples = [source[index] for index in drawn]
+    images = np.stack([one['image'] for one in examples])
+    fc7 = np.concatenate([network.activations(images[start : start + 10], 'fc7') for start in range(0, most, 10)])
+    centre = images[:, 16:80, 16:80]
+    sides.append((fc7, centre, np.array([one['label'] for one in examples])))
+  (*queries, wanted), (*rows, labels) = sides
+  for name, one, other in zip(('fc7', 'pixels'), queries, rows, strict=True):
+    one, other = (x.reshape(len(x), -1).astype(np.float64) for x in (one, other))
+    distances = np.square(one[:, None] - other).sum(axis=-1)
+    nearest = np.argsort(distances, axis=1, kind='stable')[:, :6]
+    assert found[name] == round(100 * np.mean(labels[nearest] == wanted[:, None]), 2)
+  assert found['pixels'] > 50  # digits are near in pixels, too: chance is 10 %
