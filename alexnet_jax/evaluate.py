@@ -216,7 +216,7 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
     folder: of its run.
 
   Raises:
-    UsageError: if the data has another number of classes.
+    UsageError: if the data has another number of classes, or others were chosen.
   """
   keeps = config.eval.save_predictions or config.eval.submission
   with processes.first_alone():
@@ -225,6 +225,11 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
     raise UsageError(
       f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells {num_classes} apart; '
       'name the data it was trained for.'
+    )
+  if source.classes and list(source.classes) != workdir.load_classes(folder):
+    raise UsageError(
+      f'data.classes={source.classes} are not the classes that the network in {folder} tells apart, which are '
+      f'{", ".join(workdir.load_classes(folder))}; name these.'
     )
   return source
 

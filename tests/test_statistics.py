@@ -74,6 +74,16 @@ def test_statistics_of_another_training_set_are_not_taken(config, capsys):
   assert statistics.load(place).num_images == 1437
 
 
+def test_some_classes_have_statistics_of_their_own(config):
+  means = []
+  for classes in ((), ('0', '1'), ('3', '7')):
+    config.data.classes = classes
+    (source,) = data.open_splits(config.data, 81, ['train'])
+    means.append(statistics.of(source).mean_image)
+    np.testing.assert_array_equal(statistics.of(source).mean_image, statistics.compute(source).mean_image)
+  assert len({mean.tobytes() for mean in means}) == 3
+
+
 def test_more_images_than_32_bits_hold(monkeypatch, train_source):
   expected = statistics.compute(train_source)
   monkeypatch.setattr(statistics, 'MOST_ADDED', 100)

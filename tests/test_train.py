@@ -194,6 +194,10 @@ def test_evaluating_what_does_not_fit_says_so(config, tmp_path):
   train.train_and_evaluate(config, tmp_path / 'run')
   with pytest.raises(UsageError, match=r'digits/.* has 10 classes and the network in .*run tells 3 apart'):
     evaluate.open_split(config, 'test', 96, 3, tmp_path / 'run')
+  config.data.classes = tuple('1234567890')  # as many, in another order
+  with pytest.raises(UsageError, match=r'are not the classes that the network in .* tells apart, which are 0, 1, 2'):
+    evaluate.open_split(config, 'test', 96, 10, tmp_path / 'run')
+  config.data.classes = ()
   (tmp_path / 'run' / 'classes.txt').write_text('one\ntwo\nthree\n')
   with pytest.raises(
     UsageError, match=r'the checkpoint in .*fc8 is 2 x 256 x 5 there and 2 x 256 x 2 here.*; put back'
