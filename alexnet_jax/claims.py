@@ -75,7 +75,7 @@ CLAIMS = (
     'communication',
   ),
   Claim(
-    '3.3', 'response normalisation helps', '1.4 / 1.2', '1.37 / 1.15', ablation('imagenet2012', 'no_lrn'), '', True
+    '3.3', 'response normalisation helps', '1.4 / 1.2', '1.37 / 1.15', ablation('imagenet2012', 'no_lrn'), '', IMAGENET
   ),
   Claim('3.3', 'response normalisation helps on CIFAR-10', '13 to 11 %', '', '', 'lrn'),
   Claim('3.3', 'a four-layer network without normalisation on CIFAR-10', '13 %', '', '', '13pct'),

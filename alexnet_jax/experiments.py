@@ -158,7 +158,7 @@ def small(name: str, *variants: str) -> Arm:
 def ablation(name: str, title: str, section: str, arms: Sequence[Arm], conclude: Conclusion, **others) -> Experiment:
   """Makes an experiment on the small AlexNet."""
   note = ' '.join(filter(None, (SMALL_NOTE, others.pop('note', ''))))
-  others = {'images_per_second': SMALL_SPEED, 'shown': Outcome.test_curve} | others
+  others = {'images_per_second': SMALL_SPEED, 'data': 'CIFAR-10, `small`', 'shown': Outcome.test_curve} | others
   return Experiment(name, title, section, arms, conclude, note=note, **others)
 
 
@@ -355,7 +355,7 @@ EXPERIMENTS = {
       ),
       gain('pretrained', 'five_convs', paper=1.7),
       num_images=5_000,  # in an epoch, on average over all trainings
-      data='CIFAR-10, four classes',
+      data='CIFAR-10, four classes, `small`',
       note='A network with a sixth convolution, trained on the 30,000 images of animals for 20 epochs and then on '
       '2,400 of vehicles, against the one without either; six_convs has the sixth convolution alone.',
     ),

@@ -40,6 +40,8 @@ def test_all_sections_of_the_paper_have_claims_and_all_experiments_belong_to_one
   assert {claim.experiment for claim in claims.CLAIMS} - {''} == set(EXPERIMENTS)
   for claim in claims.CLAIMS:
     assert claim.command or claim.experiment
+    assert claim.needs in ('', claims.IMAGENET, claims.TWO_DEVICES)
+    assert not (claim.needs and claim.experiment)
 
 
 def test_the_commands_of_the_table_name_real_configs():
