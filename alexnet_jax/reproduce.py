@@ -147,8 +147,9 @@ def listing(num_seeds: int | None = None) -> str:
     )
   lines += [
     '',
-    'Hours are of training on one core of an AMD EPYC, while the other does as much. What only ImageNet or two GPUs',
-    'can show, by python main.py --config=configs/alexnet.py with:',
+    'Hours are of training on one core of an AMD EPYC, while the other does as much; experiments on `small` share the',
+    "trainings of the paper's recipe, which each of them counts. What only ImageNet or two GPUs can show, by",
+    'python main.py --config=configs/alexnet.py with:',
     '',
   ]
   lines += [f'{claim.section:6}{claim.what}: {claim.command}' for claim in claims.CLAIMS if claim.needs]
