@@ -12,7 +12,6 @@ from alexnet_jax.conclusions import (
   Outcomes,
   error,
   spread,
-  training_error,
 )
 from alexnet_jax.experiments import EXPERIMENTS, NOT_YET, Experiment, error_after, trial_name
 
@@ -42,7 +41,7 @@ class Claim(NamedTuple):
   needs: str = ''
 
 
-def ablation(dataset: str, variant: str) -> str:
+def on_imagenet(dataset: str, variant: str) -> str:
   """Returns the commands of a comparison on ImageNet, in the recipe that the logs used."""
   return f':{dataset},as_run; :{dataset},as_run,{variant}'
 
@@ -54,7 +53,7 @@ CLAIMS = (
     'one tower of half the kernels is worse',
     '1.7 / 1.2',
     '1.70 / 1.23',
-    ablation('ilsvrc2010', 'one_tower'),
+    on_imagenet('ilsvrc2010', 'one_tower'),
     'one_tower',
   ),
   Claim(
@@ -71,35 +70,42 @@ CLAIMS = (
     'towers that never meet are worse (run 150)',
     '',
     '1.2 / 1.1',
-    ablation('imagenet2012', 'run150'),
+    on_imagenet('imagenet2012', 'run150'),
     'communication',
   ),
   Claim(
-    '3.3', 'response normalisation helps', '1.4 / 1.2', '1.37 / 1.15', ablation('imagenet2012', 'no_lrn'), '', IMAGENET
+    '3.3',
+    'response normalisation helps',
+    '1.4 / 1.2',
+    '1.37 / 1.15',
+    on_imagenet('imagenet2012', 'no_lrn'),
+    'normalisation',
   ),
   Claim('3.3', 'response normalisation helps on CIFAR-10', '13 to 11 %', '', '', 'lrn'),
   Claim('3.3', 'a four-layer network without normalisation on CIFAR-10', '13 %', '', '', '13pct'),
   Claim('3.3', 'a four-layer network with normalisation on CIFAR-10', '11 %', '', '', '11pct'),
   Claim(
-    '3.4', 'overlapping pooling helps', '0.4 / 0.3', '0.39 / 0.30', ablation('imagenet2012', 'no_overlap'), 'overlap'
+    '3.4', 'overlapping pooling helps', '0.4 / 0.3', '0.39 / 0.30', on_imagenet('imagenet2012', 'no_overlap'), 'overlap'
   ),
   Claim(
     '4.1',
     'without crops and reflections it overfits',
     'substantially',
     '',
-    ablation('imagenet2012', 'no_augmentation'),
+    on_imagenet('imagenet2012', 'no_augmentation'),
     'augmentation',
   ),
-  Claim('4.1', 'the colour shift helps', 'over 1 (top-1)', '', ablation('imagenet2012', 'no_colour'), 'colour'),
+  Claim('4.1', 'the colour shift helps', 'over 1 (top-1)', '', on_imagenet('imagenet2012', 'no_colour'), 'colour'),
   Claim('4.1', 'ten views are better than the centre', '1.5 / 1.3', '1.55 / 1.30', ':ilsvrc2010,as_run', 'ten_views'),
   Claim('4.1', 'so are the nine views of CIFAR-10', '', '', '', 'views'),
-  Claim('4.2', 'without dropout it overfits', 'substantially', '', ablation('imagenet2012', 'no_dropout'), 'dropout'),
   Claim(
-    '4.2', 'dropout needs more iterations', 'about twice', '', ablation('imagenet2012', 'no_dropout'), 'dropout_time'
+    '4.2', 'without dropout it overfits', 'substantially', '', on_imagenet('imagenet2012', 'no_dropout'), 'dropout'
   ),
-  Claim('5', 'weight decay lowers the training error', '', '', ablation('imagenet2012', 'no_decay'), 'decay'),
-  Claim('5', 'biases of 1 speed up the early phase', '', '', ablation('imagenet2012', 'zero_bias'), 'biases'),
+  Claim(
+    '4.2', 'dropout needs more iterations', 'about twice', '', on_imagenet('imagenet2012', 'no_dropout'), 'dropout_time'
+  ),
+  Claim('5', 'weight decay lowers the training error', '', '', on_imagenet('imagenet2012', 'no_decay'), 'decay'),
+  Claim('5', 'biases of 1 speed up the early phase', '', '', on_imagenet('imagenet2012', 'zero_bias'), 'biases'),
   Claim('6', 'one network on ILSVRC-2010, test', '37.5 / 17.0', '37.47 / 17.00', ':ilsvrc2010,as_run', '', IMAGENET),
   Claim('6', 'the same without ten views', '39.0 / 18.3', '39.02 / 18.30', ':ilsvrc2010,as_run', '', IMAGENET),
   Claim(
@@ -151,7 +157,12 @@ CLAIMS = (
     '6.1', 'what is near in fc7 is alike', 'figure 4', '', 'python -m alexnet_jax.figures neighbours DIR', 'photographs'
   ),
   Claim(
-    '7', 'without a middle layer it is worse', 'about 2 (top-1)', '', ablation('imagenet2012', 'without_conv4'), 'depth'
+    '7',
+    'without a middle layer it is worse',
+    'about 2 (top-1)',
+    '',
+    on_imagenet('imagenet2012', 'without_conv4'),
+    'depth',
   ),
 )
 
@@ -250,7 +261,7 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
     errors = (f'{error_after(one, arm.trial_epochs):.1f} % at {rate:g}' for rate, (one,) in trials.items())
     if trials:
       lines += [f'{arm.name}, training error after {arm.trial_epochs:g} epochs: {", ".join(errors)}.', '']
-  for name in [arm.name for arm in experiment.arms if arm.name in outcomes]:
+  for name in [arm.name for arm in experiment.all_arms() if arm.name in outcomes]:
     first = outcomes[name][0]
     dates = sorted({outcome.date for outcome in outcomes[name]})
     commits = sorted({outcome.commit for outcome in outcomes[name]})
@@ -262,12 +273,12 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
   return '\n'.join(lines)
 
 
-def _row(outcomes, several):
-  last = [training_error(outcome) for outcome in outcomes if outcome.curve('train/error')[1].size]
+def _row(outcomes, protocol):
+  last = [float(outcome.training_curve()[1][-1]) for outcome in outcomes if outcome.training_curve()[1].size]
   yield f'{outcomes[0].num_epochs:.4g}'
   yield str(len(outcomes))
   yield f'{spread(last)} %' if last else ''
-  for protocol in ('centre', several):
-    errors = [error(outcome, protocol) for outcome in outcomes if protocol in outcome.results]
+  for views in ('centre', protocol):
+    errors = [error(outcome, views) for outcome in outcomes if views in outcome.results]
     yield f'{spread(errors)} %' if errors else ''
   yield f'{statistics.mean(outcome.minutes for outcome in outcomes):.0f}'

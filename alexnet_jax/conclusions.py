@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from alexnet_jax.outcomes import Outcome
+from alexnet_jax.outcomes import Outcome, epochs_to
 
 REPRODUCED, DIRECTION, NOT_REPRODUCED = 'reproduced', 'in direction only', 'not reproduced'
 FACTOR = 2  # an effect between half and twice that of the paper is of its size
@@ -38,8 +38,8 @@ def error(outcome: Outcome, protocol: str = '', rate: str = 'top1_error') -> flo
 
 
 def training_error(outcome: Outcome) -> float:
-  """Returns the training error at the end: the last point of its curve."""
-  return float(outcome.curve('train/error')[1][-1])
+  """Returns the error of the finished network on the training images, their centre patches and with all neurons."""
+  return outcome.measured['training_error']
 
 
 def colour_gap(outcome: Outcome) -> float:
@@ -84,7 +84,12 @@ def share_of(effect: float, paper: float | None) -> float:
 
 
 def gain(
-  base: str, *others: str, paper: float | None, of: Callable[[Outcome], float] = error, what: str = ''
+  base: str,
+  *others: str,
+  paper: float | None,
+  at_least: bool = False,
+  of: Callable[[Outcome], float] = error,
+  what: str = '',
 ) -> Conclusion:
   """Compares an arm with others by their error.
 
@@ -92,6 +97,7 @@ def gain(
     base: the arm that should have the lower error.
     others: the arms that should have a higher one.
     paper: by how much in the paper, on average over the others, percentage points; None: it does not say.
+    at_least: whether the paper says that it is more than that.
     of: returns the error of an outcome, percent.
     what: kind of error, for the reader.
   """
@@ -101,13 +107,14 @@ def gain(
     difference = statistics.mean(statistics.mean(errors[name]) for name in others) - statistics.mean(errors[base])
     ours = '; '.join(f'{name} {spread(values)} %{what}' for name, values in errors.items())
     is_clear = all(apart(errors[base], errors[name]) for name in others)
-    return Finding(f'{ours}: {difference:+.2f}', verdict(share_of(difference, paper), is_clear))
+    share = share_of(difference, paper)
+    return Finding(f'{ours}: {difference:+.2f}', verdict(min(share, 1) if at_least else share, is_clear))
 
   return conclude
 
 
 def overfits(base: str, other: str) -> Conclusion:
-  """Compares two arms by their test error, and by how far it lies above their training error.
+  """Compares two arms by their test error of the centre patch, and by how far it lies above the training error.
 
   Args:
     base: the arm that should generalise better.
@@ -115,8 +122,10 @@ def overfits(base: str, other: str) -> Conclusion:
   """
 
   def conclude(outcomes: Outcomes) -> Finding:
-    errors = {name: [error(outcome) for outcome in outcomes[name]] for name in (base, other)}
-    gaps = {name: [error(outcome) - training_error(outcome) for outcome in outcomes[name]] for name in (base, other)}
+    errors = {name: [error(outcome, 'centre') for outcome in outcomes[name]] for name in (base, other)}
+    gaps = {
+      name: [error(outcome, 'centre') - training_error(outcome) for outcome in outcomes[name]] for name in (base, other)
+    }
     ours = '; '.join(
       f'{name} {spread(errors[name])} %, {statistics.mean(gaps[name]):+.2f} above training' for name in errors
     )
@@ -127,7 +136,14 @@ def overfits(base: str, other: str) -> Conclusion:
   return conclude
 
 
-def speed_up(fast: str, slow: str, *, to_error: float, paper: float | None, of: str = 'train/error') -> Conclusion:
+def speed_up(
+  fast: str,
+  slow: str,
+  *,
+  to_error: float,
+  paper: float | None,
+  of: Callable[[Outcome], tuple] = Outcome.training_curve,
+) -> Conclusion:
   """Compares after how many epochs two arms reach an error; one that never does counts as its whole length.
 
   Args:
@@ -135,11 +151,11 @@ def speed_up(fast: str, slow: str, *, to_error: float, paper: float | None, of: 
     slow: the arm that should need more.
     to_error: percent.
     paper: how many times as many in the paper; None: it does not say.
-    of: the curve, 'train/error' or 'validation/top1_error'.
+    of: returns the curve of an outcome.
   """
 
   def conclude(outcomes: Outcomes) -> Finding:
-    epochs = {name: [outcome.epochs_to(to_error, of) for outcome in outcomes[name]] for name in (fast, slow)}
+    epochs = {name: [epochs_to(to_error, of(outcome)) for outcome in outcomes[name]] for name in (fast, slow)}
     if None in epochs[fast]:
       return Finding(f'{fast} does not reach {to_error:g} % in {outcomes[fast][0].num_epochs:g} epochs', NOT_REPRODUCED)
     is_bound = None in epochs[slow]

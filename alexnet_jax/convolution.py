@@ -1,9 +1,9 @@
 """The convolution of one tower on one device, and its gradients.
 
 `lax.conv_general_dilated` is fast on every platform except for some gradients on a CPU: XLA computes that of the kernel
-as a convolution whose window is the whole image, at a fifth of the speed of a matrix product, and that of the input at
-half the speed where a layer has few input maps and many kernels. There, and only there, the gradients are the textbook
-ones instead: patches and one matrix product, a few images at a time so that the patches stay in the cache.
+as a convolution whose window is the whole image, at a fifth of the speed of a matrix product, and that of the input a
+fifth slower than need be where a layer has many kernels. There, and only there, the gradients are the textbook ones
+instead: patches and one matrix product, a few images at a time so that the patches stay in the cache.
 """
 
 import functools

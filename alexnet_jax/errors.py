@@ -10,6 +10,10 @@ class UsageError(Exception):
   """What was asked for cannot be done as asked: a wrong flag, field, dataset or mesh (exit status 2)."""
 
 
+class HeldError(UsageError):
+  """Another process works where this one wants to; the message says where."""
+
+
 class RunError(Exception):
   """A run that was rightly asked for could not go on: unreadable data, a loss that is not finite (exit status 1)."""
 

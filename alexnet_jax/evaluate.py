@@ -224,7 +224,7 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
   if source.num_classes != num_classes:
     raise UsageError(
       f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells {num_classes} apart; '
-      'name the data it was trained for.'
+      'name the data it was trained for, and the data.classes if it was trained on some.'
     )
   if source.classes and list(source.classes) != workdir.load_classes(folder):
     raise UsageError(

@@ -75,7 +75,8 @@ def check(config: ConfigDict) -> None:
     raise UsageError(f"model.name='{values['model.name']}' is unknown; choose {' or '.join(map(repr, NAMES_OF))}.")
   for field in (*NAMES, *NAMES_OF[values['model.name']]):
     if not all(isinstance(name, str) for name in values[field]):
-      raise UsageError(f"{field}={values[field]} must be of names, such as ('conv1', 'conv2').")
+      example = "('cat', '7')" if field == 'data.classes' else "('conv1', 'conv2')"
+      raise UsageError(f'{field}={values[field]} must be of names, such as {example}.')
   if not 0.001 <= values['optimizer.rate_factor'] <= 1e6:
     raise UsageError(
       f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0, 0.001 to 1,000,000; the paper has 10.'

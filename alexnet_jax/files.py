@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from alexnet_jax.errors import UsageError
+from alexnet_jax.errors import HeldError
 
 
 @contextlib.contextmanager
@@ -28,11 +28,11 @@ def locked(path: pathlib.Path, sentence: str) -> Iterator[None]:
   """Holds a file, which is made, so that no other process can hold it at the same time.
 
   Raises:
-    UsageError: with the sentence, if another one does.
+    HeldError: with the sentence, if another one does.
   """
   with open(path, 'w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      raise UsageError(sentence) from error
+      raise HeldError(sentence) from error
     yield

@@ -1,11 +1,11 @@
-"""What is measured of a run that has ended, beside its errors: its kernels, and what is near in fc7 (section 6.1)."""
+"""What is measured of a run that has ended, beside its test errors: its training error, kernels and neighbours."""
 
 import pathlib
 
 import jax
 import numpy as np
 
-from alexnet_jax import augment, data, drawing, neighbours, workdir
+from alexnet_jax import augment, data, drawing, evaluate, neighbours, workdir
 from alexnet_jax.trained import Trained, load
 
 MOST_QUERIES, MOST_SEARCHED = 500, 10_000  # images; drawn from larger splits
@@ -14,7 +14,7 @@ BATCH = 64  # images looked at together, for each device
 
 
 def colour(folder: pathlib.Path) -> dict[str, list[float]]:
-  """Measures how colourful each tower's first kernels are.
+  """Measures how colourful each tower's first kernels are (section 6.1).
 
   Args:
     folder: of the run.
@@ -26,8 +26,23 @@ def colour(folder: pathlib.Path) -> dict[str, list[float]]:
   return {'colour': [round(100 * float(share), 2) for share in drawing.colour_shares(kernels).mean(axis=1)]}
 
 
+def training_error(folder: pathlib.Path) -> dict[str, float]:
+  """Evaluates a run on its training images: their centre patches, all neurons; `train/error` has neither.
+
+  Args:
+    folder: of the run, whose dataset must be there.
+
+  Returns:
+    {'training_error': top-1 error in percent}.
+  """
+  config = workdir.load_config(folder)
+  trained = evaluate.open_run(config, folder)
+  (source,) = data.open_splits(config.data, trained.stored_size, [config.data.train_split])
+  return {'training_error': round(evaluate.evaluate(trained, source, config, 'centre')['top1_error'], 4)}
+
+
 def same_class(folder: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Counts how many of the training images nearest to a test image are of its class.
+  """Counts how many of the training images nearest to a test image are of its class (section 6.1).
 
   Up to 500 test images ask, up to 10,000 training images are searched; where there are more they are drawn.
 

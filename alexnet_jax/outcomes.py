@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     date: on which it ended, ISO 8601.
     hardware: processor, cores and memory, or accelerators.
     versions: of jax and flax.
-    seed: of the run.
+    seed: of the run; of an average, how many networks it is of.
     dataset: name and version, such as 'cifar10/3.0.2'.
     num_epochs: trained for.
     steps_per_epoch: training images over the batch size.
@@ -56,22 +56,27 @@ class Outcome(NamedTuple):
     steps, values = self.curves.get(name, ((), ()))
     return np.asarray(steps, float) / self.steps_per_epoch, np.asarray(values, float)
 
+  def training_curve(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the curve of the training error, of batches before their own update."""
+    return self.curve('train/error')
+
   def test_curve(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns the curve of the test error of the centre, for a run that also validated on the test split."""
     epochs, errors = self.curve('validation/top1_error')
     return np.append(epochs, self.num_epochs), np.append(errors, self.results['centre']['top1_error'])
 
-  def epochs_to(self, error: float, curve: str = 'train/error') -> float | None:
-    """Says after how many epochs a curve fell below so many percent; None if it did not."""
-    epochs, errors = self.curve(curve)
-    below = np.flatnonzero(errors < error)
-    if not below.size:
-      return None
-    after = below[0]
-    if not after:
-      return float(epochs[0])
-    before = after - 1
-    return float(np.interp(error, errors[[after, before]], epochs[[after, before]]))
+
+def epochs_to(error: float, curve: tuple[np.ndarray, np.ndarray]) -> float | None:
+  """Says after how many epochs a curve, (epochs [point], percent [point]), first fell below an error; None: never."""
+  epochs, errors = curve
+  below = np.flatnonzero(errors < error)
+  if not below.size:
+    return None
+  after = below[0]
+  if not after:
+    return float(epochs[0])
+  before = after - 1
+  return float(np.interp(error, errors[[after, before]], epochs[[after, before]]))
 
 
 def make(

@@ -23,16 +23,19 @@ import os
 import pathlib
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
 
 from alexnet_jax import cache, claims, command, files, memory, outcomes
-from alexnet_jax.errors import RunError, Stopped, UsageError
+from alexnet_jax.errors import HeldError, RunError, Stopped, UsageError
 from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment, error_after, trial_name
 from alexnet_jax.outcomes import Outcome
 from alexnet_jax.stopping import STOPPED
+
+SECONDS_BETWEEN_LOOKS = 30  # at a training that another process is at
 
 
 class Place(NamedTuple):
@@ -60,7 +63,7 @@ class Training(NamedTuple):
     experiment: whose it is.
     arm: that is trained.
     rate: learning rate; None for that of the config.
-    seed: of the run; of an average, the number of seeds.
+    seed: of the run; of an average, how many networks it is of, those of seeds 0, 1, ...
     num_epochs: how long.
   """
 
@@ -72,9 +75,11 @@ class Training(NamedTuple):
 
   @property
   def name(self) -> str:
-    """Of its files, such as 'relu-rate0.001-seed0', or 'averaged-of5'."""
+    """Of its files, such as 'relu-rate0.001-seed0', or 'averaged'."""
+    if self.arm.averages:
+      return self.arm.name
     name = self.arm.name if self.rate is None else trial_name(self.arm.name, self.rate)
-    return f'{name}-of{self.seed}' if self.arm.averages else f'{name}-seed{self.seed}'
+    return f'{name}-seed{self.seed}'
 
   @property
   def home(self) -> str:
@@ -171,11 +176,15 @@ def run(experiment: Experiment, place: Place, num_seeds: int | None = None) -> N
   num_seeds = num_seeds or experiment.num_seeds
   left = experiment.num_epochs(num_seeds)
   for training in plan(experiment, place, num_seeds):
-    if find(training, place) is None:
+    while find(training, place) is None:
       print(
         f'{experiment.name}: {training.name}, {training.num_epochs:g} epochs; {_time(experiment, left)} left in all'
       )
-      outcomes.save(_path(training, place), (average if training.arm.averages else train)(training, place))
+      try:
+        outcomes.save(_path(training, place), (average if training.arm.averages else train)(training, place))
+      except HeldError as error:  # as by an experiment that shares it
+        print(f'{error} Waiting for it.', flush=True)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
       write(place)
     left -= 0 if training.arm.averages else training.num_epochs
   write(place)
@@ -193,7 +202,7 @@ def plan(experiment: Experiment, place: Place, num_seeds: int) -> Iterator[Train
     for rate in arm.rates:
       yield Training(experiment, arm, rate, 0, arm.trial_epochs)
   for seed in range(num_seeds):  # all arms of one seed, so that there is something to compare as soon as may be
-    for arm in experiment.arms:
+    for arm in experiment.all_arms():
       if not arm.averages:
         yield Training(experiment, arm, chosen_rate(experiment, arm, place), seed, arm.num_epochs)
   for arm in experiment.arms:
@@ -220,9 +229,11 @@ def trials(experiment: Experiment, arm: Arm, place: Place) -> dict[float, Outcom
 
 
 def find(training: Training, place: Place) -> Outcome | None:
-  """Returns what is kept of a training; None if it has not ended, or was a shorter one."""
+  """Returns what is kept of a training; None if it has not ended, or was a shorter one, or an average of fewer."""
   outcome = outcomes.load(_path(training, place))
-  return outcome if outcome and is_long_enough(outcome, training.num_epochs) else None
+  if not outcome or not is_long_enough(outcome, training.num_epochs):
+    return None
+  return None if training.arm.averages and outcome.seed < training.seed else outcome
 
 
 def is_long_enough(outcome: Outcome, num_epochs: float) -> bool:
@@ -273,7 +284,7 @@ def average(training: Training, place: Place) -> Outcome:
   results = ensemble.evaluate_ensemble(config, folders)
   return outcomes.make(
     command=f'python main.py --config={training.arm.config} --mode=eval --workdir={",".join(map(str, folders))}',
-    seed=0,
+    seed=len(folders),
     versions=towers.versions(),
     devices=towers.accelerators(),
     batch_size=config.batch_size,
@@ -284,11 +295,11 @@ def average(training: Training, place: Place) -> Outcome:
 
 
 def run_of(training: Training, place: Place) -> pathlib.Path:
-  """Returns the folder of a run that others need, with its checkpoints; trains it where it is not there any more."""
+  """Returns the folder of a run that others need, with its last checkpoint; trains it where that is gone."""
   from alexnet_jax import checkpoint
 
-  folder = _folder(training, place)
-  if find(training, place) is None or checkpoint.newest_step(folder) is None:
+  folder, outcome = _folder(training, place), find(training, place)
+  if not outcome or (checkpoint.newest_step(folder) or 0) < int(outcome.num_epochs * outcome.steps_per_epoch):
     print(f'{training.name}, which this needs, is trained first: {training.num_epochs:g} epochs')
     outcomes.save(_path(training, place), train(training, place))
   return folder
@@ -317,14 +328,16 @@ def finished(experiment: Experiment, place: Place) -> dict[str, list[Outcome]]:
   found = {
     f'{name}/{arm}': some for name in experiment.reads for arm, some in finished(EXPERIMENTS[name], place).items()
   }
-  for arm in experiment.arms:
+  for arm in experiment.all_arms():
     found |= {trial_name(arm.name, rate): [one] for rate, one in trials(experiment, arm, place).items()}
     some, rate = [], chosen_rate(experiment, arm, place)
     if arm.rates and rate is None:
       continue
-    first = experiment.num_seeds if arm.averages else 0  # of averages there is but one, of all seeds
-    while outcome := find(Training(experiment, arm, rate, first + len(some), arm.num_epochs), place):
-      some.append(outcome)
+    if arm.averages:
+      some = [outcome for outcome in (find(Training(experiment, arm, rate, 1, arm.num_epochs), place),) if outcome]
+    else:
+      while outcome := find(Training(experiment, arm, rate, len(some), arm.num_epochs), place):
+        some.append(outcome)
     if some:
       found[arm.name] = some
   return found

@@ -4,7 +4,7 @@
     python main.py --config=configs/alexnet.py:imagenet2012           # the paper's task
     python main.py --config=configs/alexnet.py:imagenet2012,as_run    # the same as the code of 2012 ran it
     python main.py --config=configs/alexnet.py:cifar10,no_lrn         # enlarged to 256 x 256, one thing taken away
-    python main.py --config=configs/alexnet.py:cifar10,small          # a small one, which a CPU trains in half an hour
+    python main.py --config=configs/alexnet.py:cifar10,small          # a small one, for a CPU
 
 Variants are functions of this file, applied one after the other: configs/alexnet.py:VARIANT,VARIANT. Every number names
 its section of the paper. 'Paper:' marks where we had to choose or depart from it.
@@ -232,14 +232,14 @@ def as_run(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
-  """Half of the kernels, and patches of 64 pixels: two towers that learn CIFAR-10 on a CPU in half an hour."""
+  """Half of the kernels, and patches of 64 pixels: two towers that learn CIFAR-10 on a CPU, in batches of 128."""
   config.model.width = 0.5
   config.model.image_size, config.model.border = 64, 8
   config.augment.offsets -= 24  # of a border of 32: 8 places on each axis, 9 in the code of 2012
   config.batch_size, config.optimizer.rate = 128, 0.01  # section 5
   # Paper: as there, times the root of how many fewer inputs a unit has, so that outputs are as large as there. A kernel
-  # of conv2 to conv5 reads half as many, a unit of fc6 128 instead of 9,216, of fc7 and fc8 half as many.
-  for name in ('conv2', 'conv3', 'conv4', 'conv5', 'conv6', 'fc7', 'fc8'):
+  # of conv2 to conv6 reads half as many, as do the units of fc7, the bottleneck and fc8; of fc6 128 instead of 9,216.
+  for name in ('conv2', 'conv3', 'conv4', 'conv5', 'conv6', 'fc7', 'bottleneck', 'fc8'):
     config.model.init_std[name] *= 2**0.5
   config.model.init_std.fc6 *= (9216 / 128) ** 0.5
 

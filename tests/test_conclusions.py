@@ -4,6 +4,7 @@ import pytest
 
 from alexnet_jax import conclusions
 from alexnet_jax.conclusions import DIRECTION, NOT_REPRODUCED, REPRODUCED
+from alexnet_jax.outcomes import Outcome
 from tests.test_outcomes import outcome
 
 
@@ -74,8 +75,7 @@ def test_more_views_must_help_every_network():
 def trained(*pairs):
   """Outcomes with a test error and a training error each."""
   return [
-    outcome(results={'centre': {'top1_error': test}}, curves={'train/error': [[10], [training]]})
-    for test, training in pairs
+    outcome(results={'centre': {'top1_error': test}}, measured={'training_error': training}) for test, training in pairs
   ]
 
 
@@ -98,6 +98,22 @@ def test_a_gain_over_several_is_their_mean(others, ours, expected):
 def test_where_the_paper_has_no_number_any_clear_effect_counts(other, expected):
   outcomes = {'base': with_error(11.0, 11.0), 'other': with_error(other, 11.0 if other == 11.1 else other)}
   assert conclusions.gain('base', 'other', paper=None)(outcomes).verdict == expected
+
+
+def test_more_than_the_paper_is_enough_where_it_says_so():
+  outcomes = {'base': with_error(11.0, 11.2), 'other': with_error(14.0, 14.2)}
+  assert conclusions.gain('base', 'other', paper=1.0)(outcomes).verdict == DIRECTION
+  assert conclusions.gain('base', 'other', paper=1.0, at_least=True)(outcomes).verdict == REPRODUCED
+
+
+def test_an_error_that_is_reached_only_at_the_end_counts():
+  late = outcome(
+    curves={'validation/top1_error': [[0, 200], [50.0, 40.0]]},
+    num_epochs=24.0,
+    results={'centre': {'top1_error': 30.0}},
+  )
+  conclude = conclusions.speed_up('fast', 'slow', to_error=35, paper=2, of=Outcome.test_curve)
+  assert 'slow 22.0' in conclude({'fast': [late], 'slow': [late]}).ours
 
 
 def test_training_errors_are_compared_where_asked_to():
@@ -125,9 +141,12 @@ def test_overfitting_is_a_worse_error_and_a_wider_gap(other, expected):
 
 def test_a_speed_up_can_be_of_the_test_error_and_without_a_number():
   def reaching_test(epochs):
-    return [outcome(curves={'validation/top1_error': [[0, 10 * epochs], [50.0, 29.999]]}, num_epochs=40)]
+    results = {'centre': {'top1_error': 29.0}}
+    return [
+      outcome(curves={'validation/top1_error': [[0, 10 * epochs], [50.0, 29.999]]}, num_epochs=40, results=results)
+    ]
 
-  conclude = conclusions.speed_up('fast', 'slow', to_error=30, paper=None, of='validation/top1_error')
+  conclude = conclusions.speed_up('fast', 'slow', to_error=30, paper=None, of=Outcome.test_curve)
   ours, verdict = conclude({'fast': reaching_test(4), 'slow': reaching_test(6)})
   assert ours.endswith('1.5 times')
   assert verdict == REPRODUCED

@@ -18,6 +18,15 @@ def test_every_experiment_can_be_configured(name):
   assert set(experiment.reads) <= set(EXPERIMENTS)
 
 
+def test_nothing_hangs_on_the_reported_split():
+  """Where the curve of the test error is drawn, the schedule must not read it."""
+  for experiment in EXPERIMENTS.values():
+    for arm in experiment.all_arms():
+      config = command.load_config(arm.config)
+      config.update_from_flattened_dict(dict(arm.fields))
+      assert config.optimizer.schedule == 'steps' or config.data.validation_split != config.data.test_split, arm.name
+
+
 def test_sides_of_a_pair_differ_in_one_thing():
   def differing(one, other):
     one, other = (fields.flat(command.load_config(name)) for name in (one, other))

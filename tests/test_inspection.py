@@ -1,6 +1,7 @@
 """What is measured of a run, against brute force."""
 
 import numpy as np
+import pytest
 
 from alexnet_jax import data, drawing, inspection, trained, workdir
 
@@ -12,6 +13,18 @@ def test_the_colour_of_each_tower_is_that_of_its_kernels(run_folder):
   found = inspection.colour(run_folder)['colour']
   np.testing.assert_allclose(found, 100 * shares.mean(axis=1), atol=0.01)
   assert all(abs(share - 100 * drawing.NOISE_SHARE) < 5 for share in found)  # of a network that took no step
+
+
+def test_the_training_error_is_that_of_centre_patches_of_all_training_images(run_folder):
+  network, config = trained.load(run_folder, batch_size=32), workdir.load_config(run_folder)
+  (source,) = data.open_splits(config.data, 96, [config.data.train_split])
+  images = np.zeros((1312, 96, 96, 3), np.uint8)  # a multiple of 32
+  images[: len(source)] = np.stack([source[index]['image'] for index in range(len(source))])
+  labels = np.array([source[index]['label'] for index in range(len(source))])
+  logits = [network.activations(images[start : start + 32], 'fc8') for start in range(0, len(images), 32)]
+  guesses = np.concatenate(logits)[: len(source)].argmax(axis=1)
+  found = inspection.training_error(run_folder)['training_error']
+  assert found == pytest.approx(100 * np.mean(guesses != labels), abs=0.01)
 
 
 def test_neighbours_are_counted_as_by_brute_force(run_folder, monkeypatch):

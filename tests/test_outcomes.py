@@ -43,11 +43,13 @@ def test_what_is_kept_is_read_again(tmp_path):
 
 def test_when_an_error_is_reached_is_interpolated():
   made = outcome()
-  assert made.epochs_to(60) == pytest.approx(0.75)  # halfway between 80 % at half an epoch and 40 % at one
-  assert made.epochs_to(25) == pytest.approx(1.375)
-  assert made.epochs_to(90) == 0.5
-  assert made.epochs_to(10) is None
-  assert made._replace(curves={}).epochs_to(50) is None
+  assert outcomes.epochs_to(60, made.training_curve()) == pytest.approx(
+    0.75
+  )  # halfway between 80 % at half an epoch and 40 % at one
+  assert outcomes.epochs_to(25, made.training_curve()) == pytest.approx(1.375)
+  assert outcomes.epochs_to(90, made.training_curve()) == 0.5
+  assert outcomes.epochs_to(10, made.training_curve()) is None
+  assert outcomes.epochs_to(50, made._replace(curves={}).training_curve()) is None
 
 
 def test_the_curve_of_the_test_error_ends_with_the_final_one():

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from alexnet_jax import outcomes, reproduce, train
+from alexnet_jax import checkpoint, outcomes, reproduce, train
+from alexnet_jax.errors import HeldError
 from alexnet_jax.experiments import EXPERIMENTS
 from alexnet_jax.reproduce import Place
 from tests.test_outcomes import outcome
@@ -60,7 +61,7 @@ def test_every_experiment_runs(name, common_place, monkeypatch, capsys):
   assert (common_place.results / f'{name}.png').exists() == bool(experiment.arms and experiment.shown)
   found = reproduce.finished(experiment, common_place)
   trials = {f'{arm.name}-rate{rate:g}' for arm in experiment.arms for rate in arm.rates}
-  assert {one for one in found if '/' not in one} == {arm.name for arm in experiment.arms} | trials
+  assert {one for one in found if '/' not in one} == {arm.name for arm in experiment.all_arms()} | trials
   for arm in experiment.arms:
     (one,) = found[arm.name]
     assert arm.averages or one.curve('train/error')[1].size
@@ -86,11 +87,48 @@ def test_an_average_trains_again_what_is_gone(place, monkeypatch, capsys):
   (alone,) = reproduce.finished(experiment, place)['paper']
   assert averaged.results['centre'] == pytest.approx(alone.results['centre'], abs=1e-4)  # of a single network
   shutil.rmtree(place.runs)
-  (place.results / 'small' / 'averaged-of1.json').unlink()
+  (place.results / 'small' / 'averaged.json').unlink()
   capsys.readouterr()
   reproduce.run(experiment, place)
   assert 'paper-seed0, which this needs, is trained first' in capsys.readouterr().out
   assert reproduce.finished(experiment, place)['averaged'][0].results == averaged.results
+
+
+def test_half_a_run_is_trained_to_its_end_before_it_is_averaged(place, monkeypatch):
+  experiment = shorter(monkeypatch, EXPERIMENTS['ensemble'])
+  member = reproduce.Training(experiment, experiment.arms[0], None, 0, 24)
+  path = place.results / 'small' / 'paper-seed0.json'
+  outcomes.save(path, outcome(num_epochs=24.0, steps_per_epoch=100.0))
+  trained = []
+  monkeypatch.setattr(reproduce, 'train', lambda training, place: trained.append(training.name) or outcome())
+  monkeypatch.setattr(checkpoint, 'newest_step', lambda folder: 2300)
+  reproduce.run_of(member, place)
+  assert trained == ['paper-seed0']
+  outcomes.save(path, outcome(num_epochs=24.0, steps_per_epoch=100.0))
+  monkeypatch.setattr(checkpoint, 'newest_step', lambda folder: 2400)
+  reproduce.run_of(member, place)
+  assert trained == ['paper-seed0']
+
+
+def test_an_average_of_fewer_is_made_again(place, monkeypatch):
+  experiment = shorter(monkeypatch, EXPERIMENTS['ensemble'])
+  of_two, of_five = (reproduce.Training(experiment, experiment.arms[1], None, number, 24) for number in (2, 5))
+  outcomes.save(place.results / 'small' / 'averaged.json', outcome(seed=2))
+  assert reproduce.find(of_two, place)
+  assert reproduce.find(of_five, place) is None
+
+
+def test_what_another_process_trains_is_waited_for(place, monkeypatch, capsys):
+  experiment = dataclasses.replace(shorter(monkeypatch, EXPERIMENTS['13pct']))
+
+  def held(training, place):
+    raise HeldError('another process is at it.')
+
+  monkeypatch.setattr(reproduce, 'train', held)
+  path = place.results / '13pct' / '13pct-seed0.json'
+  monkeypatch.setattr(reproduce.time, 'sleep', lambda seconds: outcomes.save(path, outcome()))
+  reproduce.run(experiment, place)
+  assert 'another process is at it. Waiting for it.' in capsys.readouterr().out
 
 
 def test_what_has_ended_is_not_trained_again(place, monkeypatch):
@@ -158,4 +196,4 @@ def test_the_list_shows_experiments_and_what_needs_imagenet(capsys):
   assert reproduce.main(['--list']) == 0
   shown = capsys.readouterr().out
   assert all(name in shown for name in EXPERIMENTS)
-  assert ':imagenet2012,as_run,no_lrn' in shown
+  assert ':fall2009,conv6' in shown

@@ -326,7 +326,7 @@ def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_devic
     assert jax.eval_shape(network.apply, params, x).shape == (4, 1000)
 
 
-@pytest.mark.parametrize('recipe', ['imagenet2012', 'imagenet2012,as_run'])
+@pytest.mark.parametrize('recipe', ['imagenet2012', 'imagenet2012,as_run,conv6,bottleneck'])
 def test_the_outputs_of_the_small_network_are_as_large_as_those_of_the_full_one(recipe, one_device):
   """A layer's gain is its deviation times the root of its inputs."""
 
