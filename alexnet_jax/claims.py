@@ -265,9 +265,10 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
     first = outcomes[name][0]
     dates = sorted({outcome.date for outcome in outcomes[name]})
     commits = sorted({outcome.commit for outcome in outcomes[name]})
+    machines = sorted({outcome.hardware for outcome in outcomes[name]})
     lines += [
       f'{name}: `{first.command}`; {first.dataset}; {" to ".join(dict.fromkeys((dates[0], dates[-1])))}; '
-      f'commit {", ".join(commits)}; {first.hardware}; {first.versions}.',
+      f'commit {", ".join(commits)}; {" and ".join(machines)}; {first.versions}.',
       '',
     ]
   return '\n'.join(lines)
