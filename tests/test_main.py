@@ -127,7 +127,8 @@ def test_help_is_there_at_once_and_does_not_load_jax():
   assert loaded.stdout.split('\n')[:2] == ['2', '[]']
 
 
-def test_train_then_eval_from_the_command_line(data_dir, tmp_path):
+def test_train_then_eval_from_the_command_line(data_dir, tmp_path, monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # that of the tests
   arguments = ('--config=configs/alexnet.py', f'--config.data.dir={data_dir}', f'--workdir={tmp_path}/run', *TINY)
   trained = command(*arguments, devices=2)
   assert trained.returncode == 0, trained.stderr
