@@ -7,7 +7,7 @@
     python -m alexnet_jax.reproduce --write                # RESULTS.md and its figures again, from what is in results/
 
 The small networks leave the second core of a CPU idle half of the time. Several experiments side by side, on a core
-each, do 1.6 times as much as one after the other:
+each, do 1.4 times as much as one after the other:
 
     taskset --cpu-list 0 python -m alexnet_jax.reproduce lrn &
     taskset --cpu-list 1 python -m alexnet_jax.reproduce 13pct
