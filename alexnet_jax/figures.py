@@ -355,7 +355,7 @@ def _maps(options):
     raise UsageError(f'maps are drawn of one image and {len(pictures.images)} are named; name one.')
   (maps,) = _ask(trained, lambda filled: trained.activations(filled, options.layer), pictures.images)
   figure = drawing.draw_maps(
-    _seen(pictures.images, trained)[0],
+    trained.centre_patches(pictures.images)[0],
     maps,
     options.layer,
     trained.network.num_towers,
@@ -379,17 +379,8 @@ def _saliency(options):
     for one, row in zip(best, log_probs, strict=True)
   ]
   return drawing.draw_saliency(
-    _seen(pictures.images, trained), gradients, titles, options.threshold
+    trained.centre_patches(pictures.images), gradients, titles, options.threshold
   ), pictures.num_skipped
-
-
-def _seen(images, trained):
-  """Cuts out the centre patch, which is what the network saw."""
-  from alexnet_jax import augment
-
-  size = trained.config.image_size
-  top, left, _ = augment.centre(trained.config.border)
-  return images[:, top : top + size, left : left + size]
 
 
 if __name__ == '__main__':

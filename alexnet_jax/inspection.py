@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from alexnet_jax import augment, data, drawing, evaluate, neighbours, workdir
+from alexnet_jax import data, drawing, evaluate, neighbours, workdir
 from alexnet_jax.trained import Trained, load
 
 MOST_QUERIES, MOST_SEARCHED = 500, 10_000  # images; drawn from larger splits
@@ -84,6 +84,4 @@ def _fc7(trained: Trained, images):
 
 
 def _pixels(trained, images):
-  top, left, _ = augment.centre(trained.config.border)
-  size = trained.config.image_size
-  return images[:, top : top + size, left : left + size].astype(np.float32).reshape(len(images), -1)
+  return trained.centre_patches(images).astype(np.float32).reshape(len(images), -1)

@@ -81,6 +81,10 @@ class Training(NamedTuple):
     name = self.arm.name if self.rate is None else trial_name(self.arm.name, self.rate)
     return f'{name}-seed{self.seed}'
 
+  def needed(self, arm: Arm, seed: int) -> 'Training':
+    """Returns a training of another arm, which this one stands on."""
+    return self._replace(arm=arm, rate=None, seed=seed, num_epochs=arm.num_epochs)
+
   @property
   def home(self) -> str:
     """Of the folder of its files, which may be shared with other experiments."""
@@ -252,8 +256,7 @@ def train(training: Training, place: Place) -> Outcome:
 
   own = own_fields(training)
   if training.arm.init_from:
-    origin = training._replace(arm=training.arm.init_from, rate=None, num_epochs=training.arm.init_from.num_epochs)
-    own['init_from'] = str(run_of(origin, place))
+    own['init_from'] = str(run_of(training.needed(training.arm.init_from, training.seed), place))
   config = configure(training, own, place)
   folder = _folder(training, place)
   results = loop.train_and_evaluate(config, folder)
@@ -275,10 +278,7 @@ def average(training: Training, place: Place) -> Outcome:
   """Averages what the networks of all seeds predict (section 6); those whose runs are gone are trained again."""
   from alexnet_jax import ensemble, towers, workdir
 
-  members = [
-    training._replace(arm=training.arm.averages, rate=None, seed=seed, num_epochs=training.arm.averages.num_epochs)
-    for seed in range(training.seed)
-  ]
+  members = [training.needed(training.arm.averages, seed) for seed in range(training.seed)]
   folders = [run_of(member, place) for member in members]
   config = configure(members[0], own_fields(members[0]), place)
   results = ensemble.evaluate_ensemble(config, folders)

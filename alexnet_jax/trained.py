@@ -62,6 +62,11 @@ class Trained(NamedTuple):
       looks = (ask(self.params, images, self.mean_image, *self._traced(view)) for view in views)
       return functools.reduce(jnp.logaddexp, looks) - np.float32(np.log(len(views)))
 
+  def centre_patches(self, images: np.ndarray) -> np.ndarray:
+    """Cuts out of stored images [..., height, width, rgb] what the network sees of them."""
+    top, left, _ = augment.centre(self.config.border)
+    return images[..., top : top + self.config.image_size, left : left + self.config.image_size, :]
+
   def activations(self, images: np.ndarray, stage: str, view: augment.View | None = None) -> jax.Array:
     """Computes what a stage of the network says of a view of each image.
 
