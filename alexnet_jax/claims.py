@@ -244,6 +244,11 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
     return '\n'.join(lines)
   if experiment.shown:
     lines += [f'![{experiment.title}](results/{experiment.name}.png)', '']
+  if is_complete(experiment, outcomes):
+    lines += [
+      f'![{picture} of {experiment.arms[0].name}](results/{experiment.name}-{picture}.png)\n'
+      for picture in experiment.pictures
+    ]
   has_ten = any('ten_view' in outcome.results for some in outcomes.values() for outcome in some)
   protocol, several = ('ten_view', 'ten') if has_ten else ('nine_view', 'nine')
   lines += [

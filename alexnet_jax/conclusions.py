@@ -216,14 +216,19 @@ def more_views(protocol: str) -> Conclusion:
   return conclude
 
 
-def specialised(arm: str) -> Conclusion:
+def specialised() -> Conclusion:
   """Looks whether conv1 became colourful in one tower and grey in the other; a tenth of the known gap is no sign."""
 
   def conclude(outcomes: Outcomes) -> Finding:
-    gaps = [colour_gap(outcome) for outcome in outcomes[arm]]
+    networks = {name: [outcome for outcome in some if 'colour' in outcome.measured] for name, some in outcomes.items()}
+    gaps = [colour_gap(outcome) for some in networks.values() for outcome in some]
+    ours = '; '.join(
+      f'{name} {", ".join(" and ".join(f"{share:.0f}" for share in outcome.measured["colour"]) for outcome in some)} %'
+      for name, some in networks.items()
+      if some
+    )
     share = statistics.mean(gaps) / COLOUR_GAP
-    pairs = (' and '.join(f'{one:.0f}' for one in outcome.measured['colour']) for outcome in outcomes[arm])
-    ours = f"colour's share of conv1's energy in the two towers: {', '.join(pairs)} %"
+    ours = f"colour's share of conv1's energy in the two towers: {ours}"
     return Finding(ours, verdict(share if share > 0.1 else 0, min(gaps) > COLOUR_GAP / FACTOR))
 
   return conclude

@@ -37,19 +37,30 @@ SHOWN = {  # curve: (tag in TensorBoard, what the axis says)
 def main(arguments: Sequence[str] | None = None) -> int:
   """Does what the command line asks for and returns the exit status."""
   options = parser().parse_args(arguments)
-  options.output = options.output or pathlib.Path(f'{options.figure}.png')
   cache.keep_compiled_programs()
+  return command.run(lambda: draw(options), 'stopped; there is no figure.')
 
-  def do():
-    from alexnet_jax import drawing  # here, since matplotlib takes its time, too
 
-    drawing.check_suffix(options.output)
-    figure, num_skipped = options.do(options)
-    drawing.save(figure, options.output)
-    print(f'{options.output} is drawn')
-    return num_skipped
+def draw(options: argparse.Namespace) -> int:
+  """Draws a figure into its file.
 
-  return command.run(do, 'stopped; there is no figure.')
+  Args:
+    options: from `parser`.
+
+  Returns:
+    How many images were left out, since they cannot be read.
+
+  Raises:
+    UsageError, RunError: as the figure needs.
+  """
+  from alexnet_jax import drawing  # here, since matplotlib takes its time
+
+  output = options.output or pathlib.Path(f'{options.figure}.png')
+  drawing.check_suffix(output)
+  figure, num_skipped = options.do(options)
+  drawing.save(figure, output)
+  print(f'{output} is drawn')
+  return num_skipped
 
 
 def parser() -> argparse.ArgumentParser:

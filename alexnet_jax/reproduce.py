@@ -191,6 +191,7 @@ def run(experiment: Experiment, place: Place, num_seeds: int | None = None) -> N
         time.sleep(SECONDS_BETWEEN_LOOKS)
       write(place)
     left -= 0 if training.arm.averages else training.num_epochs
+  draw_pictures(experiment, place)
   write(place)
   print(claims.entry(experiment, finished(experiment, place)))
 
@@ -303,6 +304,18 @@ def run_of(training: Training, place: Place) -> pathlib.Path:
     print(f'{training.name}, which this needs, is trained first: {training.num_epochs:g} epochs')
     outcomes.save(_path(training, place), train(training, place))
   return folder
+
+
+def draw_pictures(experiment: Experiment, place: Place) -> None:
+  """Draws what is to be seen in a run of an experiment and is not drawn yet."""
+  from alexnet_jax import figures
+
+  for name in experiment.pictures:
+    path = place.results / f'{experiment.name}-{name}.png'
+    if not path.exists():
+      first = experiment.arms[0]
+      folder = run_of(Training(experiment, first, None, 0, first.num_epochs), place)
+      figures.draw(figures.parser().parse_args([name, str(folder), f'--output={path}']))
 
 
 def own_fields(training: Training) -> dict[str, object]:

@@ -161,9 +161,10 @@ def test_a_speed_up_can_be_of_the_test_error_and_without_a_number():
   ],
 )
 def test_towers_specialise_when_one_is_colourful_and_the_other_grey(shares, expected):
-  found = conclusions.specialised('paper')({'paper': [outcome(measured={'colour': pair}) for pair in shares]})
+  one, other = ([outcome(measured={'colour': pair})] for pair in shares)
+  found = conclusions.specialised()({'paper': one, 'photographs/paper': other, 'not looked at': [outcome()]})
   assert found.verdict == expected
-  assert f'{shares[0][0]:.0f} and {shares[0][1]:.0f}' in found.ours
+  assert f'paper {shares[0][0]:.0f} and {shares[0][1]:.0f} %; photographs/paper' in found.ours
 
 
 @pytest.mark.parametrize(('pixels', 'expected'), [(20.0, REPRODUCED), (47.0, DIRECTION), (60.0, NOT_REPRODUCED)])

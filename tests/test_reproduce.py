@@ -59,6 +59,7 @@ def test_every_experiment_runs(name, common_place, monkeypatch, capsys):
   reproduce.run(experiment, common_place)
   assert f'## {experiment.title}' in capsys.readouterr().out
   assert (common_place.results / f'{name}.png').exists() == bool(experiment.arms and experiment.shown)
+  assert all((common_place.results / f'{name}-{picture}.png').exists() for picture in experiment.pictures)
   found = reproduce.finished(experiment, common_place)
   trials = {f'{arm.name}-rate{rate:g}' for arm in experiment.arms for rate in arm.rates}
   assert {one for one in found if '/' not in one} == {arm.name for arm in experiment.all_arms()} | trials
