@@ -138,6 +138,11 @@ class Source:
       candidates = ((index + later) % len(self) for later in range(len(self)))
       yield next(filter(None, (self._read(one, buffer) for one in candidates)))
 
+  def read_together(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Does as `read`, but returns the images [image, size, size, rgb] uint8 and the labels [image] int."""
+    images, labels = zip(*((image.copy(), label) for image, label in self.read(indices)), strict=True)
+    return np.stack(images), np.array(labels)
+
   def read_or_leave_out(self, indices: Sequence[int]) -> Iterator[Example | None]:
     """Does as `read`, but yields None in place of a record that is skipped."""
     buffer = self._buffer()

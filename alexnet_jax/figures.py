@@ -27,6 +27,7 @@ import numpy as np
 from alexnet_jax import cache, command, memory
 from alexnet_jax.errors import RunError, UsageError
 
+BATCH = 64  # images looked at together, for each device
 SHOWN = {  # curve: (tag in TensorBoard, what the axis says)
   'error': ('train/error', 'training error, %'),
   'loss': ('train/loss', 'training loss, nats'),
@@ -225,20 +226,14 @@ def _load(folder):
   from alexnet_jax import trained
 
   logging.set_verbosity(logging.ERROR)  # Orbax's own chatter
-  return trained.load(folder, batch_size=64 * jax.device_count())
-
-
-def _ask(trained, question, images):
-  """Asks about any number of images: the mesh wants a multiple of its data axis."""
-  surplus = -len(images) % trained.mesh.shape['data']
-  filled = np.concatenate([images, np.zeros((surplus, *images.shape[1:]), np.uint8)])
-  return np.asarray(question(filled))[: len(images)]
+  return trained.load(folder, batch_size=BATCH * jax.device_count())
 
 
 def _log_probs(trained, images):
   from alexnet_jax import augment
 
-  return _ask(trained, lambda filled: trained.log_probs(filled, augment.centre_view(trained.config.border)), images)
+  view = augment.centre_view(trained.config.border)
+  return trained.in_batches(lambda some: trained.log_probs(some, view), images, BATCH)
 
 
 def _pictures(options, trained):
@@ -248,7 +243,7 @@ def _pictures(options, trained):
   if not options.images:
     source = _test_split(options, trained)
     order = np.random.default_rng(options.seed).permutation(len(source))[: options.num_images]
-    return _stacked(source, order)
+    return _read(source, order)
   from alexnet_jax import images
 
   found, num_skipped = [], 0
@@ -274,9 +269,8 @@ def _test_split(options, trained):
   return source
 
 
-def _stacked(source, indices):
-  examples = [(image.copy(), label) for image, label in source.read(indices.tolist())]
-  images, labels = map(np.stack, zip(*examples, strict=True))
+def _read(source, indices):
+  images, labels = source.read_together(indices.tolist())
   return Pictures(images, labels, len(source.skipped))
 
 
@@ -301,10 +295,10 @@ def _errors(options, trained):
 
   source = _test_split(options, trained)
   order = np.random.default_rng(options.seed).permutation(len(source))
-  found, batch_size = [], 32 * trained.mesh.shape['data']
+  found, batch_size = [], BATCH * trained.mesh.shape['data']
   with tqdm.tqdm(total=len(source), unit=' images', desc='Looking for errors', leave=False, mininterval=1) as bar:
     for start in range(0, len(order), batch_size):
-      some = _stacked(source, order[start : start + batch_size])
+      some = _read(source, order[start : start + batch_size])
       log_probs = _log_probs(trained, some.images)
       wrong = (log_probs.argmax(axis=1) != some.labels) & (some.labels >= 0)
       found += zip(some.images[wrong], some.labels[wrong], log_probs[wrong], strict=True)
@@ -324,7 +318,7 @@ def _neighbours(options):
   trained.shape(options.layer)
   pictures = _pictures(options, trained)
   dataset = features.dataset(
-    options.workdir, trained.stored_size, directory=options.data_dir, batch_size=64 * trained.mesh.shape['data']
+    options.workdir, trained.stored_size, directory=options.data_dir, batch_size=BATCH * trained.mesh.shape['data']
   )
   about = f'{options.layer}-step{trained.num_steps}-{dataset.about["dataset"]}-{dataset.about["split"]}'
   folder = options.workdir / 'features' / re.sub(r'[^A-Za-z0-9._-]+', '_', about)
@@ -334,10 +328,10 @@ def _neighbours(options):
   train = features.load(folder)
   if not 1 <= options.k <= len(train.features):
     raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of training images.')
-  queries = _ask(trained, lambda filled: trained.activations(filled, options.layer), pictures.images)
+  queries = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images, BATCH)
   indices, _ = neighbours.nearest(queries, train.features, options.k)
   numbers = np.array([int(name.rpartition('/')[2]) for name in train.names])  # in the split; skipped images have no row
-  near = [_stacked(dataset.source, numbers[of_one]) for of_one in indices]
+  near = [_read(dataset.source, numbers[of_one]) for of_one in indices]
   names = trained.class_names
   query_names = None
   if pictures.labels.min() >= 0:
@@ -364,7 +358,7 @@ def _maps(options):
   pictures = _pictures(options, trained)
   if len(pictures.images) > 1:
     raise UsageError(f'maps are drawn of one image and {len(pictures.images)} are named; name one.')
-  (maps,) = _ask(trained, lambda filled: trained.activations(filled, options.layer), pictures.images)
+  (maps,) = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images, BATCH)
   figure = drawing.draw_maps(
     trained.centre_patches(pictures.images)[0],
     maps,
@@ -383,7 +377,7 @@ def _saliency(options):
   trained = _load(options.workdir)
   pictures = _pictures(options, trained)
   log_probs = _log_probs(trained, pictures.images)
-  gradients = _ask(trained, trained.saliency, pictures.images)
+  gradients = trained.in_batches(trained.saliency, pictures.images, BATCH)
   best = log_probs.argmax(axis=1)
   titles = [
     f'{drawing.short_name(trained.class_names[one])}, {100 * np.exp(row[one]):.0f} %'

@@ -66,21 +66,13 @@ def same_class(folder: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def _some(source, most):
-  """Returns images [image, size, size, rgb] uint8 and labels of a split, drawn where it has more than `most`."""
+  """Returns images and labels of a split, drawn where it has more than `most`."""
   indices = np.random.default_rng(0).permutation(len(source))[:most]
-  examples = [(image.copy(), label) for image, label in source.read(np.sort(indices).tolist())]
-  images, labels = zip(*examples, strict=True)
-  return np.stack(images), np.array(labels)
+  return source.read_together(np.sort(indices).tolist())
 
 
 def _fc7(trained: Trained, images):
-  size = BATCH * trained.mesh.shape['data']
-  rows = []
-  for start in range(0, len(images), size):
-    some = images[start : start + size]
-    filled = np.concatenate([some, np.zeros((size - len(some), *some.shape[1:]), np.uint8)])
-    rows.append(np.asarray(trained.activations(filled, 'fc7'))[: len(some)])
-  return np.concatenate(rows)
+  return trained.in_batches(lambda some: trained.activations(some, 'fc7'), images, BATCH)
 
 
 def _pixels(trained, images):

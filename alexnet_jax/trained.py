@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -66,6 +66,28 @@ class Trained(NamedTuple):
     """Cuts out of stored images [..., height, width, rgb] what the network sees of them."""
     top, left, _ = augment.centre(self.config.border)
     return images[..., top : top + self.config.image_size, left : left + self.config.image_size, :]
+
+  def in_batches(
+    self, question: Callable[[np.ndarray], jax.Array], images: np.ndarray, for_each_device: int
+  ) -> np.ndarray:
+    """Asks about any number of images, as many at a time as the devices take, the last ones filled up with black.
+
+    Args:
+      question: a method of this class, or a function of it, of a batch of images.
+      images: stored images, at least one.
+      for_each_device: the most images that a device is asked about at a time.
+
+    Returns:
+      [image, ...], the answers.
+    """
+    num_data = self.mesh.shape['data']
+    size = num_data * min(for_each_device, -(-len(images) // num_data))
+    answers = []
+    for start in range(0, len(images), size):
+      some = images[start : start + size]
+      filled = np.concatenate([some, np.zeros((size - len(some), *some.shape[1:]), np.uint8)])
+      answers.append(np.asarray(question(filled))[: len(some)])
+    return np.concatenate(answers)
 
   def activations(self, images: np.ndarray, stage: str, view: augment.View | None = None) -> jax.Array:
     """Computes what a stage of the network says of a view of each image.
