@@ -32,7 +32,7 @@ from alexnet_jax.errors import RunError, UsageError, first_line
 Batch = dict[str, np.ndarray]
 Example = tuple[np.ndarray, np.int32]  # [size, size, rgb] uint8, label
 
-KEPT_BYTES = 2**28  # splits that take no more than this are kept decoded: CIFAR-10 at its own size takes 154 MB
+KEPT_BYTES = 2**30  # splits that take no more are kept decoded: CIFAR-10 takes 154 MB, for `small` enlarged 778 MB
 MOST_THREADS = 16  # a batch of 128 takes 19 MB, and each thread has up to two in the making
 
 SUGGESTIONS = 'digits, cifar10, imagenette/full-size-v2, ilsvrc/2012'
