@@ -182,12 +182,44 @@ writes its entry; this file is made from `results/` by `python -m alexnet_jax.re
 Errors are in percent, top-1 / top-5 where there are two; differences are in percentage points; ± is the standard
 deviation between seeds.
 """
-COST = """
-`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`; where there are
-two, what is compared stands in the `results.json` of each (README says how to prepare ImageNet). A run of 90 epochs on
-ILSVRC-2012 is 901,000 steps of 128 images, 115 million images; at the 55 images a second of two CPU cores (README) that
-would take 24 days. On a GPU nothing was measured yet.
-"""
+IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (README)
+BYTES_PER_IMAGE = 15_500  # of 3,500 photographs of 224 x 224, prepared, 2026-11-25
+RUNS = (  # on ImageNet (facts, 1.6 and 4): config, epochs, training images, all images
+  (':ilsvrc2010', 90, 1_261_406, 1_461_406),
+  (':imagenet2012', 90, 1_281_167, 1_431_167),
+  (':fall2009,conv6', 90, 4_405_500, 8_900_000),  # half of them is for training, a hundredth of that for validation
+  (':fall2009,run146_2009', 6.65, 4_405_500, 8_900_000),
+  (':fall2011,run146_2011', 8.11, 7_425_000, 15_000_000),
+  (':imagenet2012,run146_2012', 54, 1_281_167, 1_431_167),
+)
+
+
+def cost() -> str:
+  """Says what the runs on ImageNet cost."""
+  lines = [
+    '',
+    '`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`; where there '
+    'are',
+    'two, what is compared stands in the `results.json` of each (README says how to prepare ImageNet). A run costs:',
+    '',
+    f'| run | epochs | steps of 128 | days of two CPU cores, {IMAGES_PER_SECOND} images/s | disk, GB |',
+    '| --- | --- | --- | --- | --- |',
+  ]
+  for config, epochs, training_images, all_images in RUNS:
+    days = epochs * training_images / IMAGES_PER_SECOND / 86_400
+    lines.append(
+      f'| `{config}` | {epochs} | {round(epochs * training_images / 128, -3):,.0f} | {days:.0f} | '
+      f'{all_images * BYTES_PER_IMAGE / 1e9:.0f} |'
+    )
+  lines += [
+    '',
+    'With `as_run` a run has the epochs of its log (facts, 1.6). Disk is that of the prepared images, 15.5 KB each as',
+    'was measured on photographs of 224 x 224; those of larger originals may take twice as much, and the official',
+    'archives are read where they are, beside it. The days are of the published network: one with conv6 and more',
+    'classes takes longer. On a GPU nothing was measured yet.',
+    '',
+  ]
+  return '\n'.join(lines)
 
 
 def report(found: Mapping[str, Outcomes]) -> str:
@@ -197,7 +229,7 @@ def report(found: Mapping[str, Outcomes]) -> str:
     found: of each experiment, the outcomes of its trainings that have ended.
   """
   entries = [entry(EXPERIMENTS[name], outcomes) for name, outcomes in found.items() if outcomes]
-  return '\n'.join([INTRODUCTION, table(found), COST, *entries])
+  return '\n'.join([INTRODUCTION, table(found), cost(), *entries])
 
 
 def table(found: Mapping[str, Outcomes]) -> str:

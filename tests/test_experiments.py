@@ -58,3 +58,10 @@ def test_the_commands_of_the_table_name_real_configs():
     for one in claim.command.split('; '):
       if one.startswith(':'):
         command.load_config(f'configs/alexnet.py{one.split()[0]}')
+
+
+def test_the_costs_are_those_of_the_configs():
+  for config, epochs, training_images, all_images in claims.RUNS:
+    assert command.load_config(f'configs/alexnet.py{config}').num_epochs == epochs
+    assert training_images < all_images
+  assert '| `:imagenet2012` | 90 | 901,000 | 24 | 22 |' in claims.cost()  # (facts, 1.6)
