@@ -13,8 +13,9 @@ from alexnet_jax.conclusions import (
   error,
   spread,
 )
-from alexnet_jax.experiments import EXPERIMENTS, NOT_YET, Experiment, error_after, trial_name
+from alexnet_jax.experiments import EXPERIMENTS, Experiment, error_after, trial_name
 
+NOT_YET = 'not yet'
 IMAGENET, TWO_DEVICES = 'ImageNet', 'two GPUs'
 
 

@@ -11,8 +11,6 @@ from alexnet_jax import conclusions
 from alexnet_jax.conclusions import Conclusion, gain, more_views, overfits, reaches, speed_up
 from alexnet_jax.outcomes import Outcome
 
-NOT_YET = 'not yet'
-
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
