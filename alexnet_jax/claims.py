@@ -13,7 +13,7 @@ from alexnet_jax.conclusions import (
   error,
   spread,
 )
-from alexnet_jax.experiments import EXPERIMENTS, Experiment, error_after, trial_name
+from alexnet_jax.experiments import EXPERIMENTS, SMALL_NOTE, Experiment, error_after, trial_name
 
 NOT_YET = 'not yet'
 IMAGENET, TWO_DEVICES = 'ImageNet', 'two GPUs'
@@ -229,8 +229,13 @@ def report(found: Mapping[str, Outcomes]) -> str:
   Args:
     found: of each experiment, the outcomes of its trainings that have ended.
   """
-  entries = [entry(EXPERIMENTS[name], outcomes) for name, outcomes in found.items() if outcomes]
-  return '\n'.join([INTRODUCTION, table(found), cost(), *entries])
+  described = set()
+  entries = [
+    entry(EXPERIMENTS[name], outcomes, described)
+    for name, outcomes in found.items()
+    if is_complete(EXPERIMENTS[name], outcomes)
+  ]
+  return '\n'.join([INTRODUCTION, table(found), cost(), f'{SMALL_NOTE}\n', *entries])
 
 
 def table(found: Mapping[str, Outcomes]) -> str:
@@ -265,9 +270,21 @@ def missing(experiment: Experiment, outcomes: Outcomes) -> list[str]:
   return [name for name in (*(arm.name for arm in experiment.arms), *read) if name not in outcomes]
 
 
-def entry(experiment: Experiment, outcomes: Outcomes) -> str:
-  """Returns the entry of an experiment."""
-  lines = [f'## {experiment.title}', '', f'Section {experiment.section}, on {experiment.data}. {experiment.note}', '']
+def entry(experiment: Experiment, outcomes: Outcomes, described: set | None = None) -> str:
+  """Returns the entry of an experiment.
+
+  Args:
+    experiment: what it is of.
+    outcomes: of its trainings that have ended.
+    described: trainings whose commands stand in an entry above, to which those of this one are added.
+  """
+  described = set() if described is None else described
+  lines = [
+    f'## {experiment.title}',
+    '',
+    f'Section {experiment.section}, on {experiment.data}. {experiment.note}'.strip(),
+    '',
+  ]
   if is_complete(experiment, outcomes):
     ours, verdict = experiment.conclude(outcomes)
     lines += [f'**{ours}** -- {verdict}.', '']
@@ -299,7 +316,14 @@ def entry(experiment: Experiment, outcomes: Outcomes) -> str:
     errors = (f'{error_after(one, arm.trial_epochs):.1f} % at {rate:g}' for rate, (one,) in trials.items())
     if trials:
       lines += [f'{arm.name}, training error after {arm.trial_epochs:g} epochs: {", ".join(errors)}.', '']
-  for name in [arm.name for arm in experiment.all_arms() if arm.name in outcomes]:
+  for arm in experiment.all_arms():
+    name, training = arm.name, (arm.home or experiment.name, arm.name)
+    if name not in outcomes:
+      continue
+    if training in described:
+      lines += [f'{name}: as above.', '']
+      continue
+    described.add(training)
     first = outcomes[name][0]
     dates = sorted({outcome.date for outcome in outcomes[name]})
     commits = sorted({outcome.commit for outcome in outcomes[name]})

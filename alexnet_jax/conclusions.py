@@ -210,7 +210,8 @@ def more_views(protocol: str) -> Conclusion:
       f'{statistics.mean(several for _, several in found):.2f} %'
       for name, found in pairs.items()
     )
-    ours = f'{ours}: {statistics.mean(gains):+.2f} on average over {len(gains)} networks'
+    several = f' on average over {len(gains)} networks' if len(gains) > 1 else ''
+    ours = f'{ours}: {statistics.mean(gains):+.2f}{several}'
     return Finding(ours, verdict(statistics.mean(gains) / TEN_VIEW_GAIN, min(gains) > 0))
 
   return conclude

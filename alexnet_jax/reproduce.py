@@ -366,10 +366,11 @@ def write(place: Place, *, draw: bool = True) -> None:
 
   found = {name: finished(experiment, place) for name, experiment in EXPERIMENTS.items()}
   for name, experiment in EXPERIMENTS.items():
-    ended = {arm.name: found[name][arm.name] for arm in experiment.arms if arm.name in found[name] and not arm.averages}
-    if draw and ended and experiment.shown:
+    if draw and experiment.arms and experiment.shown and claims.is_complete(experiment, found[name]):
+      read = [f'{other}/{arm.name}' for other in experiment.reads for arm in EXPERIMENTS[other].arms]
+      drawn = read + [arm.name for arm in experiment.arms if not arm.averages]
       figure = drawing.draw_comparison(
-        {arm: [experiment.shown(outcome) for outcome in some] for arm, some in ended.items()},
+        {arm.rpartition('/')[2]: [experiment.shown(outcome) for outcome in found[name][arm]] for arm in drawn},
         experiment.quantity,
         level=experiment.level,
       )
