@@ -199,9 +199,8 @@ def cost() -> str:
   """Says what the runs on ImageNet cost."""
   lines = [
     '',
-    '`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`; where there '
-    'are',
-    'two, what is compared stands in the `results.json` of each (README says how to prepare ImageNet). A run costs:',
+    '`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`; where there',
+    'are two, what is compared stands in the `results.json` of each (README says how to prepare ImageNet). It costs:',
     '',
     f'| run | epochs | steps of 128 | days of two CPU cores, {IMAGES_PER_SECOND} images/s | disk, GB |',
     '| --- | --- | --- | --- | --- |',

@@ -49,3 +49,21 @@ def test_neighbours_are_counted_as_by_brute_force(run_folder, monkeypatch):
     nearest = np.argsort(distances, axis=1, kind='stable')[:, :6]
     assert found[name] == round(100 * np.mean(labels[nearest] == wanted[:, None]), 2)
   assert found['pixels'] > 50  # digits are near in pixels, too: chance is 10 %
+
+
+@pytest.mark.parametrize('number', [1, 7, 8, 19])
+def test_any_number_of_images_may_be_asked_about(run_folder, number):
+  """On four devices that share a batch, at most two images each at a time."""
+  network = trained.load(run_folder, batch_size=8, num_data=4, num_tower=1)
+  images = np.random.default_rng(number).integers(0, 256, (number, 96, 96, 3), np.uint8)
+  asked = []
+
+  def fc7(some):
+    asked.append(len(some))
+    return network.activations(some, 'fc7')
+
+  found = network.in_batches(fc7, images, 2)
+  assert asked == {1: [4], 7: [8], 8: [8], 19: [8, 8, 8]}[number]
+  alone = trained.load(run_folder, batch_size=1, num_data=1, num_tower=1)
+  expected = np.concatenate([alone.activations(image[None], 'fc7') for image in images])
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
