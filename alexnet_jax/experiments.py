@@ -223,7 +223,7 @@ EXPERIMENTS = {
       section='3.1',
       arms=(
         Arm('relu', 'configs/cifar10.py:figure1', 12, SELDOM, (0.001, 0.002, 0.004, 0.008), 3),
-        Arm('tanh', 'configs/cifar10.py:figure1,tanh', 40, SELDOM, (0.002, 0.004, 0.008, 0.016, 0.032), 3),
+        Arm('tanh', 'configs/cifar10.py:figure1,tanh', 50, SELDOM, (0.002, 0.004, 0.008, 0.016, 0.032), 3),
       ),
       conclude=speed_up('relu', 'tanh', to_error=25, paper=6),
       images_per_second=1400,
