@@ -13,7 +13,7 @@ from alexnet_jax.conclusions import (
   error,
   spread,
 )
-from alexnet_jax.experiments import EXPERIMENTS, SMALL_NOTE, Experiment, error_after, trial_name
+from alexnet_jax.experiments import EXPERIMENTS, SMALL_NOTE, Experiment, arms_read, error_after, trial_name
 
 NOT_YET = 'not yet'
 IMAGENET, TWO_DEVICES = 'ImageNet', 'two GPUs'
@@ -265,8 +265,7 @@ def is_complete(experiment: Experiment, outcomes: Outcomes) -> bool:
 
 def missing(experiment: Experiment, outcomes: Outcomes) -> list[str]:
   """Names the arms of an experiment, and of those that it reads, that have not ended with any seed."""
-  read = [f'{name}/{arm.name}' for name in experiment.reads for arm in EXPERIMENTS[name].arms]
-  return [name for name in (*(arm.name for arm in experiment.arms), *read) if name not in outcomes]
+  return [name for name in (*(arm.name for arm in experiment.arms), *arms_read(experiment)) if name not in outcomes]
 
 
 def entry(experiment: Experiment, outcomes: Outcomes, described: set | None = None) -> str:

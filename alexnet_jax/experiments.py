@@ -446,3 +446,8 @@ EXPERIMENTS = {
     ),
   )
 }
+
+
+def arms_read(experiment: Experiment) -> list[str]:
+  """Names the arms of the experiments that this one reads, as its outcomes call them: 'lrn/with'."""
+  return [f'{name}/{arm.name}' for name in experiment.reads for arm in EXPERIMENTS[name].arms]

@@ -27,7 +27,6 @@ import numpy as np
 from alexnet_jax import cache, command, memory
 from alexnet_jax.errors import RunError, UsageError
 
-BATCH = 64  # images looked at together, for each device
 SHOWN = {  # curve: (tag in TensorBoard, what the axis says)
   'error': ('train/error', 'training error, %'),
   'loss': ('train/loss', 'training loss, nats'),
@@ -226,14 +225,14 @@ def _load(folder):
   from alexnet_jax import trained
 
   logging.set_verbosity(logging.ERROR)  # Orbax's own chatter
-  return trained.load(folder, batch_size=BATCH * jax.device_count())
+  return trained.load(folder, batch_size=trained.BATCH * jax.device_count())
 
 
 def _log_probs(trained, images):
   from alexnet_jax import augment
 
   view = augment.centre_view(trained.config.border)
-  return trained.in_batches(lambda some: trained.log_probs(some, view), images, BATCH)
+  return trained.in_batches(lambda some: trained.log_probs(some, view), images)
 
 
 def _pictures(options, trained):
@@ -293,6 +292,8 @@ def _errors(options, trained):
   """Draws images whose first guess is wrong: goes through the split in a random order until there are enough."""
   import tqdm
 
+  from alexnet_jax.trained import BATCH
+
   source = _test_split(options, trained)
   order = np.random.default_rng(options.seed).permutation(len(source))
   found, batch_size = [], BATCH * trained.mesh.shape['data']
@@ -313,6 +314,7 @@ def _errors(options, trained):
 
 def _neighbours(options):
   from alexnet_jax import drawing, features, neighbours
+  from alexnet_jax.trained import BATCH
 
   trained = _load(options.workdir)
   trained.shape(options.layer)
@@ -328,7 +330,7 @@ def _neighbours(options):
   train = features.load(folder)
   if not 1 <= options.k <= len(train.features):
     raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of training images.')
-  queries = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images, BATCH)
+  queries = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images)
   indices, _ = neighbours.nearest(queries, train.features, options.k)
   numbers = np.array([int(name.rpartition('/')[2]) for name in train.names])  # in the split; skipped images have no row
   near = [_read(dataset.source, numbers[of_one]) for of_one in indices]
@@ -358,7 +360,7 @@ def _maps(options):
   pictures = _pictures(options, trained)
   if len(pictures.images) > 1:
     raise UsageError(f'maps are drawn of one image and {len(pictures.images)} are named; name one.')
-  (maps,) = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images, BATCH)
+  (maps,) = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images)
   figure = drawing.draw_maps(
     trained.centre_patches(pictures.images)[0],
     maps,
@@ -377,7 +379,7 @@ def _saliency(options):
   trained = _load(options.workdir)
   pictures = _pictures(options, trained)
   log_probs = _log_probs(trained, pictures.images)
-  gradients = trained.in_batches(trained.saliency, pictures.images, BATCH)
+  gradients = trained.in_batches(trained.saliency, pictures.images)
   best = log_probs.argmax(axis=1)
   titles = [
     f'{drawing.short_name(trained.class_names[one])}, {100 * np.exp(row[one]):.0f} %'

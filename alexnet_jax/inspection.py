@@ -6,11 +6,10 @@ import jax
 import numpy as np
 
 from alexnet_jax import data, drawing, evaluate, neighbours, workdir
-from alexnet_jax.trained import Trained, load
+from alexnet_jax.trained import BATCH, Trained, load
 
 MOST_QUERIES, MOST_SEARCHED = 500, 10_000  # images; drawn from larger splits
 NUM_NEAREST = 6  # figure 4
-BATCH = 64  # images looked at together, for each device
 
 
 def colour(folder: pathlib.Path) -> dict[str, list[float]]:
@@ -72,7 +71,7 @@ def _some(source, most):
 
 
 def _fc7(trained: Trained, images):
-  return trained.in_batches(lambda some: trained.activations(some, 'fc7'), images, BATCH)
+  return trained.in_batches(lambda some: trained.activations(some, 'fc7'), images)
 
 
 def _pixels(trained, images):

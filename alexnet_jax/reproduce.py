@@ -31,7 +31,7 @@ from absl import logging
 
 from alexnet_jax import cache, claims, command, files, memory, outcomes
 from alexnet_jax.errors import HeldError, RunError, Stopped, UsageError
-from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment, error_after, trial_name
+from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment, arms_read, error_after, trial_name
 from alexnet_jax.outcomes import Outcome
 from alexnet_jax.stopping import STOPPED
 
@@ -347,7 +347,8 @@ def finished(experiment: Experiment, place: Place) -> dict[str, list[Outcome]]:
     if arm.rates and rate is None:
       continue
     if arm.averages:
-      some = [outcome for outcome in (find(Training(experiment, arm, rate, 1, arm.num_epochs), place),) if outcome]
+      outcome = find(Training(experiment, arm, rate, 1, arm.num_epochs), place)
+      some = [outcome] if outcome else []
     else:
       while outcome := find(Training(experiment, arm, rate, len(some), arm.num_epochs), place):
         some.append(outcome)
@@ -367,8 +368,7 @@ def write(place: Place, *, draw: bool = True) -> None:
   found = {name: finished(experiment, place) for name, experiment in EXPERIMENTS.items()}
   for name, experiment in EXPERIMENTS.items():
     if draw and experiment.arms and experiment.shown and claims.is_complete(experiment, found[name]):
-      read = [f'{other}/{arm.name}' for other in experiment.reads for arm in EXPERIMENTS[other].arms]
-      drawn = read + [arm.name for arm in experiment.arms if not arm.averages]
+      drawn = arms_read(experiment) + [arm.name for arm in experiment.arms if not arm.averages]
       figure = drawing.draw_comparison(
         {arm.rpartition('/')[2]: [experiment.shown(outcome) for outcome in found[name][arm]] for arm in drawn},
         experiment.quantity,

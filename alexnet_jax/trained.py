@@ -15,6 +15,8 @@ from alexnet_jax import augment, checkpoint, step, towers, workdir
 from alexnet_jax.errors import UsageError
 from alexnet_jax.network import Network, build
 
+BATCH = 64  # images looked at together, for each device
+
 
 class Trained(NamedTuple):
   """A network with its parameters, and what belongs to them.
@@ -68,7 +70,7 @@ class Trained(NamedTuple):
     return images[..., top : top + self.config.image_size, left : left + self.config.image_size, :]
 
   def in_batches(
-    self, question: Callable[[np.ndarray], jax.Array], images: np.ndarray, for_each_device: int
+    self, question: Callable[[np.ndarray], jax.Array], images: np.ndarray, for_each_device: int = BATCH
   ) -> np.ndarray:
     """Asks about any number of images, as many at a time as the devices take, the last ones filled up with black.
 
