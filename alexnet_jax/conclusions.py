@@ -206,7 +206,7 @@ def more_views(protocol: str) -> Conclusion:
     pairs = {name: found for name, found in pairs.items() if found}
     gains = [centre - several for found in pairs.values() for centre, several in found]
     ours = '; '.join(
-      f'{name.rpartition("/")[2]} {statistics.mean(centre for centre, _ in found):.2f} to '
+      f'{name} {statistics.mean(centre for centre, _ in found):.2f} to '
       f'{statistics.mean(several for _, several in found):.2f} %'
       for name, found in pairs.items()
     )
@@ -235,17 +235,24 @@ def specialised() -> Conclusion:
   return conclude
 
 
-def alike(arm: str) -> Conclusion:
-  """Looks whether what is near in fc7 is of one class, more often than what is near in pixels."""
+def alike(*arms: str) -> Conclusion:
+  """Looks whether what is near in fc7 is of one class, more often than what is near in pixels.
+
+  Args:
+    arms: whose networks are asked.
+  """
 
   def conclude(outcomes: Outcomes) -> Finding:
-    shares = [outcome.measured['same_class'] for outcome in outcomes[arm]]
-    fc7, pixels = ([of_one[place] for of_one in shares] for place in ('fc7', 'pixels'))
-    ours = (
-      f'of the six nearest in fc7 {spread(fc7, 0)} % are of the class of their image, of those in pixels '
-      f'{spread(pixels, 0)} %'
+    shares = {arm: [outcome.measured['same_class'] for outcome in outcomes[arm]] for arm in arms}
+    found = '; '.join(
+      f'{arm} {spread([of["fc7"] for of in some], 0)} %, in pixels {spread([of["pixels"] for of in some], 0)} %'
+      for arm, some in shares.items()
     )
+    fc7, pixels = ([of[place] for some in shares.values() for of in some] for place in ('fc7', 'pixels'))
     effect = statistics.mean(fc7) - statistics.mean(pixels)
-    return Finding(ours, verdict(share_of(effect, None), max(pixels) < min(fc7)))  # of 3,000 neighbours each
+    is_clear = max(pixels) < min(fc7)  # of 3,000 neighbours each
+    return Finding(
+      f'of the six nearest in fc7 are of the class of their image: {found}', verdict(share_of(effect, None), is_clear)
+    )
 
   return conclude

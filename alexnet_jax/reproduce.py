@@ -337,10 +337,16 @@ def _folder(training, place):
 
 
 def finished(experiment: Experiment, place: Place) -> dict[str, list[Outcome]]:
-  """Reads what is kept of the trainings of an experiment that have ended, its trials too."""
-  found = {
-    f'{name}/{arm}': some for name in experiment.reads for arm, some in finished(EXPERIMENTS[name], place).items()
-  }
+  """Reads what is kept of the trainings that have ended, of an experiment and of those that it reads."""
+  found = _own(experiment, place)
+  for name in experiment.reads:
+    found |= {f'{name}/{arm}': some for arm, some in _own(EXPERIMENTS[name], place).items()}
+  return found
+
+
+def _own(experiment, place):
+  """Reads what is kept of the trainings of an experiment itself, its trials too."""
+  found = {}
   for arm in experiment.all_arms():
     found |= {trial_name(arm.name, rate): [one] for rate, one in trials(experiment, arm, place).items()}
     some, rate = [], chosen_rate(experiment, arm, place)

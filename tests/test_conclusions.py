@@ -69,7 +69,7 @@ def test_more_views_must_help_every_network():
     {'lrn/with': better, '13pct/13pct': with_error(12.0, centre=13.0)}
   )
   assert verdict == REPRODUCED
-  assert 'with 14.50 to 13.00 %' in ours
+  assert 'lrn/with 14.50 to 13.00 %' in ours
   assert '+1.25 on average over 2 networks' in ours
   assert conclusions.more_views('nine_view')({'lrn/with': better, 'lrn/without': worse}).verdict == DIRECTION
   assert conclusions.more_views('nine_view')({'lrn/with': better}).verdict == DIRECTION
@@ -171,5 +171,7 @@ def test_towers_specialise_when_one_is_colourful_and_the_other_grey(shares, expe
 
 @pytest.mark.parametrize(('pixels', 'expected'), [(20.0, REPRODUCED), (47.0, DIRECTION), (60.0, NOT_REPRODUCED)])
 def test_neighbours_in_fc7_are_alike_more_often_than_in_pixels(pixels, expected):
-  outcomes = [outcome(measured={'same_class': {'fc7': fc7, 'pixels': pixels}}) for fc7 in (45.0, 52.0)]
-  assert conclusions.alike('paper')({'paper': outcomes}).verdict == expected
+  paper, as_run = ([outcome(measured={'same_class': {'fc7': fc7, 'pixels': pixels}})] for fc7 in (45.0, 52.0))
+  found = conclusions.alike('paper', 'as_run')({'paper': paper, 'as_run': as_run})
+  assert found.verdict == expected
+  assert f'as_run 52 (1 seed) %, in pixels {pixels:.0f} (1 seed) %' in found.ours

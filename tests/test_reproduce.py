@@ -120,6 +120,14 @@ def test_an_average_of_fewer_is_made_again(place, monkeypatch):
   assert reproduce.find(of_five, place) is None
 
 
+def test_what_is_read_is_counted_once(place):
+  """The entry of 11 % reads that of 13 %, and both are read for the nine views."""
+  for name in ('13pct', '11pct'):
+    outcomes.save(place.results / name / f'{name}-seed0.json', outcome(num_epochs=160.0))
+  assert set(reproduce.finished(EXPERIMENTS['11pct'], place)) == {'11pct', '13pct/13pct'}
+  assert set(reproduce.finished(EXPERIMENTS['views'], place)) == {'11pct/11pct', '13pct/13pct'}
+
+
 def test_what_another_process_trains_is_waited_for(place, monkeypatch, capsys):
   experiment = dataclasses.replace(shorter(monkeypatch, EXPERIMENTS['13pct']))
 
