@@ -33,20 +33,25 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, bat
 
 
 @pytest.mark.parametrize(
-  ('num_kernels', 'expected'),
-  [(32, {'conv_by_pairs', 'kernel_gradient'}), (64, {'kernel_gradient'}), (128, {'kernel_gradient', 'input_gradient'})],
+  ('num_kernels', 'stride', 'expected'),
+  [
+    (32, 1, {'conv_by_pairs', 'kernel_gradient'}),
+    (64, 1, {'kernel_gradient'}),
+    (128, 1, {'kernel_gradient', 'input_gradient'}),
+    (96, 2, {'conv_by_columns', 'kernel_gradient'}),
+  ],
 )
-def test_on_a_cpu_they_are_our_own_where_that_is_faster(num_kernels, expected, monkeypatch):
+def test_on_a_cpu_they_are_our_own_where_that_is_faster(num_kernels, stride, expected, monkeypatch):
   """Otherwise the test above compares XLA with itself."""
   called = set()
 
   def watched(name, function):
     return lambda *arguments: called.add(name) or function(*arguments)
 
-  for name in ('conv_by_pairs', 'kernel_gradient', 'input_gradient'):
+  for name in ('conv_by_pairs', 'conv_by_columns', 'kernel_gradient', 'input_gradient'):
     monkeypatch.setattr(convolution, name, watched(name, getattr(convolution, name)))
   x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, num_kernels))
-  jax.make_jaxpr(jax.grad(lambda x, k: convolution.conv(x, k, 1, ((0, 0), (0, 0))).sum(), (0, 1)))(x, kernel)
+  jax.make_jaxpr(jax.grad(lambda x, k: convolution.conv(x, k, stride, ((0, 0), (0, 0))).sum(), (0, 1)))(x, kernel)
   assert called == expected
 
 
