@@ -1,10 +1,9 @@
 """The convolution of one tower on one device, and its gradients.
 
-`lax.conv_general_dilated` is fast on every platform except a CPU: there XLA computes a first layer, of three maps, on a
-single core, the gradient of the kernel as a convolution whose window is the whole image, at a fifth of the speed of a
-matrix product, and that of the input a fifth slower than need be where a layer has many kernels. There, and only there,
-they are computed otherwise: by patches and one matrix product, a few images at a time so that the patches stay in the
-cache.
+`lax.conv_general_dilated` is fast on every platform but a CPU. There XLA leaves what has few output maps, as conv1 and
+the gradient of conv2's input, to a single core, and computes the gradient of the kernel as a convolution whose window
+is the whole image, at a fifth of the speed of a matrix product. There, and only there, these are computed otherwise:
+by patches and one matrix product, a few images at a time so that the patches stay in the cache.
 """
 
 import functools
@@ -67,11 +66,11 @@ def _forward(x, kernel, stride, padding):
 
 def _backward(stride, padding, residuals, dy):
   x, kernel = residuals
-  # With few kernels our gradient of the input writes more than it computes. Milliseconds on one core / two, ours and
-  # XLA's: 32 kernels of a network for CIFAR-10, batch 128, 15.0 / 12.5 and 7.3 / 7.4; 64 kernels 23.3 / 19.1 and 17.2 /
-  # 18.3; one tower of conv2, 128 kernels, batch 32, on two cores 28 and 35.
+  # With few kernels our gradient of the input copies more than it computes. Milliseconds on one core / two, ours and
+  # XLA's: 64 kernels of a network for CIFAR-10, batch 128, 23 / 14 and 16 / 16; one tower of conv2, 128 kernels, batch
+  # 32, 41 / 26 and 35 / 35.
   if stride == 1 and kernel.shape[-1] >= MANY_KERNELS:
-    dx = input_gradient(dy, kernel, x.shape, padding)
+    dx = input_gradient(dy, kernel, padding)
   else:
     (dx,) = jax.linear_transpose(functools.partial(plain_conv, kernel=kernel, stride=stride, padding=padding), x)(dy)
   return dx, kernel_gradient(x, dy, kernel.shape, stride, padding)
@@ -100,15 +99,15 @@ def conv_by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddi
   copied once, although several windows see it: one product tells what it gives to each of them, to be moved and added.
   """
   kernel_height, kernel_width, num_in, num_out = kernel.shape
-  batch, _, _, _ = x.shape
-  height, width = ((x.shape[axis] + sum(padding[axis - 1]) - kernel.shape[axis - 1]) // stride + 1 for axis in (1, 2))
+  sides = zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
+  height, width = ((side + sum(around) - size) // stride + 1 for side, around, size in sides)
   in_kernel = math.ceil(kernel_width / stride)  # columns
   in_image = width + in_kernel - 1
   (top, _), (left, _) = padding
   below = (height - 1) * stride + kernel_height - top - x.shape[1]
   right = in_image * stride - left - x.shape[2]
   x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)))  # negative: cut off
-  x = x.reshape(batch, -1, in_image, stride * num_in)
+  x = x.reshape(len(x), -1, in_image, stride * num_in)
   weights = jnp.pad(kernel, ((0, 0), (0, in_kernel * stride - kernel_width), (0, 0), (0, 0)))
   weights = weights.reshape(kernel_height, in_kernel, stride * num_in, num_out).transpose(0, 2, 1, 3)
   weights = weights.reshape(-1, in_kernel * num_out)
@@ -119,38 +118,26 @@ def conv_by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddi
     products = products.reshape(-1, height, in_image, in_kernel, num_out)
     return functools.reduce(jnp.add, [products[:, :, i : i + width, i] for i in range(in_kernel)])
 
-  pieces = _in_pieces(x, height * in_image * in_kernel * num_out * 4)
-  return lax.map(of_piece, pieces).reshape(batch, height, width, num_out)
+  pieces = _in_pieces(x, height * in_image * max(weights.shape) * 4)  # the larger of patches and products
+  return lax.map(of_piece, pieces).reshape(-1, height, width, num_out)
 
 
-def input_gradient(dy: jax.Array, kernel: jax.Array, x_shape, padding: Padding) -> jax.Array:
+def input_gradient(dy: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   """Computes the gradient of a convolution of stride 1 with respect to its input.
 
   Args:
     dy: gradient of the output maps [batch, height, width, out].
     kernel: [height, width, in, out].
-    x_shape: (batch, height, width, in) of the input maps.
     padding: as in the forward pass.
 
   Returns:
-    An array of `x_shape`.
+    An array as the input maps [batch, height, width, in].
   """
-  kernel_height, kernel_width, num_in, num_out = kernel.shape
-  _, height, width, _ = dy.shape
-  (top, _), (left, _) = padding
-  weights = kernel.transpose(3, 0, 1, 2).reshape(num_out, -1)
-
-  def of_piece(dy):
-    patches = (dy.reshape(-1, num_out) @ weights).reshape(-1, height, width, kernel_height, kernel_width, num_in)
-
-    def place(i, j):  # what output pixels say of the input pixel that they saw through kernel pixel i, j
-      rows = (i - top, x_shape[1] - height - i + top, 0)
-      columns = (j - left, x_shape[2] - width - j + left, 0)
-      return lax.pad(patches[:, :, :, i, j], jnp.zeros((), dy.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
-
-    return functools.reduce(jnp.add, [place(i, j) for i in range(kernel_height) for j in range(kernel_width)])
-
-  return lax.map(of_piece, _in_pieces(dy, height * width * weights.shape[1] * 4)).reshape(x_shape)
+  turned = kernel[::-1, ::-1].swapaxes(2, 3)  # what an input pixel says to the outputs, seen from the pixel
+  around = tuple(
+    (size - 1 - before, size - 1 - after) for size, (before, after) in zip(kernel.shape[:2], padding, strict=True)
+  )
+  return conv_by_columns(dy, turned, 1, around)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padding: Padding) -> jax.Array:
