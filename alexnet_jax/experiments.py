@@ -41,6 +41,9 @@ class Arm:
   inspect: Callable[[pathlib.Path], Mapping[str, object]] | None = None
 
 
+QUANTITIES = {Outcome.test_curve: 'test error', Outcome.training_curve: 'training error'}  # test: of the centre patch
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A claim of the paper, put to the test.
@@ -56,7 +59,7 @@ class Experiment:
     num_images: in the training set; for estimates.
     data: to train on.
     needs: what a reader must have, where it is more than TFDS fetches by itself.
-    shown: the curve that is drawn, by the training error or by the test error of the centre patch; None: no figure.
+    shown: the curves that are drawn of every arm, of `QUANTITIES`; none: no figure.
     level: percent that the figure marks.
     pictures: further figures, by their names in `figures.py`, of the run of the first arm with seed 0.
     note: what a reader of the entry must know.
@@ -73,7 +76,7 @@ class Experiment:
   num_images: int = 50_000
   data: str = 'CIFAR-10'
   needs: str = ''
-  shown: Callable[[Outcome], tuple] | None = Outcome.training_curve
+  shown: Sequence[Callable[[Outcome], tuple]] = (Outcome.training_curve,)
   level: float | None = None
   pictures: Sequence[str] = ()
   note: str = ''
@@ -81,8 +84,8 @@ class Experiment:
 
   @property
   def quantity(self) -> str:
-    """Says what the drawn curve is of."""
-    return 'test error, %' if self.shown is Outcome.test_curve else 'training error, %'
+    """Says what the drawn curves are of."""
+    return f'{QUANTITIES[self.shown[0]] if len(self.shown) == 1 else "error"}, %'
 
   def num_epochs(self, num_seeds: int) -> float:
     """Counts the epochs of all its trainings, and of those that they start from."""
@@ -142,9 +145,10 @@ SMALL = {
 }
 SMALL_EPOCHS = 24
 SMALL_SPEED = 1000
+BOTH_ERRORS = (Outcome.test_curve, Outcome.training_curve)
 OVERFITTING_NOTE = (
-  'Test and training error are those of the finished network, of centre patches and with all neurons; the column below '
-  'has the training error of the last batches, with augmentation and dropout.'
+  'Test and training error are those of the finished network, of centre patches and with all neurons; the figure and '
+  'the column below have the training error of the batches, with augmentation and dropout.'
 )
 SMALL_NOTE = (
   '`small` is the network of the paper with half of its kernels, for 64 x 64 pixels, in the recipe of the paper but '
@@ -161,7 +165,7 @@ def small(name: str, *variants: str) -> Arm:
 
 def ablation(name: str, title: str, section: str, arms: Sequence[Arm], conclude: Conclusion, **others) -> Experiment:
   """Makes an experiment on the small AlexNet."""
-  others = {'images_per_second': SMALL_SPEED, 'data': 'CIFAR-10, `small`', 'shown': Outcome.test_curve} | others
+  others = {'images_per_second': SMALL_SPEED, 'data': 'CIFAR-10, `small`', 'shown': (Outcome.test_curve,)} | others
   return Experiment(name, title, section, arms, conclude, **others)
 
 
@@ -260,7 +264,7 @@ EXPERIMENTS = {
       ),
       conclude=gain('with', 'without', paper=2.0),
       images_per_second=1000,
-      shown=Outcome.test_curve,
+      shown=(Outcome.test_curve,),
       note='The network of 11 % with its normalisation and without, cut to 24 epochs. In 2012 more than normalisation '
       'was between 13 and 11 %: the second network is wider, decays otherwise, and was trained for 520 epochs instead '
       'of 160 (facts, 3). This pair differs in normalisation alone. Nine views.',
@@ -273,7 +277,7 @@ EXPERIMENTS = {
       conclude=reaches('13pct', paper=13.0, within=0.5),
       images_per_second=1200,
       num_seeds=1,
-      shown=Outcome.test_curve,
+      shown=(Outcome.test_curve,),
       note='Its own schedule, but all five batches from the start; in 2012 the fifth came in after 100 epochs. Nine '
       'views.',
     ),
@@ -285,7 +289,7 @@ EXPERIMENTS = {
       conclude=reaches('11pct', paper=11.0, within=0.5),
       images_per_second=1000,
       num_seeds=1,
-      shown=Outcome.test_curve,
+      shown=(Outcome.test_curve,),
       note='Cut from 520 to 100 epochs. By then its training error, of images cut and mirrored at random, lies hardly '
       'below its test error, so that it would go on learning. The figure shows the network of 13 % beside it. Nine '
       'views.',
@@ -333,6 +337,7 @@ EXPERIMENTS = {
       '4.1',
       (PAPER, small('no_augmentation', 'no_augmentation')),
       overfits('paper', 'no_augmentation'),
+      shown=BOTH_ERRORS,
       note=OVERFITTING_NOTE,
     ),
     ablation(
@@ -355,7 +360,7 @@ EXPERIMENTS = {
       '4.1',
       (PAPER,),
       more_views('ten_view'),
-      shown=None,
+      shown=(),
       reads=('photographs',),
     ),
     ablation(
@@ -364,6 +369,7 @@ EXPERIMENTS = {
       '4.2',
       (PAPER, NO_DROPOUT),
       overfits('paper', 'no_dropout'),
+      shown=BOTH_ERRORS,
       note=f'{OVERFITTING_NOTE} {RATE_NOTE}',
     ),
     ablation(
@@ -382,7 +388,7 @@ EXPERIMENTS = {
       '5',
       (PAPER, small('no_decay', 'no_decay')),
       gain('paper', 'no_decay', paper=None, of=conclusions.training_error, what=' in training'),
-      shown=Outcome.training_curve,
+      shown=(Outcome.training_curve,),
     ),
     ablation(
       'biases',
@@ -390,7 +396,7 @@ EXPERIMENTS = {
       '5',
       (PAPER, small('zero_bias', 'zero_bias')),
       speed_up('paper', 'zero_bias', to_error=60, paper=None),
-      shown=Outcome.training_curve,
+      shown=(Outcome.training_curve,),
       level=60,
       note='Epochs to 60 % training error.',
     ),
@@ -431,7 +437,7 @@ EXPERIMENTS = {
       '6.1',
       (PAPER,),
       conclusions.specialised(),
-      shown=None,
+      shown=(),
       pictures=('kernels',),
       note="Colour is what is left of a kernel when its channels' mean is taken from each; in noise it has 67 % of the "
       'energy. In the two towers of the published Caffe network it has 77 and 15 %.',
@@ -449,7 +455,7 @@ EXPERIMENTS = {
       data='ten classes of photographs',
       needs='FOLDER/train/CLASS/PICTURE and val, prepared with `python -m alexnet_jax.prepare folder FOLDER '
       '--name=photos`',
-      shown=Outcome.test_curve,
+      shown=(Outcome.test_curve,),
       pictures=('kernels', 'predictions', 'neighbours'),
       note='The full AlexNet, 224 x 224 pixels, on 2,800 photographs of the ten classes of Imagenette (tench, English '
       'springer, cassette player, chain saw, church, French horn, garbage truck, gas pump, golf ball, parachute), '
@@ -462,3 +468,15 @@ EXPERIMENTS = {
 def arms_read(experiment: Experiment) -> list[str]:
   """Names the arms of the experiments that this one reads, as its outcomes call them: 'lrn/with'."""
   return [f'{name}/{arm.name}' for name in experiment.reads for arm in EXPERIMENTS[name].arms]
+
+
+def curves(experiment: Experiment, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, list[tuple]]:
+  """Returns what the figure of an experiment compares, {name of a line: its curve of every seed}."""
+  drawn = arms_read(experiment) + [arm.name for arm in experiment.arms if not arm.averages]
+  return {
+    name.rpartition('/')[2] + (f', {QUANTITIES[curve]}' if len(experiment.shown) > 1 else ''): [
+      curve(outcome) for outcome in outcomes[name]
+    ]
+    for name in drawn
+    for curve in experiment.shown
+  }

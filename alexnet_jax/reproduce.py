@@ -31,7 +31,7 @@ from absl import logging
 
 from alexnet_jax import cache, claims, command, files, memory, outcomes
 from alexnet_jax.errors import HeldError, RunError, Stopped, UsageError
-from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment, arms_read, error_after, trial_name
+from alexnet_jax.experiments import EXPERIMENTS, Arm, Experiment, curves, error_after, trial_name
 from alexnet_jax.outcomes import Outcome
 from alexnet_jax.stopping import STOPPED
 
@@ -374,12 +374,7 @@ def write(place: Place, *, draw: bool = True) -> None:
   found = {name: finished(experiment, place) for name, experiment in EXPERIMENTS.items()}
   for name, experiment in EXPERIMENTS.items():
     if draw and experiment.arms and experiment.shown and claims.is_complete(experiment, found[name]):
-      drawn = arms_read(experiment) + [arm.name for arm in experiment.arms if not arm.averages]
-      figure = drawing.draw_comparison(
-        {arm.rpartition('/')[2]: [experiment.shown(outcome) for outcome in found[name][arm]] for arm in drawn},
-        experiment.quantity,
-        level=experiment.level,
-      )
+      figure = drawing.draw_comparison(curves(experiment, found[name]), experiment.quantity, level=experiment.level)
       drawing.save(figure, place.results / f'{name}.png')
   try:
     with files.replacing(place.report) as partial:
