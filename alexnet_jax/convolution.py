@@ -24,7 +24,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """Convolves maps [batch, height, width, in] with a kernel [height, width, in, out], both float32.
+  """Convolves maps [batch, height, width, in] with a kernel [height, width, in, out], both of one dtype.
 
   Args:
     x: input maps.
@@ -35,7 +35,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.
   Returns:
     Output maps [batch, height, width, out].
   """
-  return (_conv_for_cpu if jax.default_backend() == 'cpu' else plain_conv)(x, kernel, stride, padding)
+  is_ours = jax.default_backend() == 'cpu' and x.dtype == jnp.float32
+  return (_conv_for_cpu if is_ours else plain_conv)(x, kernel, stride, padding)
 
 
 def plain_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

@@ -38,6 +38,18 @@ ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.', 'optimizer
 NAMES = ('variants', 'init_fresh', 'model.norm.after', 'model.norm.pooled', 'data.classes')
 NAMES_OF = {'alexnet': ('model.meet', 'model.norm.before', 'model.norm.within'), 'cifar': ()}  # by model.name
 
+# Fields that older versions did not have, and what they did without.
+ADDED = {'data.classes': (), 'model.dtype': 'float32'}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+  """Gives the config of a run of an older version the fields that came later; raises KeyError if others are missing."""
+  for field, value in ADDED.items():
+    part, _, name = field.partition('.')
+    if name not in config[part]:
+      config[part][name] = value
+  return config
+
 
 def flat(config: ConfigDict) -> dict:
   """Flattens a config to {'model.width': 1.0, ...}, in JSON's types."""

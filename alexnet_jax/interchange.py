@@ -196,7 +196,7 @@ def from_metadata(file: object, texts: Mapping[str, str], tensors: dict[str, np.
       'use the version of the project that wrote it.'
     )
   try:
-    config = ConfigDict(json.loads(texts['config']))
+    config = fields.complete(ConfigDict(json.loads(texts['config'])))
     class_names, num_steps = json.loads(texts['class_names']), int(texts['num_steps'])
     fields.check(config)
     expected = shapes(config.model, len(class_names))

@@ -1,4 +1,8 @@
-"""The layers of section 3, for activations with a leading tower axis."""
+"""The layers of section 3, for activations with a leading tower axis.
+
+Parameters are float32. A layer computes with the dtype of the activations that it reads, and hands on the same; only
+normalisation has float32 inside, whatever it reads.
+"""
 
 import functools
 import itertools
@@ -43,7 +47,7 @@ class Conv(nnx.Module):
   def __call__(self, x):
     """Maps [tower, batch, height, width, in], or [batch, height, width, in], to [tower, batch, height, width, out]."""
     y = towers.conv(x, self.kernel[...], stride=self.stride, padding=self.padding)
-    return y + self.bias[...][:, None, None, None, :]
+    return y + self.bias[...].astype(y.dtype)[:, None, None, None, :]
 
 
 class LocalConv(nnx.Module):
@@ -79,8 +83,8 @@ class LocalConv(nnx.Module):
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), around, around, (0, 0, 0), (0, 0, 0)))
     window = itertools.product(range(self.size), repeat=2)
     windows = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in window], axis=-1)
-    y = jnp.einsum('thwni,thwio->thwno', windows, self.kernel[...]).transpose(0, 3, 1, 2, 4)
-    return y + self.bias[...][:, None]
+    y = jnp.einsum('thwni,thwio->thwno', windows, self.kernel[...].astype(x.dtype)).transpose(0, 3, 1, 2, 4)
+    return y + self.bias[...].astype(x.dtype)[:, None]
 
 
 class Linear(nnx.Module):
@@ -98,10 +102,10 @@ class Linear(nnx.Module):
 
   def __call__(self, x):
     """Maps [tower, batch, in], or [batch, in] seen by every tower, to [tower, batch, out]."""
-    kernel = self.kernel[...]
+    kernel = self.kernel[...].astype(x.dtype)
     if x.ndim == 2:
       x = towers.broadcast(x, len(kernel))
-    return jnp.einsum('tni,tio->tno', x, kernel) + self.bias[...][:, None, :]
+    return jnp.einsum('tni,tio->tno', x, kernel) + self.bias[...].astype(x.dtype)[:, None, :]
 
 
 def gaussian(key, shape, std) -> jax.Array:
@@ -201,7 +205,7 @@ def local_response_norm(
   its alpha ours.
 
   Args:
-    x: [tower, batch, height, width, channel] float32.
+    x: [tower, batch, height, width, channel].
     k: additive constant.
     size: maps in the window, n in the paper; odd.
     alpha: factor of the sum of squares.
@@ -210,7 +214,7 @@ def local_response_norm(
   Returns:
     An array like `x`.
   """
-  return _divide_by_neighbours(x, (4,), k, size, alpha, beta)
+  return _in_float32(x, (4,), k, size, alpha, beta)
 
 
 def within_map_norm(
@@ -222,7 +226,11 @@ def within_map_norm(
   the constants that are the defaults here: scale 0.001 over a window of 25 (facts, 1.2). The window is centred and
   clipped at the borders of the map. Arguments and result are those of `local_response_norm`.
   """
-  return _divide_by_neighbours(x, (2, 3), k, size, alpha, beta)
+  return _in_float32(x, (2, 3), k, size, alpha, beta)
+
+
+def _in_float32(x, *arguments):
+  return _divide_by_neighbours(x.astype(jnp.promote_types(x.dtype, jnp.float32)), *arguments).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))

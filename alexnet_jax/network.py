@@ -6,13 +6,16 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 
 from alexnet_jax import cifar, model, towers
+from alexnet_jax.errors import UsageError
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # that layers compute with
 NETWORKS = {'alexnet': (model.AlexNet, model.check), 'cifar': (cifar.CifarNet, cifar.check)}
 
 
@@ -48,6 +51,9 @@ def build(config: ConfigDict, num_classes: int) -> Network:
   """
   kind, check = NETWORKS[config.name]
   check(config)
+  if config.dtype not in DTYPES:
+    raise UsageError(f"model.dtype='{config.dtype}' is unknown; choose {' or '.join(map(repr, DTYPES))}.")
+  dtype = DTYPES[config.dtype]
   new = functools.partial(kind, config, num_classes)
   module = nnx.eval_shape(lambda: new(rngs=nnx.Rngs(0)))
   graph = nnx.graphdef(module)
@@ -56,12 +62,15 @@ def build(config: ConfigDict, num_classes: int) -> Network:
     return nnx.to_pure_dict(nnx.state(new(rngs=nnx.Rngs(key)), nnx.Param))
 
   def apply(params, images, dropout_key=None):
-    *_, (_, x) = nnx.merge(graph, params).stages(images, dropout_key)
-    return towers.gather(x)[:, :num_classes]  # a last unit without a class, of an odd number of them, is cut off
+    *_, (_, x) = nnx.merge(graph, params).stages(images.astype(dtype), dropout_key)
+    x = towers.gather(x)[:, :num_classes]  # a last unit without a class, of an odd number of them, is cut off
+    return x.astype(jnp.float32)
 
   def activations(params, images):
-    stages = nnx.merge(graph, params).stages(images)
-    seen = {name: towers.gather(x) for name, x in stages if name.startswith('pool') or name in params}
+    stages = nnx.merge(graph, params).stages(images.astype(dtype))
+    seen = {
+      name: towers.gather(x).astype(jnp.float32) for name, x in stages if name.startswith('pool') or name in params
+    }
     last = list(seen)[-1]
     return seen | {last: seen[last][:, :num_classes]}
 

@@ -111,7 +111,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=((0, 0), (
 
   Args:
     x: [tower, batch, height, width, in], the maps of each tower; or [batch, height, width, in], seen by every tower.
-    kernel: [tower, height, width, in, out].
+    kernel: [tower, height, width, in, out]; taken in the dtype of the maps.
     stride: pixels from one window to the next, on both axes.
     padding: ((top, bottom), (left, right)), zeros.
 
@@ -124,6 +124,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=((0, 0), (
   @jax.shard_map(in_specs=(BATCH if shared else MAPS, PARAMS), out_specs=MAPS)
   def on_device(x, kernel):
     kernel = jax.lax.pcast(kernel, ('data',), to='varying')  # its gradient is summed over the data axis
+    kernel = kernel.astype(x.dtype)
     if not shared:
       return jnp.stack([convolution.conv(x_t, k_t, stride, padding) for x_t, k_t in zip(x, kernel, strict=True)])
     x = jax.lax.pcast(x, ('tower',), to='varying')

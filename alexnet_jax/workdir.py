@@ -24,7 +24,8 @@ from alexnet_jax import fields, files
 from alexnet_jax.errors import RunError, UsageError
 from alexnet_jax.statistics import Statistics, load
 
-# What may differ when a run is continued: its length, its devices, its evaluation, and where and how fast data is read.
+# What may differ when a run is continued: its length, its devices, the precision in which they compute, its evaluation,
+# and where and how fast data is read.
 MAY_CHANGE = (
   'num_epochs',
   'num_steps',
@@ -33,6 +34,7 @@ MAY_CHANGE = (
   'log_every',
   'heartbeat',
   'mesh',
+  'model.dtype',
   'eval',
   'data.dir',
   'data.test_split',
@@ -128,7 +130,7 @@ def load_config(folder: pathlib.Path) -> ConfigDict:
     UsageError: if there is no run, or its config cannot be read.
   """
   try:
-    config = ConfigDict(json.loads((folder / 'config.json').read_text()))
+    config = fields.complete(ConfigDict(json.loads((folder / 'config.json').read_text())))
     fields.check(config)
   except OSError as error:
     raise UsageError(f'{folder} holds no run; train one there first, or name its folder with --workdir.') from error

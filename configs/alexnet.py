@@ -55,6 +55,9 @@ def paper() -> ConfigDict:
   config.model.padding = ConfigDict({'conv1': (0, 3), 'conv2': 2, 'conv5': 1})
   config.model.pool_size = 3  # section 3.4: z = 3 with s = 2
   config.model.nonlinearity = 'relu'  # section 3.1; or 'tanh'
+  # What layers compute with; or 'bfloat16', faster on newer GPUs. Parameters, normalisation, loss and update stay
+  # float32. Paper: not said; the code of 2012 had 32 bits throughout.
+  config.model.dtype = 'float32'
   config.model.norm = ConfigDict()
   config.model.norm.update(k=2.0, size=5, alpha=1e-4, beta=0.75)  # section 3.3
   config.model.norm.after = ('conv1', 'conv2')  # section 3.5: layers whose outputs are normalised

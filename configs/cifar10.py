@@ -29,6 +29,7 @@ def convnet() -> ConfigDict:
   config.model.kernels = ConfigDict({name: 0 for name in LAYERS[:-1]})  # or neurons; 0 leaves a layer out
   config.model.pool = ConfigDict({'conv1': 'max', 'conv2': 'max', 'conv3': 'average'})  # windows of 3 pixels, stride 2
   config.model.nonlinearity = 'relu'  # section 3.1; or 'tanh'
+  config.model.dtype = 'float32'  # what layers compute with; or 'bfloat16'
   config.model.norm = ConfigDict({'k': 1.0, 'size': 9, 'alpha': 0.001 / 9, 'beta': 0.75})  # k: the code's default
   config.model.norm.within = False  # across maps; True: each map within itself
   config.model.norm.after = ()  # layers whose outputs are normalised

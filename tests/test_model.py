@@ -116,6 +116,29 @@ def test_any_size_of_image_from_64(one_device, size):
   assert jax.eval_shape(network.apply, params, image_shape(one_device, 2, size)).shape == (2, 10)
 
 
+def test_in_bfloat16_products_alone_have_16_bits(one_device):
+  config = alexnet.paper().model
+  config.image_size, config.width, config.dtype = 64, 1 / 16, 'bfloat16'
+  network = build(config, 10)
+  params = jax.jit(network.init)(jax.random.key(0))
+  dtypes = {}
+
+  def look(jaxpr):
+    for equation in jaxpr.eqns:
+      dtypes.setdefault(equation.primitive.name, set()).update(x.aval.dtype.name for x in equation.outvars)
+      for inner in jax.core.jaxprs_in_params(equation.params):
+        look(inner)
+
+  look(jax.make_jaxpr(lambda params, x: jax.nn.log_softmax(network.apply(params, x)))(params, images()).jaxpr)
+  assert dtypes['conv_general_dilated'] == dtypes['dot_general'] == {'bfloat16'}
+  assert dtypes['rsqrt'] == dtypes['exp'] == {'float32'}  # of normalisation and of the log-probabilities
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {'float32'}
+  stages, exact = (jax.jit(one.activations)(params, images()) for one in (network, small()))
+  for name, ours in stages.items():
+    assert ours.dtype == jnp.float32
+    assert 0 < np.abs(ours - exact[name]).max() < 0.02 * np.abs(exact[name]).max(), name
+
+
 @pytest.mark.parametrize(
   ('field', 'value', 'sentence'),
   [
@@ -124,6 +147,7 @@ def test_any_size_of_image_from_64(one_device, size):
     ('num_towers', 0, 'num_towers=0 must be 1 to 16'),
     ('pool_size', 1, 'pool_size=1 must be 2'),
     ('nonlinearity', 'sigmoid', "nonlinearity='sigmoid' is unknown; choose 'relu' or 'tanh'"),
+    ('dtype', 'float16', "dtype='float16' is unknown; choose 'float32' or 'bfloat16'"),
     ('meet', ('conv1',), 'may name conv2, .*; conv1 reads the image'),
     ('meet', ('fc9',), 'may name conv2, .*fc8'),
     ('meet', ('conv3', 'conv6', 'fc6', 'fc7', 'fc8'), 'has conv6 without kernels; only conv3'),

@@ -14,8 +14,9 @@ RATES = {name: {'kernel': np.float32(1e-4), 'bias': np.float32(1e-4)} for name i
 MEAN = np.random.default_rng(1).uniform(80, 150, (96, 96, 3)).astype(np.float32)
 
 
-def small():
+def small(dtype='float32'):
   config = alexnet.paper().model
+  config.dtype = dtype
   config.image_size, config.width = 64, 1 / 16
   config.init_std = dict.fromkeys(alexnet.LAYERS, 0.05)
   return build(config, 10)
@@ -34,11 +35,11 @@ def batch_of(seed, size=8):
   }
 
 
-def train(shape, num_steps=4):
+def train(shape, num_steps=4, dtype='float32'):
   """Takes steps with dropout on a mesh; returns parameters and losses."""
   current = mesh(*shape)
   with jax.set_mesh(current):
-    network = small()
+    network = small(dtype)
     state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
     losses = []
     for number in range(num_steps):
@@ -62,6 +63,18 @@ def test_four_steps_with_dropout_give_the_same_parameters_on_every_mesh(shape, o
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
   for (path, ours), theirs in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_in_bfloat16_the_loss_is_the_same_to_three_digits_and_weights_move_alike(on_one_device):
+  """Within a quarter of their way: in so few digits many pixels of a window tie, and share the gradient."""
+  (params, losses), (start, _) = (train((1, 1), num_steps, 'bfloat16') for num_steps in (4, 0))
+  expected, expected_losses = on_one_device
+  assert losses != expected_losses
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-3)
+  for ours, theirs, old in zip(*map(jax.tree.leaves, (params, expected, start)), strict=True):
+    assert ours.dtype == np.float32
+    if theirs.ndim > 2:  # kernels
+      assert np.linalg.norm(ours - theirs) < 0.25 * np.linalg.norm(theirs - old)
 
 
 def test_training_moves_every_layer_and_lowers_the_loss_of_one_batch(one_device):

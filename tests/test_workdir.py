@@ -36,19 +36,25 @@ def begun(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'field',
-  ['num_steps', 'num_epochs', 'heartbeat', 'eval_every', 'mesh.tower', 'eval.ten_view', 'data.dir', 'data.unreadable'],
+  ('field', 'value'),
+  [
+    ('num_steps', 7),
+    ('num_epochs', 7),
+    ('heartbeat', 7),
+    ('eval_every', 7),
+    ('mesh.tower', 7),
+    ('model.dtype', 'bfloat16'),
+    ('eval.ten_view', False),
+    ('data.dir', 'elsewhere'),
+    ('data.unreadable', 'skip'),
+  ],
 )
-def test_length_mesh_evaluation_and_place_may_change(begun, field):
+def test_length_devices_precision_evaluation_and_place_may_change(begun, field, value):
   folder, config = begun
-  part, _, name = field.rpartition('.')
-  target = config[part] if part else config
-  target[name] = (
-    'skip' if name == 'unreadable' else 'elsewhere' if name == 'dir' else not target[name] if name == 'ten_view' else 7
-  )
+  config.update_from_flattened_dict({field: value})
   workdir.check(folder, config)
   workdir.start(folder, config, STATISTICS, NAMES)
-  assert fields.flat(workdir.load_config(folder))[field] == target[name]
+  assert fields.flat(workdir.load_config(folder))[field] == value
 
 
 def test_anything_else_is_named_and_the_run_is_left_alone(begun):
@@ -96,6 +102,19 @@ def test_no_run_and_a_damaged_config_say_so(tmp_path):
     (tmp_path / 'config.json').write_text(content)
     with pytest.raises(UsageError, match='damaged'):
       workdir.load_config(tmp_path)
+
+
+def test_a_run_of_an_older_version_has_the_fields_that_came_later(begun):
+  folder, config = begun
+  kept = json.loads((folder / 'config.json').read_text())
+  del kept['data']['classes'], kept['model']['dtype']
+  (folder / 'config.json').write_text(json.dumps(kept))
+  workdir.check(folder, config)
+  assert fields.flat(workdir.load_config(folder)) == fields.flat(config)
+  del kept['optimizer']['rate']
+  (folder / 'config.json').write_text(json.dumps(kept))
+  with pytest.raises(UsageError, match=r'lacks the field .*optimizer.rate.*of another version'):
+    workdir.load_config(folder)
 
 
 def test_what_is_missing_beside_the_config_is_named(tmp_path):
