@@ -14,11 +14,14 @@ PyTorch runs the same network at its best: channels_last, its fused SGD, `torch.
 cores; on a GPU also TF32, bf16 autocast and cudnn.benchmark. Its normalisation takes all channels in one call, which
 costs it less than one call for each group. Its pixels arrive as float32, ready to use; ours are uint8, and mirrored,
 shifted and scaled in the step. Every side has huge pages if ours has them (see alexnet_jax/memory.py), which PyTorch
-does not ask for by itself; with GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has. On a GPU nothing was measured yet: our
-float32 would be compared with its bf16, by the wall clock, and the memory is the host's.
+does not ask for by itself; with GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has.
 
-The limit is the machine's own rate of matrix products in float32, the better of JAX's and PyTorch's, measured in the
-same rounds; a train step is 4.136 GFLOP an image and inference 1.449 (facts, section 2.1), of products alone.
+On a GPU both compute in bfloat16 (`model.dtype`, autocast), the steps of a turn are queued and waited for at its end,
+so that what is timed is the device and not the host, batches of 512 and 2048 come along, and the memory is the GPU's.
+So far all of this was run on a CPU alone.
+
+The limit is the machine's own rate of matrix products in that precision, the better of JAX's and PyTorch's, measured in
+the same rounds; a train step is 4.136 GFLOP an image and inference 1.449 (facts, section 2.1), of products alone.
 """
 
 import argparse
@@ -39,8 +42,9 @@ from alexnet_jax import memory
 
 CLASSES = 1000
 GFLOP = {'train': 4.136, 'inference': 1.449}  # an image
-MATMUL_SIDE = 2048
-SECONDS_IN_A_TURN = 1.0
+BATCH_SIZES = {'cpu': (1, 32, 128), 'gpu': (1, 32, 128, 512, 2048)}
+MATMUL_SIDES = {'cpu': 2048, 'gpu': 8192}
+SECONDS_IN_A_TURN, MOST_STEPS = 1.0, 200
 AGAINST_TORCH = ('ours', 'torch', 'torch compiled')
 SCALING = ('ours', 'ours, tower 2', 'ours, data 2')
 DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; others: 1 x 1
@@ -50,7 +54,7 @@ def main():
   """Runs the rounds, or one side of them."""
   memory.use_huge_pages()
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--batch_sizes', default='1,32,128', help='images in a step, with commas')
+  parser.add_argument('--batch_sizes', help='images in a step, with commas; by default 1,32,128, on a GPU 512,2048 too')
   parser.add_argument('--tasks', default='train,inference', help='train, inference or both')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--scaling', action='store_true', help='two simulated CPU devices against one, not PyTorch')
@@ -58,20 +62,26 @@ def main():
   parser.add_argument('--output', type=pathlib.Path, help='file for the results as JSON')
   parser.add_argument('--side', nargs=3, metavar=('NAME', 'TASK', 'BATCH_SIZE'), help=argparse.SUPPRESS)
   options = parser.parse_args()
-  batch_sizes = [int(size) for size in options.batch_sizes.split(',')]
   if options.side:
     serve(*options.side)
-  elif options.layers:
+    return
+  probe = Side('matmul ours', '', 0)
+  platform = probe.ask('platform')
+  probe.close()
+  batch_sizes = [int(size) for size in (options.batch_sizes or '').split(',') if size] or BATCH_SIZES[platform]
+  if options.layers:
     for batch_size in batch_sizes:
       layers(batch_size, options.rounds)
   else:
-    report(options, batch_sizes, SCALING if options.scaling else AGAINST_TORCH)
+    report(options, batch_sizes, SCALING if options.scaling else AGAINST_TORCH, MATMUL_SIDES[platform])
 
 
-def report(options, batch_sizes, names):
+def report(options, batch_sizes, names, matmul_side):
   """Prints a table of all cases, as Markdown, and keeps them as JSON."""
   cases = [
-    compare(task, batch_size, names, options.rounds) for task in options.tasks.split(',') for batch_size in batch_sizes
+    compare(task, batch_size, names, options.rounds, matmul_side)
+    for task in options.tasks.split(',')
+    for batch_size in batch_sizes
   ]
   others = names[1:]
   header = ['', 'batch', *(f'{name}, images/s' for name in names), f'{names[0]} of the limit']
@@ -101,7 +111,7 @@ def report(options, batch_sizes, names):
     options.output.write_text(json.dumps(result, indent=1) + '\n')
 
 
-def compare(task, batch_size, names, rounds):
+def compare(task, batch_size, names, rounds, matmul_side):
   """Lets the sides take turns at one task and one batch size."""
   print(f'{task}, batch {batch_size}', file=sys.stderr, flush=True)
   sides = {name: Side(name, task, batch_size) for name in names}  # ready one after the other: compiling wants all cores
@@ -113,7 +123,7 @@ def compare(task, batch_size, names, rounds):
       if number >= 0:  # the first turn warms up
         seconds.append(turn)
   ours = times[sides[names[0]]]
-  limit = max(2e-9 * MATMUL_SIDE**3 / statistics.median(times[side]) for side in limits.values())
+  limit = max(2e-9 * matmul_side**3 / statistics.median(times[side]) for side in limits.values())
   images_per_second = batch_size / statistics.median(ours)
   result = {
     'task': task,
@@ -144,7 +154,7 @@ class Side:
     data, tower = DEVICES.get(name, (1, 1))
     self._process = subprocess.Popen(
       [sys.executable, __file__, '--side', name, task, str(batch_size)],
-      env=os.environ | {'JAX_NUM_CPU_DEVICES': str(data * tower)},
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': str(data * tower), 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -170,23 +180,47 @@ def serve(name, task, batch_size):
   """Answers the questions of `Side.ask`, one a line."""
   kind, _, framework = name.partition(' ')
   if kind == 'matmul':
-    run, version = matmul(framework)
+    run = matmul(framework)
   elif kind == 'torch':
-    run, version = torch_step(task, int(batch_size), compiled=framework == 'compiled')
+    run = torch_step(task, int(batch_size), compiled=framework == 'compiled')
   else:
-    run, version = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)))
-  facts = {'version': version, 'first step': elapsed(run)}
-  steps = max(2, min(50, round(SECONDS_IN_A_TURN / elapsed(run))))
+    run = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)))
+  about = about_torch if 'torch' in name else about_jax
+  first = elapsed(lambda: run(1))  # with compiling
+  steps = max(2, min(MOST_STEPS, round(SECONDS_IN_A_TURN / elapsed(lambda: run(1)))))
   for line in sys.stdin:
     match line.strip():
       case 'turn':
-        run()
-        answer = elapsed(lambda: [run() for _ in range(steps)]) / steps
-      case 'memory':  # the largest this process ever was; ru_maxrss is in KiB on Linux
-        answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-      case fact:  # 'first step' is with compiling
-        answer = facts[fact]
+        run(1)
+        answer = elapsed(lambda: run(steps)) / steps
+      case 'first step':
+        answer = first
+      case fact:
+        answer = about()[fact]
     print(json.dumps(answer), flush=True)
+
+
+def about_jax():
+  """Names the version and the platform, and says how much memory was taken at most, in GiB."""
+  import jax
+
+  device = jax.devices()[0]
+  most = host_memory() if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use'] / 2**30
+  return {'version': f'jax {jax.__version__}, {device.device_kind}', 'platform': device.platform, 'memory': most}
+
+
+def about_torch():
+  """Says the same of PyTorch."""
+  import torch
+
+  has_gpu = torch.cuda.is_available()
+  most = torch.cuda.max_memory_allocated() / 2**30 if has_gpu else host_memory()
+  return {'version': f'torch {torch.__version__}', 'platform': 'gpu' if has_gpu else 'cpu', 'memory': most}
+
+
+def host_memory():
+  """Returns how large this process ever was, in GiB; ru_maxrss is in KiB on Linux."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def elapsed(function):
@@ -197,7 +231,7 @@ def elapsed(function):
 
 
 def our_step(task, batch_size, num_data, num_tower):
-  """The train step of `python main.py`, or the network alone."""
+  """Returns what takes some train steps of `python main.py`, or applies the network alone, and waits for their end."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -209,6 +243,8 @@ def our_step(task, batch_size, num_data, num_tower):
   mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
   config = alexnet.paper()
+  on_cpu = jax.default_backend() == 'cpu'
+  config.model.dtype = 'float32' if on_cpu else 'bfloat16'
   network = build(config.model, CLASSES)
   hyper = step.hyperparameters(config.optimizer)
   rng = np.random.default_rng(0)
@@ -225,22 +261,32 @@ def our_step(task, batch_size, num_data, num_tower):
   mean_image, key = jnp.full((256, 256, 3), 120.0), jax.random.key(1)
   config.optimizer.rate = 1e-4
   rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step=1).at(0, 0)
-  version = f'jax {jax.__version__}'
 
   if task == 'inference':
     apply, params = jax.jit(network.apply), state.params
     images = towers.put_batch(mesh, batch['image'].astype(np.float32) - 120)
     del state
-    return (lambda: jax.block_until_ready(apply(params, images))), version
 
-  def run():
+    def look(steps):
+      for _ in range(steps):
+        logits = apply(params, images)
+        if on_cpu:  # else two would run at a time
+          logits.block_until_ready()
+      logits.block_until_ready()
+
+    return look
+
+  def train(steps):
     nonlocal state
-    state, metrics = step.train_step(
-      state, towers.put_batch(mesh, batch), mean_image, rates, key, network=network, hyper=hyper
-    )
-    float(metrics['loss'])
+    for _ in range(steps):
+      state, metrics = step.train_step(
+        state, towers.put_batch(mesh, batch), mean_image, rates, key, network=network, hyper=hyper
+      )
+      if on_cpu:
+        metrics['loss'].block_until_ready()
+    jax.block_until_ready(state)
 
-  return run, version
+  return train
 
 
 def torch_step(task, batch_size, *, compiled):
@@ -278,28 +324,56 @@ def torch_step(task, batch_size, *, compiled):
       loss = F.cross_entropy(call(images), labels)
     loss.backward()
     optimizer.step()
-    loss.item()
 
   def look():
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
-      call(images).sum().item()
+      call(images)
 
-  return (train if task == 'train' else look), f'torch {torch.__version__}'
+  one = train if task == 'train' else look
+
+  def run(steps):
+    for _ in range(steps):
+      one()
+    if device.type == 'cuda':
+      torch.cuda.synchronize()
+
+  return run
 
 
 def matmul(framework):
-  """A square product of two float32 matrices, of which the limit is made."""
-  shape = MATMUL_SIDE, MATMUL_SIDE
+  """A square product of two matrices, of which the limit is made: float32, on a GPU bfloat16."""
   if framework == 'torch':
     import torch
 
-    a, b = torch.randn(shape), torch.randn(shape)
-    return (lambda: torch.mm(a, b)), f'torch {torch.__version__}'
-  import jax
+    has_gpu = torch.cuda.is_available()
+    side = MATMUL_SIDES['gpu' if has_gpu else 'cpu']
+    a, b = (torch.randn(side, side) for _ in range(2))
+    if has_gpu:
+      a, b = (x.to('cuda', torch.bfloat16) for x in (a, b))
 
-  a, b = (jax.random.normal(jax.random.key(seed), shape) for seed in (0, 1))
+    def run(steps):
+      for _ in range(steps):
+        torch.mm(a, b)
+      if has_gpu:
+        torch.cuda.synchronize()
+
+    return run
+  import jax
+  import jax.numpy as jnp
+
+  on_cpu = jax.default_backend() == 'cpu'
+  side, dtype = MATMUL_SIDES[jax.default_backend()], jnp.float32 if on_cpu else jnp.bfloat16
+  a, b = (jax.random.normal(jax.random.key(seed), (side, side), dtype) for seed in (0, 1))
   product = jax.jit(lambda a, b: a @ b)
-  return (lambda: product(a, b).block_until_ready()), f'jax {jax.__version__}'
+
+  def run(steps):
+    for _ in range(steps):
+      c = product(a, b)
+      if on_cpu:
+        c.block_until_ready()
+    c.block_until_ready()
+
+  return run
 
 
 def layers(batch_size, rounds):
@@ -318,7 +392,7 @@ def layers(batch_size, rounds):
 
   def apply(state, x, *, name):
     network = nnx.merge(graph, state)
-    return network.pool(x) if name.startswith('pool') else network.layer(name, x)
+    return network.pool(name.replace('pool', 'conv'), x) if name.startswith('pool') else network.layer(name, x)
 
   def median(function, *arguments):
     jax.block_until_ready(function(*arguments))
