@@ -13,7 +13,7 @@ from alexnet_jax.conclusions import (
   error,
   spread,
 )
-from alexnet_jax.experiments import EXPERIMENTS, SMALL_NOTE, Experiment, arms_read, error_after, trial_name
+from alexnet_jax.experiments import EXPERIMENTS, SHOW_IMAGES, SMALL_NOTE, Experiment, arms_read, error_after, trial_name
 
 NOT_YET = 'not yet'
 IMAGENET, TWO_DEVICES = 'ImageNet', 'two GPUs'
@@ -296,7 +296,13 @@ def entry(experiment: Experiment, outcomes: Outcomes, described: set | None = No
     lines += [
       f'![{picture} of {experiment.arms[0].name}](results/{experiment.name}-{picture}.png)\n'
       for picture in experiment.pictures
+      if picture not in SHOW_IMAGES
     ]
+    if drawn := [f'`results/{experiment.name}-{name}.png`' for name in experiment.pictures if name in SHOW_IMAGES]:
+      lines += [
+        f'The command also draws {" and ".join(drawn)}; they show images of the dataset, so are not kept here.',
+        '',
+      ]
   has_ten = any('ten_view' in outcome.results for some in outcomes.values() for outcome in some)
   protocol, several = ('ten_view', 'ten') if has_ten else ('nine_view', 'nine')
   lines += [

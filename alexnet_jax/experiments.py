@@ -41,6 +41,7 @@ class Arm:
   inspect: Callable[[pathlib.Path], Mapping[str, object]] | None = None
 
 
+SHOW_IMAGES = ('predictions', 'neighbours')
 QUANTITIES = {Outcome.test_curve: 'test error', Outcome.training_curve: 'training error'}  # test: of the centre patch
 
 
@@ -61,7 +62,8 @@ class Experiment:
     needs: what a reader must have, where it is more than TFDS fetches by itself.
     shown: the curves that are drawn of every arm, of `QUANTITIES`; none: no figure.
     level: percent that the figure marks.
-    pictures: further figures, by their names in `figures.py`, of the run of the first arm with seed 0.
+    pictures: further figures, by their names in `figures.py`, of the run of the first arm with seed 0. Those of
+      `SHOW_IMAGES` are not part of the report: photographs are others' and may not be passed on.
     note: what a reader of the entry must know.
     reads: other experiments whose outcomes it looks at; their arms are called EXPERIMENT/ARM.
   """
@@ -361,6 +363,7 @@ EXPERIMENTS = {
       (PAPER,),
       more_views('ten_view'),
       shown=(),
+      data='CIFAR-10, `small`; photographs',
       reads=('photographs',),
     ),
     ablation(
@@ -439,6 +442,7 @@ EXPERIMENTS = {
       conclusions.specialised(),
       shown=(),
       pictures=('kernels',),
+      data='CIFAR-10, `small`; photographs',
       note="Colour is what is left of a kernel when its channels' mean is taken from each; in noise it has 67 % of the "
       'energy. In the two towers of the published Caffe network it has 77 and 15 %.',
       reads=('photographs',),
@@ -457,9 +461,10 @@ EXPERIMENTS = {
       '--name=photos`',
       shown=(Outcome.test_curve,),
       pictures=('kernels', 'predictions', 'neighbours'),
-      note='The full AlexNet, 224 x 224 pixels, on 2,800 photographs of the ten classes of Imagenette (tench, English '
-      'springer, cassette player, chain saw, church, French horn, garbage truck, gas pump, golf ball, parachute), '
-      '280 of each, tested on 70 others of each.',
+      note='The full AlexNet, 224 x 224 pixels, on 2,800 photographs of the ten classes of Imagenette, 280 of each, '
+      'tested on 70 others of each: n01440764 tench, n02102040 English springer, n02979186 cassette player, n03000684 '
+      'chain saw, n03028079 church, n03394916 French horn, n03417042 garbage truck, n03425413 gas pump, n03445777 golf '
+      'ball, n03888257 parachute.',
     ),
   )
 }
