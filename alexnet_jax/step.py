@@ -187,8 +187,9 @@ def _centred(images, mean_image, view, mean_view, image_size):
 
 def look(image: jax.Array, view: View, size: int) -> jax.Array:
   """Cuts a view out of images: [..., height, width, rgb] -> [..., size, size, rgb]."""
-  x = lax.dynamic_slice_in_dim(image, view.top, size, axis=-3)
-  x = lax.dynamic_slice_in_dim(x, view.left, size, axis=-2)
+  # In one piece: of two, XLA 0.10.2 makes one whose name may be that of another in the same program, and then fails.
+  *batch, _, _, rgb = image.shape
+  x = lax.dynamic_slice(image, (*(0 for _ in batch), view.top, view.left, 0), (*batch, size, size, rgb))
   return jnp.where(view.mirrored, x[..., ::-1, :], x)
 
 
