@@ -137,11 +137,11 @@ CURVES = SELDOM | {'data.validation_split': 'test'}  # the curve of the test err
 CUT = {'optimizer.steps': (0.875, 0.9375)}  # where the rate drops in a run that is cut short, as in that of 13 %
 
 # The rate drops twice at fixed times, since a plateau of its own for each arm would be a second difference.
+TWO_DROPS = {'optimizer.schedule': 'steps', 'optimizer.steps': (0.8, 0.95)}
 SMALL = {
   'data.train_split': 'train',
   'data.validation_split': 'test',
-  'optimizer.schedule': 'steps',
-  'optimizer.steps': (0.8, 0.95),
+  **TWO_DROPS,
   'eval_every': 2 * 391,
   'log_every': 79,
 }
@@ -228,8 +228,7 @@ def photographs(name: str, *variants: str) -> Arm:
       'data.name': 'ilsvrc/photos',
       'data.train_split': 'train',
       'data.validation_split': 'validation',
-      'optimizer.schedule': 'steps',
-      'optimizer.steps': (0.8, 0.95),
+      **TWO_DROPS,
       'batch_size': 32,
     },
     inspect=kernels_and_neighbours,
