@@ -180,12 +180,21 @@ def serve(name, task, batch_size):
   """Answers the questions of `Side.ask`, one a line."""
   kind, _, framework = name.partition(' ')
   if kind == 'matmul':
-    run = matmul(framework)
+    one = matmul(framework)
   elif kind == 'torch':
-    run = torch_step(task, int(batch_size), compiled=framework == 'compiled')
+    one = torch_step(task, int(batch_size), compiled=framework == 'compiled')
   else:
-    run = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)))
-  about = about_torch if 'torch' in name else about_jax
+    one = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)))
+  about, wait = (about_torch, wait_for_torch) if 'torch' in name else (about_jax, wait_for_jax)
+  queues = about()['platform'] == 'gpu'
+
+  def run(steps):
+    for _ in range(steps):
+      result = one()
+      if not queues:  # else a CPU would run two at a time
+        wait(result)
+    wait(result)
+
   first = elapsed(lambda: run(1))  # with compiling
   steps = max(2, min(MOST_STEPS, round(SECONDS_IN_A_TURN / elapsed(lambda: run(1)))))
   for line in sys.stdin:
@@ -218,6 +227,21 @@ def about_torch():
   return {'version': f'torch {torch.__version__}', 'platform': 'gpu' if has_gpu else 'cpu', 'memory': most}
 
 
+def wait_for_jax(result):
+  """Waits until JAX has computed a result."""
+  import jax
+
+  jax.block_until_ready(result)
+
+
+def wait_for_torch(_):
+  """Waits until PyTorch has computed everything."""
+  import torch
+
+  if torch.cuda.is_available():
+    torch.cuda.synchronize()
+
+
 def host_memory():
   """Returns how large this process ever was, in GiB; ru_maxrss is in KiB on Linux."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -231,7 +255,7 @@ def elapsed(function):
 
 
 def our_step(task, batch_size, num_data, num_tower):
-  """Returns what takes some train steps of `python main.py`, or applies the network alone, and waits for their end."""
+  """Returns what begins a train step of `python main.py`, or applies the network alone."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -243,8 +267,7 @@ def our_step(task, batch_size, num_data, num_tower):
   mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
   config = alexnet.paper()
-  on_cpu = jax.default_backend() == 'cpu'
-  config.model.dtype = 'float32' if on_cpu else 'bfloat16'
+  config.model.dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   network = build(config.model, CLASSES)
   hyper = step.hyperparameters(config.optimizer)
   rng = np.random.default_rng(0)
@@ -266,25 +289,14 @@ def our_step(task, batch_size, num_data, num_tower):
     apply, params = jax.jit(network.apply), state.params
     images = towers.put_batch(mesh, batch['image'].astype(np.float32) - 120)
     del state
+    return lambda: apply(params, images)
 
-    def look(steps):
-      for _ in range(steps):
-        logits = apply(params, images)
-        if on_cpu:  # else two would run at a time
-          logits.block_until_ready()
-      logits.block_until_ready()
-
-    return look
-
-  def train(steps):
+  def train():
     nonlocal state
-    for _ in range(steps):
-      state, metrics = step.train_step(
-        state, towers.put_batch(mesh, batch), mean_image, rates, key, network=network, hyper=hyper
-      )
-      if on_cpu:
-        metrics['loss'].block_until_ready()
-    jax.block_until_ready(state)
+    state, _ = step.train_step(
+      state, towers.put_batch(mesh, batch), mean_image, rates, key, network=network, hyper=hyper
+    )
+    return state
 
   return train
 
@@ -329,15 +341,7 @@ def torch_step(task, batch_size, *, compiled):
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
       call(images)
 
-  one = train if task == 'train' else look
-
-  def run(steps):
-    for _ in range(steps):
-      one()
-    if device.type == 'cuda':
-      torch.cuda.synchronize()
-
-  return run
+  return train if task == 'train' else look
 
 
 def matmul(framework):
@@ -350,14 +354,7 @@ def matmul(framework):
     a, b = (torch.randn(side, side) for _ in range(2))
     if has_gpu:
       a, b = (x.to('cuda', torch.bfloat16) for x in (a, b))
-
-    def run(steps):
-      for _ in range(steps):
-        torch.mm(a, b)
-      if has_gpu:
-        torch.cuda.synchronize()
-
-    return run
+    return lambda: torch.mm(a, b)
   import jax
   import jax.numpy as jnp
 
@@ -365,15 +362,7 @@ def matmul(framework):
   side, dtype = MATMUL_SIDES[jax.default_backend()], jnp.float32 if on_cpu else jnp.bfloat16
   a, b = (jax.random.normal(jax.random.key(seed), (side, side), dtype) for seed in (0, 1))
   product = jax.jit(lambda a, b: a @ b)
-
-  def run(steps):
-    for _ in range(steps):
-      c = product(a, b)
-      if on_cpu:
-        c.block_until_ready()
-    c.block_until_ready()
-
-  return run
+  return lambda: product(a, b)
 
 
 def layers(batch_size, rounds):
