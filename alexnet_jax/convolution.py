@@ -104,10 +104,7 @@ def conv_by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddi
   height, width = ((side + sum(around) - size) // stride + 1 for side, around, size in sides)
   in_kernel = math.ceil(kernel_width / stride)  # columns
   in_image = width + in_kernel - 1
-  (top, _), (left, _) = padding
-  below = (height - 1) * stride + kernel_height - top - x.shape[1]
-  right = in_image * stride - left - x.shape[2]
-  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)))  # negative: cut off
+  x = _fit(x, (height - 1) * stride + kernel_height, in_image * stride, padding)
   x = x.reshape(len(x), -1, in_image, stride * num_in)
   weights = jnp.pad(kernel, ((0, 0), (0, in_kernel * stride - kernel_width), (0, 0), (0, 0)))
   weights = weights.reshape(kernel_height, in_kernel, stride * num_in, num_out).transpose(0, 2, 1, 3)
@@ -158,10 +155,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
   _, height, width, _ = dy.shape
   # A convolution of stride s is one of stride 1 over blocks of s x s pixels, the kernel rounded up to whole blocks.
   blocks_high, blocks_wide = math.ceil(kernel_height / stride), math.ceil(kernel_width / stride)
-  (top, _), (left, _) = padding
-  below = (height + blocks_high - 1) * stride - top - x.shape[1]
-  right = (width + blocks_wide - 1) * stride - left - x.shape[2]
-  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)))  # negative: cut off
+  x = _fit(x, (height + blocks_high - 1) * stride, (width + blocks_wide - 1) * stride, padding)
   x = _space_to_depth(x, stride)
   # Pixels last: the patches are then made row by row, already transposed for the product.
   bytes_per_image = height * width * blocks_high * blocks_wide * x.shape[-1] * 4
@@ -181,6 +175,13 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
 
   total = total.reshape(blocks_high, blocks_wide, stride, stride, num_in, num_out).transpose(0, 2, 1, 3, 4, 5)
   return total.reshape(blocks_high * stride, blocks_wide * stride, num_in, num_out)[:kernel_height, :kernel_width]
+
+
+def _fit(x, height, width, padding):
+  """Pads maps at the top and on the left, and at the other ends pads them, or cuts them off, to a size."""
+  (top, _), (left, _) = padding
+  edges = ((0, 0, 0), (top, height - top - x.shape[1], 0), (left, width - left - x.shape[2], 0), (0, 0, 0))
+  return lax.pad(x, jnp.zeros((), x.dtype), edges)  # negative: cut off
 
 
 def _in_pieces(x, bytes_per_image):
