@@ -155,7 +155,7 @@ OVERFITTING_NOTE = (
 SMALL_NOTE = (
   '`small` is the network of the paper with half of its kernels, for 64 x 64 pixels, in the recipe of the paper but '
   'for the initial deviations, which are scaled to the smaller layers, and the rate, which drops after 80 and 95 % of '
-  'the run.'
+  'the run. An error of 20 % of 10,000 test images has a standard deviation of 0.4 points.'
 )
 
 
@@ -194,7 +194,7 @@ NO_DROPOUT = dataclasses.replace(
 )
 RATE_NOTE = (
   'Without dropout twice as many neurons speak at a time, so that the same rate makes larger steps; that arm has the '
-  'rate with the lowest training error.'
+  'rate with the lowest training error, here the smallest that was tried.'
 )
 
 # Pre-training on some classes of CIFAR-10, and fine-tuning on a few images of the others: as 15 million images of all
@@ -354,6 +354,8 @@ EXPERIMENTS = {
       '4.1',
       (PAPER, small('no_colour', 'no_colour')),
       gain('paper', 'no_colour', paper=1.0, at_least=True),
+      note='The shift stands for light of other colour and brightness (section 4.1), which ten classes of small images '
+      'may ask less of than a thousand of photographs.',
     ),
     ablation(
       'ten_views',
@@ -372,7 +374,8 @@ EXPERIMENTS = {
       (PAPER, NO_DROPOUT),
       overfits('paper', 'no_dropout'),
       shown=BOTH_ERRORS,
-      note=f'{OVERFITTING_NOTE} {RATE_NOTE}',
+      note=f'{OVERFITTING_NOTE} {RATE_NOTE} Crops and reflections alone keep this network from overfitting in 24 '
+      'epochs; that of the paper had 60 million parameters for 1.2 million images, and 90 epochs.',
     ),
     ablation(
       'dropout_time',
@@ -381,8 +384,9 @@ EXPERIMENTS = {
       (PAPER, NO_DROPOUT),
       speed_up('no_dropout', 'paper', to_error=35, paper=2, of=Outcome.test_curve),
       level=35,
-      note='Epochs to 35 % test error; whoever reaches it only when the rate drops says nothing of dropout. '
-      f'{RATE_NOTE}',
+      note='Epochs to 35 % test error, a level chosen before there were curves. With seed 0 the same curves say 0.9 '
+      'times at 40 %, 1.7 at 30 % and 1.3 at 26 %: nothing to rely on. Whoever reaches it only when the rate drops '
+      f'says nothing of dropout. {RATE_NOTE}',
     ),
     ablation(
       'decay',
@@ -400,8 +404,8 @@ EXPERIMENTS = {
       speed_up('paper', 'zero_bias', to_error=60, paper=None),
       shown=(Outcome.training_curve,),
       level=60,
-      note='Epochs to 60 % training error. The paper does not say how much sooner it gets there, and its initial weights '
-      'are smaller than those of `small`, with which the biases hardly matter.',
+      note='Epochs to 60 % training error. The paper does not say how much sooner it gets there, and its initial '
+      'weights are smaller than those of `small`, with which the biases hardly matter.',
     ),
     ablation(
       'depth',
