@@ -437,8 +437,8 @@ EXPERIMENTS = {
       data='CIFAR-10, four classes, `small`',
       note='A network with a sixth convolution, trained on the 30,000 images of animals for 20 epochs and then on '
       '2,400 of vehicles, against the one without either; six_convs has the sixth convolution alone. Fine-tuning has a '
-      'tenth of the rate, as in 2012, for 1,126 steps instead of 540,000: with seed 0 it is ahead until the rate of the '
-      'others drops.',
+      'tenth of the rate, as in 2012, for 1,126 steps instead of 540,000: with seed 0 it is ahead until the rate of '
+      'the others drops.',
     ),
     ablation(
       'kernels',
