@@ -68,8 +68,10 @@ def main(arguments) -> int:
 
 def run(config, folders, pictures) -> int:
   """Does what --mode asks for and returns the exit status."""
-  from alexnet_jax import ensemble, evaluate, predict, train, workdir
+  from alexnet_jax import ensemble, evaluate, onednn, predict, train, workdir
 
+  if MODE.value != 'predict':
+    onednn.use()
   if MODE.value == 'eval' and len(folders) > 1:
     return 3 if ensemble.evaluate_ensemble(config, folders)['skipped'] else 0
   if len(folders) > 1:

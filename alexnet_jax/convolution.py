@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax import onednn
+
 # Patches made at a time. Measured on two cores with AVX-512 and 32 MiB of cache, batch 32, gradient of the kernel, for
 # conv1 / one tower of conv2 / conv3, milliseconds: XLA 255 / 119 / 72; pieces of 1 image 41 / 23 / 28, of 2: 48 / 22 /
 # 25, of 4: 62 / 26 / 24, of 8: 78 / 49 / 38. The patches of an image take 5.2, 3.5 and 1.6 MB.
@@ -35,8 +37,9 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.
   Returns:
     Output maps [batch, height, width, out].
   """
-  is_ours = jax.default_backend() == 'cpu' and x.dtype == jnp.float32
-  return (_conv_for_cpu if is_ours else plain_conv)(x, kernel, stride, padding)
+  if jax.default_backend() != 'cpu' or x.dtype != jnp.float32:
+    return plain_conv(x, kernel, stride, padding)
+  return (onednn.conv if onednn.is_used() else _conv_for_cpu)(x, kernel, stride, padding)
 
 
 def plain_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

@@ -102,10 +102,10 @@ class Linear(nnx.Module):
 
   def __call__(self, x):
     """Maps [tower, batch, in], or [batch, in] seen by every tower, to [tower, batch, out]."""
-    kernel = self.kernel[...].astype(x.dtype)
+    kernel = self.kernel[...]
     if x.ndim == 2:
       x = towers.broadcast(x, len(kernel))
-    return jnp.einsum('tni,tio->tno', x, kernel) + self.bias[...].astype(x.dtype)[:, None, :]
+    return towers.linear(x, kernel) + self.bias[...].astype(x.dtype)[:, None, :]
 
 
 def gaussian(key, shape, std) -> jax.Array:

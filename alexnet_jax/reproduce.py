@@ -114,6 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # else TensorFlow, which only writes curves, speaks of them
     logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
     cache.keep_compiled_programs()
+    if options.experiments:
+      from alexnet_jax import onednn  # needs jax, which a table does not
+
+      onednn.use()
     for name in options.experiments:
       run(EXPERIMENTS[name], place, options.seeds)
     if options.write:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import convolution
+from alexnet_jax import convolution, onednn
 from alexnet_jax.errors import UsageError
 
 PARAMS = P('tower')  # [tower, ...]: each device keeps the kernels of its own tower
@@ -131,6 +131,27 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=((0, 0), (
     # One wide convolution instead of two narrow ones on the same maps.
     y = convolution.conv(x, jnp.concatenate(list(kernel), axis=-1), stride, padding)
     return jnp.stack(jnp.split(y, len(kernel), axis=-1))
+
+  return on_device(x, kernel)
+
+
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Multiplies what each tower's units read by their weights.
+
+  Args:
+    x: [tower, batch, in].
+    kernel: [tower, in, out]; taken in the dtype of x.
+
+  Returns:
+    [tower, batch, out].
+  """
+  kernel = kernel.astype(x.dtype)
+  if not onednn.is_used() or x.dtype != jnp.float32:
+    return jnp.einsum('tni,tio->tno', x, kernel)
+
+  @jax.shard_map(in_specs=(MAPS, PARAMS), out_specs=MAPS)
+  def on_device(x, kernel):
+    return onednn.matmul(x, jax.lax.pcast(kernel, ('data',), to='varying'))  # its gradient is summed over the data axis
 
   return on_device(x, kernel)
 

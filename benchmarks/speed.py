@@ -260,10 +260,11 @@ def our_step(task, batch_size, num_data, num_tower):
   import jax.numpy as jnp
   import numpy as np
 
-  from alexnet_jax import optimizer, step, towers
+  from alexnet_jax import onednn, optimizer, step, towers
   from alexnet_jax.network import build
   from configs import alexnet
 
+  onednn.use()
   mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
   config = alexnet.paper()
@@ -371,9 +372,10 @@ def layers(batch_size, rounds):
   import jax.numpy as jnp
   from flax import nnx
 
-  from alexnet_jax import model, towers
+  from alexnet_jax import model, onednn, towers
   from configs import alexnet
 
+  onednn.use()
   jax.set_mesh(towers.make_mesh(1, 1, num_towers=2, batches={'batch_size': batch_size}))
   config = alexnet.paper().model
   module = jax.jit(lambda: nnx.state(model.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))()

@@ -18,12 +18,14 @@ if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''): 
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 import jax
+import jaxlib
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update('jax_num_cpu_devices', 4)
 
-from alexnet_jax import data, step, towers, workdir  # noqa: E402
+from alexnet_jax import data, onednn, step, towers, workdir  # noqa: E402
 from alexnet_jax.checkpoint import Checkpoints  # noqa: E402
 from alexnet_jax.network import build  # noqa: E402
 from alexnet_jax.statistics import Statistics  # noqa: E402
@@ -112,6 +114,20 @@ def one_device():
   single = mesh(1, 1)
   with jax.set_mesh(single):
     yield single
+
+
+@pytest.fixture
+def with_onednn():
+  """Convolutions and products go to oneDNN, which needs that compiled programs are not kept."""
+  if not onednn.is_available():
+    pytest.skip(f'oneDNN is not called in jaxlib {jaxlib.__version__} on this machine')
+  onednn.use()
+  jax.clear_caches()  # what was traced without
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
+  jax.config.update('jax_remove_size_one_mesh_axis_from_type', False)
+  compilation_cache.reset_cache()
+  jax.clear_caches()
 
 
 def mesh(num_data, num_tower, batch_size=8):

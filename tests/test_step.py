@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import augment, step, towers
+from alexnet_jax import augment, onednn, step, towers
 from alexnet_jax.network import build
 from configs import alexnet
 from tests.conftest import mesh
@@ -63,6 +63,13 @@ def test_four_steps_with_dropout_give_the_same_parameters_on_every_mesh(shape, o
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
   for (path, ours), theirs in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
+def test_with_onednn_they_are_the_same_too(shape, on_one_device, with_onednn):
+  assert onednn.is_used()
+  for ours, theirs in zip(*map(jax.tree.leaves, (train(shape), on_one_device)), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_in_bfloat16_the_loss_is_the_same_to_three_digits_and_weights_move_alike(on_one_device):

@@ -1,0 +1,207 @@
+"""Convolutions and matrix products by oneDNN, which jaxlib carries for a CPU but does not call.
+
+XLA leaves both to YNNPACK on a CPU. oneDNN, which PyTorch calls, needs about half as long for the layers of this
+network (benchmarks/README.md). jaxlib is built without the pass of XLA that would put oneDNN in, yet with what that
+pass would put in: the custom calls below, whose configuration is XLA's `onednn_config.proto`. The only convolution
+among them is a forward one, so that its gradients are written as such.
+
+Nothing checks a configuration, and what it means has changed from one XLA to another. So oneDNN is called in those
+versions alone with which it was tried; `convolution.py` has what is fastest in others. And XLA cannot write a program
+with such calls to its cache of compiled programs: it mistakes them for others there, with whatever consequence. So they
+are made only where that cache is off, see `use`.
+"""
+
+import functools
+import json
+import platform
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+from jax import lax
+from jax.experimental.compilation_cache import compilation_cache
+
+TRIED = ('0.10.2',)  # versions of jaxlib
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def use() -> None:
+  """Takes to oneDNN from now on, where it is available; for work that is longer than compiling.
+
+  It turns the cache of compiled programs off. Small images on a laptop's CPU train 1.4 times as fast, and start a few
+  seconds later.
+  """
+  if is_available():
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # it looks at the setting once
+    # Or gradients are summed over the devices of an axis where it has but one, and XLA copies them: 24 ms a step.
+    jax.config.update('jax_remove_size_one_mesh_axis_from_type', True)
+
+
+def is_used() -> bool:
+  """Says whether convolutions and products of float32 go to oneDNN."""
+  return is_available() and not jax.config.jax_enable_compilation_cache
+
+
+@functools.cache
+def is_available() -> bool:
+  """Says whether JAX computes on a CPU, and in a version whose oneDNN is called as we know it."""
+  known = jaxlib.__version__ in TRIED and (platform.system(), platform.machine()) == ('Linux', 'x86_64')
+  return known and jax.default_backend() == 'cpu'
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+  """Does what `convolution.conv` does, in float32."""
+  size = [
+    (side + sum(around) - length) // stride + 1
+    for side, around, length in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
+  ]
+  return _conv(x, kernel, size, padding, strides=(stride, stride))
+
+
+def _conv_forward(x, kernel, stride, padding):
+  return conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_backward(stride, padding, residuals, dy):
+  x, kernel = residuals
+  return input_gradient(dy, kernel, x.shape[1:3], stride, padding), kernel_gradient(
+    x, dy, kernel.shape, stride, padding
+  )
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int, padding: Padding) -> jax.Array:
+  """Computes the gradient of a convolution with respect to its input.
+
+  Args:
+    dy: gradient of the output maps [batch, height, width, out] float32.
+    kernel: [height, width, in, out] float32.
+    size: (height, width) of the input maps.
+    stride: as in the forward pass.
+    padding: as in the forward pass.
+
+  Returns:
+    An array as the input maps [batch, height, width, in].
+  """
+  between = (0, 0, stride - 1)  # zeros, for input pixels at which no window begins
+  dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), between, between, (0, 0, 0)))
+  around = [
+    (length - 1 - before, side + before - outputs)
+    for length, (before, _), side, outputs in zip(kernel.shape[:2], padding, size, dy.shape[1:3], strict=True)
+  ]
+  # Turned: what an input pixel says to the outputs, seen from the pixel.
+  return _conv(dy, kernel[::-1, ::-1], size, around, num_in_axis=3, num_out_axis=2)
+
+
+def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padding: Padding) -> jax.Array:
+  """Computes the gradient of a convolution with respect to its kernel.
+
+  That is a convolution too, of the input with the gradient of the output, which sums over images as others sum over
+  channels. The channels lie side by side in a row of width x channel here. So a row of a kernel, all its columns and
+  channels, is a row of the result, and oneDNN computes many neighbours at a time.
+
+  Args:
+    x: input maps [batch, height, width, in] float32.
+    dy: gradient of the output maps [batch, height, width, out] float32.
+    kernel_shape: (height, width, in, out).
+    stride: as in the forward pass.
+    padding: as in the forward pass.
+
+  Returns:
+    An array of `kernel_shape`.
+  """
+  kernel_height, kernel_width, num_in, _ = kernel_shape
+  batch, height, width, _ = x.shape
+  (top, bottom), (left, right) = (
+    (before, (outputs - 1) * stride + length - before - side)
+    for outputs, length, (before, _), side in zip(dy.shape[1:3], kernel_shape[:2], padding, x.shape[1:3], strict=True)
+  )
+  # Transposed by a product with ones and zeros, since XLA would compute again what it transposes, pixel by pixel.
+  images_last = _matmul(x.reshape(1, batch, -1), jnp.eye(batch)[None], transpose_a=True)
+  gradient = _conv(
+    images_last.reshape(1, height, width * num_in, batch),
+    dy,
+    (kernel_height, kernel_width * num_in),
+    ((top, bottom), (left * num_in, right * num_in)),
+    dilations=(stride, stride * num_in),
+    spatial_axes=(1, 2),
+    num_in_axis=0,
+  )
+  return gradient.reshape(kernel_shape)
+
+
+@jax.custom_vjp
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Multiplies stacks of matrices, [stack, rows, inner] by [stack, inner, columns], in float32."""
+  return _matmul(a, b)
+
+
+def _matmul_forward(a, b):
+  return _matmul(a, b), (a, b)
+
+
+def _matmul_backward(residuals, dy):
+  a, b = residuals
+  return _matmul(dy, b, transpose_b=True), _matmul(a, dy, transpose_a=True)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _conv(
+  x,
+  kernel,
+  size,
+  padding,
+  *,
+  strides=(1, 1),
+  dilations=(1, 1),
+  spatial_axes=(0, 1),
+  num_in_axis=2,
+  num_out_axis=3,
+):
+  """Convolves maps [batch, height, width, in] with kernels that have their axes anywhere."""
+  cut = [min(edge, 0) for around in padding for edge in around]
+  if any(cut):  # maps that reach farther than the windows
+    top, bottom, left, right = cut
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
+  befores, afters = zip(*([max(edge, 0) for edge in around] for around in padding), strict=True)
+  maps = {'dims': 4, 'data': {'batch_dim': 0, 'spatial_dims': (1, 2), 'feature_dim': 3}}
+  axes = {'spatial_dims': spatial_axes, 'input_feature_dim': num_in_axis, 'output_feature_dim': num_out_axis}
+  config = {
+    'dims': 4,
+    'input': maps,
+    'kernel': {'dims': 4, 'filter': axes},
+    'output': maps,
+    'window': {
+      'size': [kernel.shape[axis] for axis in spatial_axes],
+      'pad_left': befores,
+      'pad_right': afters,
+      'strides': strides,
+      'window_dilations': dilations,
+    },
+    'feature_groups': 1,
+  }
+  return _call('convolution', {'onednn_conv_config': config}, (len(x), *size, kernel.shape[num_out_axis]), x, kernel)
+
+
+def _matmul(a, b, *, transpose_a=False, transpose_b=False):
+  config = {'transpose_a': transpose_a, 'transpose_b': transpose_b}
+  shape = (len(a), a.shape[2 if transpose_a else 1], b.shape[1 if transpose_b else 2])
+  return _call('matmul', {'onednn_matmul_config': config}, shape, a, b)
+
+
+def _call(name, config, shape, *operands):
+  like = jax.typeof(operands[0])
+  call = jax.ffi.ffi_call(
+    f'__onednn${name}',
+    jax.ShapeDtypeStruct(shape, like.dtype, sharding=like.sharding, manual_axis_type=like.manual_axis_type),
+    custom_call_api_version=2,  # the one in which a configuration is text
+    legacy_backend_config=json.dumps({'outer_dimension_partitions': []} | config),
+  )
+  return call(*operands)

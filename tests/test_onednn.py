@@ -1,0 +1,101 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+
+from alexnet_jax import convolution, onednn, towers
+
+
+def vjp_of(function, *arguments):
+  """Returns the result, and the gradients that a gradient of the result, all different numbers, gives."""
+  y, pull_back = jax.vjp(function, *arguments)
+  return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape))
+
+
+@pytest.mark.usefixtures('with_onednn')
+@pytest.mark.parametrize(
+  ('size', 'stride', 'padding', 'batch', 'num_in', 'num_out'),
+  [
+    (11, 4, ((0, 3), (0, 3)), 3, 3, 96),  # conv1
+    (5, 1, ((2, 2), (2, 2)), 2, 48, 128),  # conv2
+    (3, 1, ((1, 1), (1, 1)), 5, 24, 384),  # conv3 to conv5
+    (3, 1, ((0, 0), (0, 0)), 1, 7, 1),
+    (3, 1, ((3, 0), (4, 1)), 2, 1, 5),  # padded by more than a kernel reaches
+    (4, 3, ((2, 0), (1, 1)), 4, 6, 17),  # maps that reach farther than the windows
+    (1, 2, ((0, 0), (0, 0)), 33, 2, 3),
+  ],
+)
+@pytest.mark.parametrize('image', [(32, 32), (33, 39)])
+def test_convolution_and_its_gradients_are_those_of_xla(size, stride, padding, batch, num_in, num_out, image):
+  x = jax.random.normal(jax.random.key(0), (batch, *image, num_in))
+  kernel = jax.random.normal(jax.random.key(1), (size, size + 1, num_in, num_out))  # taller than wide
+  ours, plain = (
+    jax.jit(functools.partial(vjp_of, lambda x, kernel, conv=conv: conv(x, kernel, stride, padding)))(x, kernel)
+    for conv in (onednn.conv, convolution.plain_conv)
+  )
+  for found, expected in zip(ours, plain, strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.usefixtures('with_onednn')
+@pytest.mark.parametrize('shape', [(2, 32, 96, 50), (1, 1, 7, 3), (3, 5, 1, 1)])
+def test_product_and_its_gradients_are_those_of_numpy(shape):
+  stack, rows, inner, columns = shape
+  a, b = np.random.default_rng(0).normal(size=(2, stack, 100, 100)).astype(np.float32)
+  a, b = a[:, :rows, :inner], b[:, :inner, :columns]
+  y, da, db = vjp_of(onednn.matmul, jnp.array(a), jnp.array(b))
+  dy = np.asarray(jax.random.normal(jax.random.key(2), y.shape))
+  for found, expected in ((y, a @ b), (da, dy @ b.swapaxes(1, 2)), (db, a.swapaxes(1, 2) @ dy)):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures('with_onednn')
+def test_convolutions_do_not_wait_for_each_other():
+  """Each asks the threads for help that all others run on."""
+  x, kernels = jnp.ones((4, 13, 13, 16)), jnp.ones((16, 3, 3, 16, 64))
+
+  @jax.jit
+  def many(x):
+    return sum(onednn.conv(x, kernel, 1, ((1, 1), (1, 1))).mean() for kernel in kernels)
+
+  results = {float(many(x)) for _ in range(50)}
+  assert len(results) == 1
+
+
+def calls():
+  """Says of a tower's convolution and of its product whether oneDNN is called."""
+
+  def is_called(function, x, kernel):
+    return '__onednn$' in str(
+      jax.make_jaxpr(lambda x, kernel: function(x, kernel))(
+        jax.device_put(x, towers.MAPS), jax.device_put(kernel, towers.PARAMS)
+      )
+    )
+
+  return [
+    is_called(towers.conv, jnp.ones((2, 2, 8, 8, 3)), jnp.ones((2, 3, 3, 3, 4))),
+    is_called(towers.linear, jnp.ones((2, 2, 3)), jnp.ones((2, 3, 4))),
+  ]
+
+
+@pytest.mark.usefixtures('one_device')
+def test_a_cache_of_programs_does_without():
+  assert jax.config.jax_enable_compilation_cache
+  assert calls() == [False, False]
+
+
+@pytest.mark.usefixtures('one_device', 'with_onednn')
+def test_without_one_the_network_calls_it():
+  assert calls() == [True, True]
+
+
+def test_versions_that_were_not_tried_do_without(monkeypatch):
+  monkeypatch.setattr(jaxlib, '__version__', '99.0.0')
+  onednn.is_available.cache_clear()
+  try:
+    assert not onednn.is_available()
+  finally:
+    onednn.is_available.cache_clear()
