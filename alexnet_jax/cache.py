@@ -9,9 +9,15 @@ def folder() -> pathlib.Path:
   return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'alexnet_jax'
 
 
+def compiled() -> pathlib.Path:
+  """Names the folder for what XLA compiled; it need not exist."""
+  return folder() / 'compiled'
+
+
 def keep_compiled_programs() -> None:
   """Lets XLA look for what it compiled before; call it before jax is imported.
 
-  JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=false compiles anew.
+  JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=false compiles anew. Training and
+  evaluation on a CPU do so anyway (`onednn.use`), unless another folder is named.
   """
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder() / 'compiled'))
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compiled()))

@@ -2,8 +2,9 @@
 
 `lax.conv_general_dilated` is fast on every platform but a CPU. There XLA leaves what has few output maps, as conv1 and
 the gradient of conv2's input, to a single core, and computes the gradient of the kernel as a convolution whose window
-is the whole image, at a fifth of the speed of a matrix product. There, and only there, these are computed otherwise:
-by patches and one matrix product, a few images at a time so that the patches stay in the cache.
+is the whole image, at a fifth of the speed of a matrix product. There, and only there, convolutions go to oneDNN where
+it can be called (`onednn.py`). Where not, these are computed by patches and one matrix product, a few images at a time
+so that the patches stay in the cache.
 """
 
 import functools

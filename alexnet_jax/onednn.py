@@ -21,6 +21,8 @@ import jaxlib
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 
+from alexnet_jax import cache
+
 TRIED = ('0.10.2',)  # versions of jaxlib
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -29,10 +31,10 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def use() -> None:
   """Takes to oneDNN from now on, where it is available; for work that is longer than compiling.
 
-  It turns the cache of compiled programs off. Small images on a laptop's CPU train 1.4 times as fast, and start a few
-  seconds later.
+  It turns the cache of compiled programs off, so that what trains faster starts a few seconds later. Whoever named a
+  folder for the cache (JAX_COMPILATION_CACHE_DIR) keeps it, and does without oneDNN.
   """
-  if is_available():
+  if is_available() and jax.config.jax_compilation_cache_dir in (None, str(cache.compiled())):
     jax.config.update('jax_enable_compilation_cache', False)
     compilation_cache.reset_cache()  # it looks at the setting once
     # Or gradients are summed over the devices of an axis where it has but one, and XLA copies them: 24 ms a step.

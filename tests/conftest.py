@@ -121,11 +121,14 @@ def with_onednn():
   """Convolutions and products go to oneDNN, which needs that compiled programs are not kept."""
   if not onednn.is_available():
     pytest.skip(f'oneDNN is not called in jaxlib {jaxlib.__version__} on this machine')
+  fields = ('compilation_cache_dir', 'enable_compilation_cache', 'remove_size_one_mesh_axis_from_type')
+  before = {f'jax_{field}': getattr(jax.config, f'jax_{field}') for field in fields}
+  jax.config.update('jax_compilation_cache_dir', None)
   onednn.use()
   jax.clear_caches()  # what was traced without
   yield
-  jax.config.update('jax_enable_compilation_cache', True)
-  jax.config.update('jax_remove_size_one_mesh_axis_from_type', False)
+  for field, value in before.items():
+    jax.config.update(field, value)
   compilation_cache.reset_cache()
   jax.clear_caches()
 
