@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from alexnet_jax import cache
 
-TRIED = ('0.10.2',)  # versions of jaxlib
+TRIED = ('0.10.2', '0.11.2')  # versions of jaxlib: those of requirements.txt
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 

@@ -1,4 +1,6 @@
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,11 @@ def test_a_cache_of_programs_does_without():
 @pytest.mark.usefixtures('one_device', 'with_onednn')
 def test_without_one_the_network_calls_it():
   assert calls() == [True, True]
+
+
+def test_it_was_tried_with_the_versions_that_we_require():
+  required = (pathlib.Path(__file__).parents[1] / 'requirements.txt').read_text()
+  assert tuple(re.findall('^jax==([0-9.]+)', required, re.MULTILINE)) == onednn.TRIED
 
 
 def test_versions_that_were_not_tried_do_without(monkeypatch):
