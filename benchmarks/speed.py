@@ -27,6 +27,7 @@ the same rounds; a train step is 4.136 GFLOP an image and inference 1.449 (facts
 import argparse
 import datetime
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -77,29 +78,39 @@ def main():
 
 
 def report(options, batch_sizes, names, matmul_side):
-  """Prints a table of all cases, as Markdown, and keeps them as JSON."""
-  cases = [
-    compare(task, batch_size, names, options.rounds, matmul_side)
-    for task in options.tasks.split(',')
-    for batch_size in batch_sizes
-  ]
+  """Prints a table as Markdown, row by row as cases are done, and keeps all times of all rounds as JSON."""
   others = names[1:]
   header = ['', 'batch', *(f'{name}, images/s' for name in names), f'{names[0]} of the limit']
   header += [*(f'{names[0]} / {name}' for name in others), 'first step, s', 'peak memory, GiB']
   print('| ' + ' | '.join(header) + ' |')
-  print('| --- ' * len(header) + '|')
-  for case in cases:
-    sides = case['sides']
-    cells = [case['task'], str(case['batch_size'])]
-    cells += [f'{sides[name]["images_per_second"]:.1f}' for name in names]
-    cells += [f'{100 * case["fraction_of_limit"]:.0f} %']
-    cells += [f'{sides[name]["ratio"]:.2f}' for name in others]
-    cells += [' / '.join(f'{sides[name]["first_step_seconds"]:.0f}' for name in names)]
-    cells += [' / '.join(f'{sides[name]["peak_memory_gib"]:.2f}' for name in names)]
-    print('| ' + ' | '.join(cells) + ' |')
+  print('| --- ' * len(header) + '|', flush=True)
+  cases = []
+  for task, batch_size in itertools.product(options.tasks.split(','), batch_sizes):
+    cases.append(compare(task, batch_size, names, options.rounds, matmul_side))
+    print('| ' + ' | '.join(row(cases[-1], names)) + ' |', flush=True)
+    if options.output:
+      options.output.write_text(json.dumps(summary(options, cases), indent=1) + '\n')
   limits = [case['matmul_gflops'] for case in cases]
   print(f'\nlimit: {statistics.median(limits):.0f} GFLOP/s ({min(limits):.0f} to {max(limits):.0f})')
-  result = {
+
+
+def row(case, names):
+  """Returns the cells of a case."""
+  sides = case['sides']
+  return [
+    case['task'],
+    str(case['batch_size']),
+    *(f'{sides[name]["images_per_second"]:.1f}' for name in names),
+    f'{100 * case["fraction_of_limit"]:.0f} %',
+    *(f'{sides[name]["ratio"]:.2f}' for name in names[1:]),
+    ' / '.join(f'{sides[name]["first_step_seconds"]:.0f}' for name in names),
+    ' / '.join(f'{sides[name]["peak_memory_gib"]:.2f}' for name in names),
+  ]
+
+
+def summary(options, cases):
+  """Returns what is kept of a run."""
+  return {
     'date': str(datetime.date.today()),
     'cores': os.cpu_count(),
     'hardware': hardware(),
@@ -107,8 +118,6 @@ def report(options, batch_sizes, names, matmul_side):
     'malloc': os.environ.get('GLIBC_TUNABLES', ''),
     'cases': cases,
   }
-  if options.output:
-    options.output.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def compare(task, batch_size, names, rounds, matmul_side):
