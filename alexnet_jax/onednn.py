@@ -1,9 +1,9 @@
 """Convolutions and matrix products by oneDNN, which jaxlib carries for a CPU but does not call.
 
 XLA leaves both to YNNPACK on a CPU. oneDNN, which PyTorch calls, needs about half as long for the layers of this
-network (benchmarks/README.md). jaxlib is built without the pass of XLA that would put oneDNN in, yet with what that
-pass would put in: the custom calls below, whose configuration is XLA's `onednn_config.proto`. The only convolution
-among them is a forward one, so that its gradients are written as such.
+network (benchmarks/README.md). The pass of XLA that would put oneDNN in is not built into jaxlib 0.10.2, and off in
+0.11.2. Both have what it would put in: the custom calls below, whose configuration is XLA's `onednn_config.proto`. The
+only convolution among them is a forward one, so that its gradients are written as such.
 
 Nothing checks a configuration, and what it means has changed from one XLA to another. So oneDNN is called in those
 versions alone with which it was tried; `convolution.py` has what is fastest in others. And XLA cannot write a program
@@ -69,9 +69,8 @@ def _conv_forward(x, kernel, stride, padding):
 
 def _conv_backward(stride, padding, residuals, dy):
   x, kernel = residuals
-  return input_gradient(dy, kernel, x.shape[1:3], stride, padding), kernel_gradient(
-    x, dy, kernel.shape, stride, padding
-  )
+  dx = input_gradient(dy, kernel, x.shape[1:3], stride, padding)
+  return dx, kernel_gradient(x, dy, kernel.shape, stride, padding)
 
 
 conv.defvjp(_conv_forward, _conv_backward)

@@ -33,7 +33,7 @@ def vjp_of(function, *arguments):
 @pytest.mark.parametrize('image', [(32, 32), (33, 39)])
 def test_convolution_and_its_gradients_are_those_of_xla(size, stride, padding, batch, num_in, num_out, image):
   x = jax.random.normal(jax.random.key(0), (batch, *image, num_in))
-  kernel = jax.random.normal(jax.random.key(1), (size, size + 1, num_in, num_out))  # taller than wide
+  kernel = jax.random.normal(jax.random.key(1), (size, size + 1, num_in, num_out))  # wider than high
   ours, plain = (
     jax.jit(functools.partial(vjp_of, lambda x, kernel, conv=conv: conv(x, kernel, stride, padding)))(x, kernel)
     for conv in (onednn.conv, convolution.plain_conv)
