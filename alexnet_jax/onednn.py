@@ -17,7 +17,6 @@ import platform
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -49,7 +48,7 @@ def is_used() -> bool:
 @functools.cache
 def is_available() -> bool:
   """Says whether JAX computes on a CPU, and in a version whose oneDNN is called as we know it."""
-  known = jaxlib.__version__ in TRIED and (platform.system(), platform.machine()) == ('Linux', 'x86_64')
+  known = jax.lib.__version__ in TRIED and (platform.system(), platform.machine()) == ('Linux', 'x86_64')
   return known and jax.default_backend() == 'cpu'
 
 

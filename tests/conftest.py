@@ -18,7 +18,6 @@ if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''): 
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 import jax
-import jaxlib
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -120,7 +119,7 @@ def one_device():
 def with_onednn():
   """Convolutions and products go to oneDNN, which needs that compiled programs are not kept."""
   if not onednn.is_available():
-    pytest.skip(f'oneDNN is not called in jaxlib {jaxlib.__version__} on this machine')
+    pytest.skip(f'oneDNN is not called in jaxlib {jax.lib.__version__} on this machine')
   fields = ('compilation_cache_dir', 'enable_compilation_cache', 'remove_size_one_mesh_axis_from_type')
   before = {f'jax_{field}': getattr(jax.config, f'jax_{field}') for field in fields}
   jax.config.update('jax_compilation_cache_dir', None)

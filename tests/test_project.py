@@ -14,10 +14,10 @@ SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / 'setup.cfg')
 
 # Each may import those before it. What comes up to `step` runs where TensorFlow, TFDS, grain and clu are not installed.
-ORDER = ['errors', 'convolution', 'towers', 'layers', 'model', 'cifar', 'network', 'optimizer', 'augment', 'step']
-ORDER += [
+ORDER = [
+  *('errors', 'cache', 'onednn', 'convolution', 'towers', 'layers', 'model', 'cifar', 'network', 'optimizer'),
+  *('augment', 'step'),
   'memory',
-  'cache',
   'files',
   'images',
   'drawing',
