@@ -175,7 +175,8 @@ writes its entry; this file is made from `results/` by `python -m alexnet_jax.re
 - **{REPRODUCED}**: the effect is there, every seed of one side is better than every seed of the other, and it is
   between {1 / FACTOR:g} and {FACTOR} times as large as in the paper, where that gives a number (an error rate: at most
   half a point above it).
-- **{DIRECTION}**: it has the paper's sign, but another size, or it is within the spread, or seen with one seed alone.
+- **{DIRECTION}**: it has the paper's sign, but another size, or it is within the spread, or one side has one seed alone
+  (an average of all seeds may).
 - **{NOT_REPRODUCED}**: it is not there.
 - **needs {IMAGENET}**: only ImageNet can show it. **needs {TWO_DEVICES}**: so far there was one CPU.
 - **{NOT_YET}**: not run to the end yet; a smaller dataset can show it.

@@ -58,9 +58,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
   return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} ({len(values)} seeds)'
 
 
-def apart(lower: Sequence[float], higher: Sequence[float]) -> bool:
-  """Says whether every value of one side lies below every value of the other; of two values alone one cannot tell."""
-  return len(lower) + len(higher) > 2 and max(lower) < min(higher)
+def apart(lower: Sequence[float], higher: Sequence[float], num_needed: int = 2) -> bool:
+  """Says whether every value of one side lies below every value of the other, and there are enough on both."""
+  return min(len(lower), len(higher)) >= num_needed and max(lower) < min(higher)
 
 
 def verdict(share: float, is_clear: bool) -> str:
@@ -88,6 +88,7 @@ def gain(
   *others: str,
   paper: float | None,
   at_least: bool = False,
+  num_needed: int = 2,
   of: Callable[[Outcome], float] = error,
   what: str = '',
 ) -> Conclusion:
@@ -98,6 +99,7 @@ def gain(
     others: the arms that should have a higher one.
     paper: by how much in the paper, on average over the others, percentage points; None: it does not say.
     at_least: whether the paper says that it is more than that.
+    num_needed: seeds of every arm without which it could be chance; 1 where the base stands for all seeds.
     of: returns the error of an outcome, percent.
     what: kind of error, for the reader.
   """
@@ -106,7 +108,7 @@ def gain(
     errors = {name: [of(outcome) for outcome in outcomes[name]] for name in (base, *others)}
     difference = statistics.mean(statistics.mean(errors[name]) for name in others) - statistics.mean(errors[base])
     ours = '; '.join(f'{name} {spread(values)} %{what}' for name, values in errors.items())
-    is_clear = all(apart(errors[base], errors[name]) for name in others)
+    is_clear = all(apart(errors[base], errors[name], num_needed) for name in others)
     share = share_of(difference, paper)
     return Finding(f'{ours}: {difference:+.2f}', verdict(min(share, 1) if at_least else share, is_clear))
 
