@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax import onednn
+from alexnet_jax.onednn import Padding
 
 # Patches made at a time. Measured on two cores with AVX-512 and 32 MiB of cache, batch 32, gradient of the kernel, for
 # conv1 / one tower of conv2 / conv3, milliseconds: XLA 255 / 119 / 72; pieces of 1 image 41 / 23 / 28, of 2: 48 / 22 /
@@ -22,8 +23,6 @@ from alexnet_jax import onednn
 PIECE_BYTES = 8 * 2**20
 FEW_MAPS, FEW_KERNELS = 4, range(17, 33)  # where `conv_by_pairs` is faster
 MANY_KERNELS = 96  # where `input_gradient` is
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
