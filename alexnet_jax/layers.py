@@ -144,7 +144,7 @@ def _pool(x, axis, size, stride):
 
 
 def _pool_forward(x, axis, size, stride):
-  y = _pool(x, axis, size, stride)
+  y = towers.keep(_pool(x, axis, size, stride))  # for the next layer, its gradient, and that of every pixel here
   return y, (x, y)
 
 

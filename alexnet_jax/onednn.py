@@ -153,6 +153,16 @@ def _matmul_backward(residuals, dy):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def keep(x: jax.Array) -> jax.Array:
+  """Hands on maps [..., channel] float32 as they are, computed once.
+
+  XLA computes what looks cheap, as pooling does, anew for everything that reads it, in loops that suit the reader. It
+  does not look into a product, here with ones and zeros: what that returns lies in memory.
+  """
+  channels = x.shape[-1]
+  return _matmul(x.reshape(1, -1, channels), jnp.eye(channels)[None]).reshape(x.shape)
+
+
 def _conv(
   x,
   kernel,

@@ -156,6 +156,13 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return on_device(x, kernel)
 
 
+def keep(x: jax.Array) -> jax.Array:
+  """Hands on maps [tower, batch, ..., channel] as they are; on a CPU they are computed once for all that reads them."""
+  if not onednn.is_used() or x.dtype != jnp.float32:
+    return x
+  return jax.shard_map(onednn.keep, in_specs=MAPS, out_specs=MAPS)(x)
+
+
 def gather(x: jax.Array) -> jax.Array:
   """Shows every tower the channels of all: Figure 2's crossing arrows.
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import convolution, onednn, towers
+from alexnet_jax import convolution, layers, onednn, towers
+from tests.conftest import mesh
 
 
 def vjp_of(function, *arguments):
@@ -64,6 +65,29 @@ def test_convolutions_do_not_wait_for_each_other():
 
   results = {float(many(x)) for _ in range(50)}
   assert len(results) == 1
+
+
+def pooling():
+  """Returns pooled maps, what two others make of them, and a gradient; and how often their program takes a maximum."""
+
+  @jax.jit
+  def pool(x):
+    y, pull_back = jax.vjp(layers.max_pool, x)
+    return y, y[:, :1] + 1, y[:, 1:].reshape(2, -1) * 2, pull_back(jnp.square(y))
+
+  x = jax.device_put(jax.random.normal(jax.random.key(0), (2, 4, 27, 27, 8)), towers.MAPS)
+  return pool(x), pool.lower(x).compile().as_text().count(' maximum(')
+
+
+@pytest.mark.parametrize('num_tower', [1, 2])
+def test_pooling_is_computed_once_and_bit_for_bit_the_same(num_tower, request):
+  with jax.set_mesh(mesh(1, num_tower)):
+    expected, num_maxima = pooling()
+    request.getfixturevalue('with_onednn')
+    found, num_maxima_now = pooling()
+  assert num_maxima_now == 2 * 2 < num_maxima  # of three pixels, along two axes
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def calls():
