@@ -330,7 +330,8 @@ EXPERIMENTS = {
       gain('paper', 'no_overlap', paper=0.4),
       images_per_second=450,
       note='For 96 x 96 pixels: with 64, and the paddings that go with windows of two (run 147), conv5 would be left '
-      'with a single place.',
+      'with a single place. The paper finds that with overlap it is slightly harder to overfit; in 12 epochs neither '
+      'does, both end a point above their training error, and the one without learns faster.',
     ),
     ablation(
       'augmentation',
