@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax import onednn
-from alexnet_jax.onednn import Padding
+from alexnet_jax.onednn import Padding, num_windows
 
 # Patches made at a time. Measured on two cores with AVX-512 and 32 MiB of cache, batch 32, gradient of the kernel, for
 # conv1 / one tower of conv2 / conv3, milliseconds: XLA 255 / 119 / 72; pieces of 1 image 41 / 23 / 28, of 2: 48 / 22 /
@@ -103,8 +103,7 @@ def conv_by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddi
   copied once, although several windows see it: one product tells what it gives to each of them, to be moved and added.
   """
   kernel_height, kernel_width, num_in, num_out = kernel.shape
-  sides = zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
-  height, width = ((side + sum(around) - size) // stride + 1 for side, around, size in sides)
+  height, width = num_windows(x.shape[1:3], kernel.shape[:2], stride, padding)
   in_kernel = math.ceil(kernel_width / stride)  # columns
   in_image = width + in_kernel - 1
   x = _fit(x, (height - 1) * stride + kernel_height, in_image * stride, padding)

@@ -55,10 +55,7 @@ def is_available() -> bool:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """Does what `convolution.conv` does, in float32."""
-  size = [
-    (side + sum(around) - length) // stride + 1
-    for side, around, length in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
-  ]
+  size = num_windows(x.shape[1:3], kernel.shape[:2], stride, padding)
   return _conv(x, kernel, size, padding, strides=(stride, stride))
 
 
@@ -73,6 +70,14 @@ def _conv_backward(stride, padding, residuals, dy):
 
 
 conv.defvjp(_conv_forward, _conv_backward)
+
+
+def num_windows(size: tuple[int, int], window: tuple[int, int], stride: int, padding: Padding) -> tuple[int, int]:
+  """Counts the windows of a convolution along the height and the width of maps of this size, all in pixels."""
+  height, width = (
+    (side + sum(around) - length) // stride + 1 for side, length, around in zip(size, window, padding, strict=True)
+  )
+  return height, width
 
 
 def input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int, padding: Padding) -> jax.Array:
