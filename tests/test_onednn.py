@@ -55,6 +55,19 @@ def test_product_and_its_gradients_are_those_of_numpy(shape):
 
 
 @pytest.mark.usefixtures('with_onednn')
+def test_weights_are_updated_in_place():
+  @functools.partial(jax.jit, donate_argnums=1)
+  def update(x, weights):
+    _, dx, gradient = vjp_of(onednn.matmul, x, weights)
+    return dx, weights - gradient
+
+  weights = jnp.ones((2, 96, 50))
+  program = update.lower(jnp.ones((2, 32, 96)), weights).compile()
+  assert program.memory_analysis().alias_size_in_bytes == weights.nbytes
+  assert not re.search(r'f32\[2,96,50\]\S* copy', program.as_text())
+
+
+@pytest.mark.usefixtures('with_onednn')
 def test_convolutions_do_not_wait_for_each_other():
   """Each asks the threads for help that all others run on."""
   x, kernels = jnp.ones((4, 13, 13, 16)), jnp.ones((16, 3, 3, 16, 64))
