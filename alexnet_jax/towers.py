@@ -146,7 +146,7 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
     [tower, batch, out].
   """
   kernel = kernel.astype(x.dtype)
-  if not onednn.is_used() or x.dtype != jnp.float32:
+  if not _goes_to_onednn(x):
     return jnp.einsum('tni,tio->tno', x, kernel)
 
   @jax.shard_map(in_specs=(MAPS, PARAMS), out_specs=MAPS)
@@ -158,9 +158,13 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def keep(x: jax.Array) -> jax.Array:
   """Hands on maps [tower, batch, ..., channel] as they are; on a CPU they are computed once for all that reads them."""
-  if not onednn.is_used() or x.dtype != jnp.float32:
+  if not _goes_to_onednn(x):
     return x
   return jax.shard_map(onednn.keep, in_specs=MAPS, out_specs=MAPS)(x)
+
+
+def _goes_to_onednn(x):
+  return onednn.is_used() and x.dtype == jnp.float32
 
 
 def gather(x: jax.Array) -> jax.Array:
