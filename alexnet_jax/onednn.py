@@ -24,6 +24,8 @@ from alexnet_jax import cache
 
 TRIED = ('0.10.2', '0.11.2')  # versions of jaxlib: those of requirements.txt
 
+IMAGES = 16  # at a time in the gradient of a kernel: as many numbers as a vector of AVX-512 holds
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -108,7 +110,8 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
 
   That is a convolution too, of the input with the gradient of the output, which sums over images as others sum over
   channels. The channels lie side by side in a row of width x channel here. So a row of a kernel, all its columns and
-  channels, is a row of the result, and oneDNN computes many neighbours at a time.
+  channels, is a row of the result, and oneDNN computes many neighbours at a time. It does a few images at a time, so
+  that what it reads again and again stays in the cache.
 
   Args:
     x: input maps [batch, height, width, in] float32.
@@ -120,6 +123,11 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
   Returns:
     An array of `kernel_shape`.
   """
+  parts = [slice(first, first + IMAGES) for first in range(0, len(x), IMAGES)]
+  return sum(_kernel_gradient(x[part], dy[part], kernel_shape, stride, padding) for part in parts)
+
+
+def _kernel_gradient(x, dy, kernel_shape, stride, padding):
   kernel_height, kernel_width, num_in, _ = kernel_shape
   batch, height, width, _ = x.shape
   (top, bottom), (left, right) = (

@@ -26,7 +26,7 @@ def vjp_of(function, *arguments):
     (3, 1, ((1, 1), (1, 1)), 5, 24, 384),  # conv3 to conv5
     (3, 1, ((0, 0), (0, 0)), 1, 7, 1),
     (3, 1, ((3, 0), (4, 1)), 2, 1, 5),  # padded by more than a kernel reaches
-    (4, 3, ((2, 0), (1, 1)), 4, 6, 17),  # maps that reach farther than the windows
+    (4, 3, ((2, 0), (1, 1)), 35, 6, 17),  # maps that reach farther than the windows, images not divided by 16
     (1, 2, ((0, 0), (0, 0)), 33, 2, 3),
   ],
 )
