@@ -16,6 +16,7 @@ Use what was imported with main.py --mode=eval --workdir=WORKDIR. Exit status: 0
 
 import argparse
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -129,7 +130,15 @@ def import_file(
   except OSError as error:
     raise RunError(f'{workdir} cannot be written ({error.strerror}); choose a folder with room.') from error
   print(f'{workdir}: {_summary(weights)}')
-  print(f'evaluate it with python main.py --config=configs/alexnet.py:imagenet2012 --mode=eval --workdir={workdir}')
+  print(f'evaluate it with python main.py {_of_its_data(weights.config.data)} --mode=eval --workdir={workdir}')
+
+
+def _of_its_data(data):
+  """Says with which flags main.py reads the data that a network was made for."""
+  if data.name == 'ilsvrc/2012':
+    return '--config=configs/alexnet.py:imagenet2012'
+  flags = f'--config.data.name={data.name}', f'--config.data.test_split={data.test_split}'
+  return ' '.join(['--config=configs/alexnet.py', *map(shlex.quote, flags)])
 
 
 def read(file: pathlib.Path, *, net: str | None = None) -> 'Weights':

@@ -272,7 +272,9 @@ def test_a_run_survives_export_and_import(run, suffix, tmp_path, capsys):
   file, folder = tmp_path / f'a{suffix}', tmp_path / 'imported'
   assert weights.main(['export', str(run), str(file)]) == 0
   assert weights.main(['import', str(file), str(folder)]) == 0
-  assert '10 classes, step 5' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert '10 classes, step 5' in said
+  assert '--config.data.name=digits --config.data.test_split=test --mode=eval' in said
   assert [path.name for path in tmp_path.iterdir() if path.name.startswith('.')] == []
   assert workdir.load_config(folder) == workdir.load_config(run)
   before, after = (trained.load(one, batch_size=1, num_data=1, num_tower=1) for one in (run, folder))
@@ -480,7 +482,7 @@ def weird():
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_torchvisions_network_says_what_it_says_in_torch(weird, suffix, tmp_path):
+def test_torchvisions_network_says_what_it_says_in_torch(weird, suffix, tmp_path, capsys):
   file = tmp_path / f'a{suffix}'
   if suffix == '.pth':
     torch.save(weird.state_dict(), file)
@@ -494,6 +496,7 @@ def test_torchvisions_network_says_what_it_says_in_torch(weird, suffix, tmp_path
   assert expected.max() - expected.min() > 0.1
 
   assert weights.main(['import', str(file), str(tmp_path / 'run')]) == 0
+  assert '--config=configs/alexnet.py:imagenet2012 --mode=eval' in capsys.readouterr().out
   network = trained.load(tmp_path / 'run', batch_size=3, num_data=1)
   assert (network.network.num_towers, network.stored_size) == (1, 256)
   np.testing.assert_allclose(network.log_probs(images, augment.centre_view(32)), expected, rtol=1e-4, atol=1e-4)
