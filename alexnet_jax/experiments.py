@@ -218,6 +218,12 @@ def few_vehicles(name: str, *variants: str, init_from: Arm | None = None) -> Arm
   )
 
 
+# In 2012 fine-tuning had a tenth of the rate, but 540,000 steps. With 1,126 this arm may choose.
+FINE_TUNED = dataclasses.replace(
+  few_vehicles('pretrained', 'conv6', 'finetune', init_from=PRETRAINED), rates=(0.01, 0.02, 0.04), trial_epochs=60
+)
+
+
 def photographs(name: str, *variants: str) -> Arm:
   """Makes an arm of the whole AlexNet on ten classes of photographs."""
   return Arm(
@@ -434,15 +440,15 @@ EXPERIMENTS = {
       (
         few_vehicles('five_convs'),
         few_vehicles('six_convs', 'conv6'),
-        few_vehicles('pretrained', 'conv6', 'finetune', init_from=PRETRAINED),
+        FINE_TUNED,
       ),
       gain('pretrained', 'five_convs', paper=1.7),
       num_images=5_000,  # in an epoch, on average over all trainings
       data='CIFAR-10, four classes, `small`',
       note='A network with a sixth convolution, trained on the 30,000 images of animals for 20 epochs and then on '
-      '2,400 of vehicles, against the one without either; six_convs has the sixth convolution alone. Fine-tuning has a '
-      'tenth of the rate, as in 2012, for 1,126 steps instead of 540,000: with seed 0 it is ahead until the rate of '
-      'the others drops.',
+      '2,400 of vehicles, against the one without either; six_convs has the sixth convolution alone. In fine-tuning '
+      'all layers but fc8 have a tenth of the rate, as in 2012, but for 1,126 steps instead of 540,000; that arm has '
+      'the rate with the lowest training error.',
     ),
     ablation(
       'kernels',
