@@ -210,18 +210,18 @@ PRETRAINED = dataclasses.replace(
 )
 
 
-def few_vehicles(name: str, *variants: str, init_from: Arm | None = None) -> Arm:
+def few_vehicles(name: str, *variants: str, rates: Sequence[float], init_from: Arm | None = None) -> Arm:
   """Makes an arm that learns the other classes from 2,400 images."""
-  arm = small(name, *variants)
   return dataclasses.replace(
-    arm, fields=SMALL | VEHICLES, home='pretraining', inspect=None, init_from=init_from, num_epochs=60
+    small(name, *variants),
+    fields=SMALL | VEHICLES,
+    home='pretraining',
+    inspect=None,
+    init_from=init_from,
+    num_epochs=60,
+    rates=rates,
+    trial_epochs=60,
   )
-
-
-# In 2012 fine-tuning had a tenth of the rate, but 540,000 steps. With 1,126 this arm may choose.
-FINE_TUNED = dataclasses.replace(
-  few_vehicles('pretrained', 'conv6', 'finetune', init_from=PRETRAINED), rates=(0.01, 0.02, 0.04), trial_epochs=60
-)
 
 
 def photographs(name: str, *variants: str) -> Arm:
@@ -438,9 +438,9 @@ EXPERIMENTS = {
       'Pre-training on other classes, then fine-tuning',
       '6',
       (
-        few_vehicles('five_convs'),
-        few_vehicles('six_convs', 'conv6'),
-        FINE_TUNED,
+        few_vehicles('five_convs', rates=(0.01, 0.02)),
+        few_vehicles('six_convs', 'conv6', rates=(0.01, 0.02)),
+        few_vehicles('pretrained', 'conv6', 'finetune', rates=(0.01, 0.02, 0.04), init_from=PRETRAINED),
       ),
       gain('pretrained', 'five_convs', paper=1.7),
       num_images=5_000,  # in an epoch, on average over all trainings
