@@ -440,7 +440,7 @@ EXPERIMENTS = {
       (
         few_vehicles('five_convs', rates=(0.01, 0.02)),
         few_vehicles('six_convs', 'conv6', rates=(0.01, 0.02)),
-        few_vehicles('pretrained', 'conv6', 'finetune', rates=(0.01, 0.02, 0.04), init_from=PRETRAINED),
+        few_vehicles('pretrained', 'conv6', 'finetune', rates=(0.001, 0.005, 0.01, 0.02), init_from=PRETRAINED),
       ),
       gain('pretrained', 'five_convs', paper=1.7),
       num_images=5_000,  # in an epoch, on average over all trainings
