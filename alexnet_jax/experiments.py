@@ -446,9 +446,9 @@ EXPERIMENTS = {
       num_images=5_000,  # in an epoch, on average over all trainings
       data='CIFAR-10, four classes, `small`',
       note='A network with a sixth convolution, trained on the 30,000 images of animals for 20 epochs and then on '
-      '2,400 of vehicles, against the one without either; six_convs has the sixth convolution alone. In fine-tuning '
-      'all layers but fc8 have a tenth of the rate, as in 2012, but for 1,126 steps instead of 540,000; that arm has '
-      'the rate with the lowest training error.',
+      '2,400 of vehicles, against the one without either; six_convs has the sixth convolution alone. Each arm has the '
+      'rate with the lowest training error; in fine-tuning fc8 has ten times as much. With a tenth of the rate of the '
+      'others, as in 2012, 1,126 steps do not do what 540,000 did.',
     ),
     ablation(
       'kernels',
