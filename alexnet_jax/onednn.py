@@ -13,6 +13,7 @@ are made only where that cache is off, see `use`.
 
 import functools
 import json
+import math
 import platform
 
 import jax
@@ -24,7 +25,9 @@ from alexnet_jax import cache
 
 TRIED = ('0.10.2', '0.11.2')  # versions of jaxlib: those of requirements.txt
 
-IMAGES = 16  # at a time in the gradient of a kernel: as many numbers as a vector of AVX-512 holds
+# In the gradient of a kernel, images at a time: as many numbers as a vector of AVX-512 holds. More where the batch is
+# so large that its many parts would take long to compile.
+IMAGES, MOST_PARTS = 16, 8
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -123,7 +126,8 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
   Returns:
     An array of `kernel_shape`.
   """
-  parts = [slice(first, first + IMAGES) for first in range(0, len(x), IMAGES)]
+  num_images = max(IMAGES, math.ceil(len(x) / MOST_PARTS))
+  parts = [slice(first, first + num_images) for first in range(0, len(x), num_images)]
   return sum(_kernel_gradient(x[part], dy[part], kernel_shape, stride, padding) for part in parts)
 
 

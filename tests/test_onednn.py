@@ -27,7 +27,7 @@ def vjp_of(function, *arguments):
     (3, 1, ((0, 0), (0, 0)), 1, 7, 1),
     (3, 1, ((3, 0), (4, 1)), 2, 1, 5),  # padded by more than a kernel reaches
     (4, 3, ((2, 0), (1, 1)), 35, 6, 17),  # maps that reach farther than the windows, images not divided by 16
-    (1, 2, ((0, 0), (0, 0)), 33, 2, 3),
+    (1, 2, ((0, 0), (0, 0)), 131, 2, 3),  # more images than eight times 16
   ],
 )
 @pytest.mark.parametrize('image', [(32, 32), (33, 39)])
