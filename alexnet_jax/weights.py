@@ -137,8 +137,8 @@ def _of_its_data(data):
   """Says with which flags main.py reads the data that a network was made for."""
   if data.name == 'ilsvrc/2012':
     return '--config=configs/alexnet.py:imagenet2012'
-  flags = f'--config.data.name={data.name}', f'--config.data.test_split={data.test_split}'
-  return ' '.join(['--config=configs/alexnet.py', *map(shlex.quote, flags)])
+  own = f'--config.data.name={data.name}', f'--config.data.test_split={data.test_split}'
+  return shlex.join(('--config=configs/alexnet.py', *own))
 
 
 def read(file: pathlib.Path, *, net: str | None = None) -> 'Weights':
