@@ -150,13 +150,19 @@ def _pool_forward(x, axis, size, stride):
 
 def _pool_backward(axis, size, stride, residuals, dy):
   x, y = residuals
-  is_maximum = [part == y for part in _window_slices(x, axis, size, stride)]
-  share = dy / sum(part.astype(dy.dtype) for part in is_maximum)
+  pixels = _window_slices(x, axis, size, stride)
+  # No pixel is greater. Two ways to say it, or XLA writes the comparisons to memory, for the number and the places.
+  share = dy / sum((pixel >= y).astype(dy.dtype) for pixel in pixels)
+  parts = [jnp.where(pixel == y, share, 0) for pixel in pixels]
+  # Cells of `stride` pixels cover the axis. Window w begins with cell w: its i-th pixel lies in cell w + i // stride.
+  num_cells = -(-x.shape[axis] // stride)
 
-  def place(i, part):  # the gradient of the i-th pixel of every window, at the pixel
-    return _pad(part, axis, 0, (i, x.shape[axis] - i - (y.shape[axis] - 1) * stride - 1, stride - 1))
+  def in_cells(i):
+    return _pad(parts[i], axis, 0, (i // stride, num_cells - i // stride - y.shape[axis], 0))
 
-  return (sum(place(i, jnp.where(part, share, 0)) for i, part in enumerate(is_maximum)),)
+  gradients = [sum(in_cells(i) for i in range(offset, size, stride)) for offset in range(stride)]
+  cells = jnp.stack(gradients, axis + 1).reshape(*x.shape[:axis], num_cells * stride, *x.shape[axis + 1 :])
+  return (lax.slice_in_dim(cells, 0, x.shape[axis], 1, axis),)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
@@ -259,6 +265,8 @@ def _window_sum(x, axes, size):
   """Sums over neighbours along each axis."""
   for axis in axes:
     length, around = x.shape[axis], _pad(x, axis, 0, (size // 2, size // 2, 0))
+    if jax.default_backend() == 'cpu':  # else XLA reads the middle slice from x, and so writes that to memory as well
+      around = lax.optimization_barrier(around)
     x = functools.reduce(jnp.add, [lax.slice_in_dim(around, i, i + length, 1, axis) for i in range(size)])
   return x
 

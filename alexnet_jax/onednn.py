@@ -138,8 +138,7 @@ def _kernel_gradient(x, dy, kernel_shape, stride, padding):
     (before, (outputs - 1) * stride + length - before - side)
     for outputs, length, (before, _), side in zip(dy.shape[1:3], kernel_shape[:2], padding, x.shape[1:3], strict=True)
   )
-  # Transposed by a product with ones and zeros, since XLA would compute again what it transposes, pixel by pixel.
-  images_last = _matmul(x.reshape(1, batch, -1), jnp.eye(batch)[None], transpose_a=True)
+  images_last = x.reshape(batch, -1).T
   gradient = _conv(
     images_last.reshape(1, height, width * num_in, batch),
     dy,

@@ -207,9 +207,11 @@ def test_evaluating_what_does_not_fit_says_so(config, tmp_path):
 
 def test_a_small_network_learns_the_digits(config, tmp_path):
   """Real images, real learning: chance is 90 % error."""
-  config.num_steps, config.batch_size, config.model.width = 300, 32, 1 / 8
+  config.num_steps, config.batch_size, config.model.width = 400, 32, 1 / 8
   config.optimizer.rate, config.eval_every = 0.004, 10**6
-  config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
+  # Of smaller weights some seeds still wait for the first progress when others have learned: 300 steps from 0.05 ended
+  # between 16 and 44 % with eight seeds.
+  config.model.init_std = dict.fromkeys(config.model.init_std, 0.08)
   config.eval.ten_view = False
   results = train.train_and_evaluate(config, tmp_path)
   assert results['centre']['top1_error'] < 30
