@@ -1,10 +1,11 @@
 """The convolution of one tower on one device, and its gradients.
 
-`lax.conv_general_dilated` is fast on every platform but a CPU. There XLA leaves what has few output maps, as conv1 and
-the gradient of conv2's input, to a single core, and computes the gradient of the kernel as a convolution whose window
-is the whole image, at a fifth of the speed of a matrix product. There, and only there, convolutions go to oneDNN where
-it can be called (`onednn.py`). Where not, these are computed by patches and one matrix product, a few images at a time
-so that the patches stay in the cache.
+`lax.conv_general_dilated` is fast on every platform but a CPU, only that the three channels of an image leave a GPU's
+matrix units idle, so that conv1 goes by blocks of pixels there. On a CPU, XLA leaves what has few output maps, as conv1
+and the gradient of conv2's input, to a single core, and computes the gradient of the kernel as a convolution whose
+window is the whole image, at a fifth of the speed of a matrix product. There, and only there, convolutions go to oneDNN
+where it can be called (`onednn.py`). Where not, these are computed by patches and one matrix product, a few images at a
+time so that the patches stay in the cache.
 """
 
 import functools
@@ -37,7 +38,9 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.
   Returns:
     Output maps [batch, height, width, out].
   """
-  if jax.default_backend() != 'cpu' or x.dtype != jnp.float32:
+  if jax.default_backend() != 'cpu':
+    return (conv_by_blocks if stride > 1 else plain_conv)(x, kernel, stride, padding)
+  if x.dtype != jnp.float32:
     return plain_conv(x, kernel, stride, padding)
   return (onednn.conv if onednn.is_used() else _conv_for_cpu)(x, kernel, stride, padding)
 
@@ -81,6 +84,23 @@ def _backward(stride, padding, residuals, dy):
 
 
 _conv_for_cpu.defvjp(_forward, _backward)
+
+
+def conv_by_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+  """Does what `conv` does, as a convolution of stride 1 over blocks of stride x stride pixels.
+
+  Conv1 reads 48 channels then instead of 3, and its kernels of 11 x 11 pixels are 3 x 3 blocks, a row and a column of
+  zeros added. On an H100 the train step of 512 images took 12.0 ms with it and 16.6 without.
+  """
+  kernel_height, kernel_width = kernel.shape[:2]
+  height, width = num_windows(x.shape[1:3], (kernel_height, kernel_width), stride, padding)
+  high, wide = math.ceil(kernel_height / stride), math.ceil(kernel_width / stride)  # blocks in a window
+  x = _fit(x, (height + high - 1) * stride, (width + wide - 1) * stride, padding)
+  rest = (0, high * stride - kernel_height), (0, wide * stride - kernel_width)
+  kernel = jnp.pad(kernel, (*rest, (0, 0), (0, 0))).transpose(3, 0, 1, 2)  # as if each kernel was an image
+  return plain_conv(
+    _space_to_depth(x, stride), _space_to_depth(kernel, stride).transpose(1, 2, 3, 0), 1, ((0, 0), (0, 0))
+  )
 
 
 def conv_by_pairs(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:

@@ -46,8 +46,7 @@ class Conv(nnx.Module):
 
   def __call__(self, x):
     """Maps [tower, batch, height, width, in], or [batch, height, width, in], to [tower, batch, height, width, out]."""
-    y = towers.conv(x, self.kernel[...], stride=self.stride, padding=self.padding)
-    return y + self.bias[...].astype(y.dtype)[:, None, None, None, :]
+    return towers.conv(x, self.kernel[...], self.bias[...], stride=self.stride, padding=self.padding)
 
 
 class LocalConv(nnx.Module):
@@ -220,7 +219,7 @@ def local_response_norm(
   Returns:
     An array like `x`.
   """
-  return _in_float32(x, (4,), k, size, alpha, beta)
+  return _divide_by_neighbours(x, (4,), k, size, alpha, beta)
 
 
 def within_map_norm(
@@ -232,33 +231,45 @@ def within_map_norm(
   the constants that are the defaults here: scale 0.001 over a window of 25 (facts, 1.2). The window is centred and
   clipped at the borders of the map. Arguments and result are those of `local_response_norm`.
   """
-  return _in_float32(x, (2, 3), k, size, alpha, beta)
-
-
-def _in_float32(x, *arguments):
-  return _divide_by_neighbours(x.astype(jnp.promote_types(x.dtype, jnp.float32)), *arguments).astype(x.dtype)
+  return _divide_by_neighbours(x, (2, 3), k, size, alpha, beta)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _divide_by_neighbours(x, axes, k, size, alpha, beta):
-  """Divides by (k + alpha * sum of squares of the neighbours along some axes) ** beta."""
+  """Divides by (k + alpha * sum of squares of the neighbours along some axes) ** beta, in float32."""
   return _forward(x, axes, k, size, alpha, beta)[0]
 
 
 def _forward(x, axes, k, size, alpha, beta):
-  denominator = k + alpha * _window_sum(jnp.square(x), axes, size)
-  return x * _negative_power(denominator, beta), (x, denominator)
+  in_float32 = _in_float32(x)
+  denominator = _denominator(in_float32, axes, k, size, alpha)
+  y = (in_float32 * _negative_power(denominator, beta)).astype(x.dtype)
+  # A GPU computes denominators faster than it reads them.
+  return y, (x, denominator if jax.default_backend() == 'cpu' else None)
 
 
 def _backward(axes, k, size, alpha, beta, residuals, dy):
-  del k
   x, denominator = residuals
+  dtype = x.dtype
+  if denominator is None:
+    x = x * lax.optimization_barrier(jnp.ones((), dtype))  # or XLA sees that it had the denominators, and keeps them
+    denominator = _denominator(_in_float32(x), axes, k, size, alpha)
+  x, dy = _in_float32(x), _in_float32(dy)
   scale = _negative_power(denominator, beta)
   # y_i = x_i d_i^-beta and d_i holds x_j^2 for every neighbour j, so x_j also acts through all of its neighbours' d_i.
-  return (dy * scale - 2 * alpha * beta * x * _window_sum(dy * x * scale / denominator, axes, size),)
+  dx = dy * scale - 2 * alpha * beta * x * _window_sum(dy * x * scale / denominator, axes, size)
+  return (dx.astype(dtype),)
 
 
 _divide_by_neighbours.defvjp(_forward, _backward)
+
+
+def _in_float32(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _denominator(x, axes, k, size, alpha):
+  return k + alpha * _window_sum(jnp.square(x), axes, size)
 
 
 def _window_sum(x, axes, size):

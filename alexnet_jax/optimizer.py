@@ -63,8 +63,9 @@ def momentum_sgd(
     _, new_state = rule.update(gradients, state, params)
     *stateless, trace = new_state
     velocity = jax.tree.map(lambda new, old, rate: jnp.where(rate != 0, new, old), trace.trace, state[-1].trace, rates)
-    # Computed once, in place, and then added: otherwise XLA works it out twice and copies it and the weights before.
-    velocity = jax.lax.optimization_barrier(velocity)
+    if jax.default_backend() == 'cpu':
+      # Computed once, in place, and then added: otherwise XLA works it out twice and copies it and the weights before.
+      velocity = jax.lax.optimization_barrier(velocity)
     updates = jax.tree.map(lambda v, rate: jnp.where(rate != 0, v, 0), velocity, rates)
     return updates, (*stateless, optax.TraceState(velocity))
 

@@ -106,12 +106,13 @@ def fetch(mesh: Mesh, tree):
   return jax.tree.map(lambda x: np.asarray(jax.device_put(x, everywhere)), tree)
 
 
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=((0, 0), (0, 0))) -> jax.Array:
-  """Convolves with each tower's own kernels.
+def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, stride: int = 1, padding=((0, 0), (0, 0))) -> jax.Array:
+  """Convolves with each tower's own kernels, and adds their biases.
 
   Args:
     x: [tower, batch, height, width, in], the maps of each tower; or [batch, height, width, in], seen by every tower.
     kernel: [tower, height, width, in, out]; taken in the dtype of the maps.
+    bias: [tower, out]; likewise.
     stride: pixels from one window to the next, on both axes.
     padding: ((top, bottom), (left, right)), zeros.
 
@@ -121,18 +122,30 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=((0, 0), (
   shared = x.ndim == 4
 
   # Inside, a device sees its own towers only: one of them, or both where there is one device.
-  @jax.shard_map(in_specs=(BATCH if shared else MAPS, PARAMS), out_specs=MAPS)
-  def on_device(x, kernel):
-    kernel = jax.lax.pcast(kernel, ('data',), to='varying')  # its gradient is summed over the data axis
-    kernel = kernel.astype(x.dtype)
+  @jax.shard_map(in_specs=(BATCH if shared else MAPS, PARAMS, PARAMS), out_specs=MAPS)
+  def on_device(x, kernel, bias):
+    kernel, bias = (  # their gradients are summed over the data axis
+      jax.lax.pcast(array, ('data',), to='varying').astype(x.dtype) for array in (kernel, bias)
+    )
     if not shared:
-      return jnp.stack([convolution.conv(x_t, k_t, stride, padding) for x_t, k_t in zip(x, kernel, strict=True)])
+      each = zip(x, kernel, bias, strict=True)
+      return jnp.stack([convolution.conv(x_t, k_t, stride, padding) + b_t for x_t, k_t, b_t in each])
     x = jax.lax.pcast(x, ('tower',), to='varying')
     # One wide convolution instead of two narrow ones on the same maps.
     y = convolution.conv(x, jnp.concatenate(list(kernel), axis=-1), stride, padding)
-    return jnp.stack(jnp.split(y, len(kernel), axis=-1))
+    y = _with_whole_gradient(y + bias.reshape(-1))
+    return jnp.moveaxis(y.reshape(*y.shape[:-1], len(kernel), -1), -2, 0)
 
-  return on_device(x, kernel)
+  return on_device(x, kernel, bias)
+
+
+@jax.custom_vjp
+def _with_whole_gradient(y):
+  """Hands on maps whose gradient is written to memory as it is read, and not by towers and then once more."""
+  return y
+
+
+_with_whole_gradient.defvjp(lambda y: (y, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 
 
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:

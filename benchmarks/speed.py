@@ -2,6 +2,7 @@
 
     make bench      or      python benchmarks/speed.py --batch_sizes=32,128 --rounds=7
     python benchmarks/speed.py --scaling          one device against two: a tower each, and half of the batch each
+    python benchmarks/speed.py --feeding          batches that lie on the device against batches that come from the host
     python benchmarks/speed.py --layers           what each layer costs
 
 Each side is a process of its own, so that neither's threads or memory get in the other's way, and they take turns, so
@@ -12,13 +13,15 @@ are faster.
 
 PyTorch runs the same network at its best: channels_last, its fused SGD, `torch.inference_mode`, eager and compiled, all
 cores; on a GPU also TF32, bf16 autocast and cudnn.benchmark. Its normalisation takes all channels in one call, which
-costs it less than one call for each group. Its pixels arrive as float32, ready to use; ours are uint8, and mirrored,
-shifted and scaled in the step. Every side has huge pages if ours has them (see alexnet_jax/memory.py), which PyTorch
-does not ask for by itself; with GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has.
+costs it less than one call for each group; compiled for a GPU it is a sum of moved slices in float32, which PyTorch's
+compiler fuses with its neighbours, and its own layer not (compiled for a CPU that layer is the faster: a step of 32
+images 1,235 ms, with slices 1,297). Its pixels arrive as float32, ready to use; ours are uint8, and mirrored, shifted
+and scaled in the step. Every side has huge pages if ours has them (see alexnet_jax/memory.py), which PyTorch does not
+ask for by itself; with GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has.
 
-On a GPU both compute in bfloat16 (`model.dtype`, autocast), the steps of a turn are queued and waited for at its end,
-so that what is timed is the device and not the host, batches of 512 and 2048 come along, and the memory is the GPU's.
-So far all of this was run on a CPU alone.
+On a GPU both compute in bfloat16 (`model.dtype`, autocast), the batch lies in its memory already, the steps of a turn
+are queued and waited for at its end, so that what is timed is the device and not the host, batches of 512 and 2048 come
+along, and the memory is the GPU's.
 
 The limit is the machine's own rate of matrix products in that precision, the better of JAX's and PyTorch's, measured in
 the same rounds; a train step is 4.136 GFLOP an image and inference 1.449 (facts, section 2.1), of products alone.
@@ -45,9 +48,10 @@ CLASSES = 1000
 GFLOP = {'train': 4.136, 'inference': 1.449}  # an image
 BATCH_SIZES = {'cpu': (1, 32, 128), 'gpu': (1, 32, 128, 512, 2048)}
 MATMUL_SIDES = {'cpu': 2048, 'gpu': 8192}
-SECONDS_IN_A_TURN, MOST_STEPS = 1.0, 200
+SECONDS_IN_A_TURN, MOST_STEPS = 0.5, 200
 AGAINST_TORCH = ('ours', 'torch', 'torch compiled')
 SCALING = ('ours', 'ours, tower 2', 'ours, data 2')
+FEEDING = ('ours', 'ours, from the host')
 DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; others: 1 x 1
 
 
@@ -59,6 +63,7 @@ def main():
   parser.add_argument('--tasks', default='train,inference', help='train, inference or both')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--scaling', action='store_true', help='two simulated CPU devices against one, not PyTorch')
+  parser.add_argument('--feeding', action='store_true', help='batches from the host against batches there, not PyTorch')
   parser.add_argument('--layers', action='store_true', help='what each layer costs, not PyTorch')
   parser.add_argument('--output', type=pathlib.Path, help='file for the results as JSON')
   parser.add_argument('--side', nargs=3, metavar=('NAME', 'TASK', 'BATCH_SIZE'), help=argparse.SUPPRESS)
@@ -74,7 +79,8 @@ def main():
     for batch_size in batch_sizes:
       layers(batch_size, options.rounds)
   else:
-    report(options, batch_sizes, SCALING if options.scaling else AGAINST_TORCH, MATMUL_SIDES[platform])
+    names = SCALING if options.scaling else FEEDING if options.feeding else AGAINST_TORCH
+    report(options, batch_sizes, names, MATMUL_SIDES[platform])
 
 
 def report(options, batch_sizes, names, matmul_side):
@@ -123,8 +129,10 @@ def summary(options, cases):
 def compare(task, batch_size, names, rounds, matmul_side):
   """Lets the sides take turns at one task and one batch size."""
   print(f'{task}, batch {batch_size}', file=sys.stderr, flush=True)
-  sides = {name: Side(name, task, batch_size) for name in names}  # ready one after the other: compiling wants all cores
+  sides = {name: Side(name, task, batch_size) for name in names}
   limits = {name: Side(f'matmul {name}', task, batch_size) for name in ('ours', 'torch')}
+  for side in (*sides.values(), *limits.values()):
+    side.start()
   times = {side: [] for side in (*sides.values(), *limits.values())}
   for number in range(-1, rounds):
     for side, seconds in times.items():
@@ -160,6 +168,7 @@ class Side:
   """A process that takes a turn whenever it is asked to."""
 
   def __init__(self, name, task, batch_size):
+    self._name = name
     data, tower = DEVICES.get(name, (1, 1))
     self._process = subprocess.Popen(
       [sys.executable, __file__, '--side', name, task, str(batch_size)],
@@ -168,7 +177,10 @@ class Side:
       stdout=subprocess.PIPE,
       text=True,
     )
-    self.ask('version')  # answered when it has compiled
+
+  def start(self):
+    """Lets it compile, which wants all cores, and waits for that; until then it imports what it needs."""
+    print(f'  {self._name}: first step after {self.ask("first step"):.0f} s', file=sys.stderr, flush=True)
 
   def ask(self, what):
     """Sends one word and returns the answer."""
@@ -187,15 +199,16 @@ class Side:
 
 def serve(name, task, batch_size):
   """Answers the questions of `Side.ask`, one a line."""
+  about, wait = (about_torch, wait_for_torch) if 'torch' in name else (about_jax, wait_for_jax)
+  queues = about()['platform'] == 'gpu'
+  asked = sys.stdin.readline()
   kind, _, framework = name.partition(' ')
   if kind == 'matmul':
     one = matmul(framework)
   elif kind == 'torch':
     one = torch_step(task, int(batch_size), compiled=framework == 'compiled')
   else:
-    one = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)))
-  about, wait = (about_torch, wait_for_torch) if 'torch' in name else (about_jax, wait_for_jax)
-  queues = about()['platform'] == 'gpu'
+    one = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)), from_host='host' in name)
 
   def run(steps):
     for _ in range(steps):
@@ -206,7 +219,7 @@ def serve(name, task, batch_size):
 
   first = elapsed(lambda: run(1))  # with compiling
   steps = max(2, min(MOST_STEPS, round(SECONDS_IN_A_TURN / elapsed(lambda: run(1)))))
-  for line in sys.stdin:
+  for line in itertools.chain([asked], sys.stdin):
     match line.strip():
       case 'turn':
         run(1)
@@ -263,7 +276,7 @@ def elapsed(function):
   return time.perf_counter() - start
 
 
-def our_step(task, batch_size, num_data, num_tower):
+def our_step(task, batch_size, num_data, num_tower, *, from_host):
   """Returns what begins a train step of `python main.py`, or applies the network alone."""
   import jax
   import jax.numpy as jnp
@@ -301,11 +314,12 @@ def our_step(task, batch_size, num_data, num_tower):
     del state
     return lambda: apply(params, images)
 
+  there = towers.put_batch(mesh, batch)
+
   def train():
     nonlocal state
-    state, _ = step.train_step(
-      state, towers.put_batch(mesh, batch), mean_image, rates, key, network=network, hyper=hyper
-    )
+    images = towers.put_batch(mesh, batch) if from_host else there
+    state, _ = step.train_step(state, images, mean_image, rates, key, network=network, hyper=hyper)
     return state
 
   return train
@@ -321,11 +335,20 @@ def torch_step(task, batch_size, *, compiled):
   torch.backends.cudnn.benchmark = True
   torch.set_float32_matmul_precision('high')
   torch.manual_seed(0)
+
+  class SlicedNorm(nn.Module):
+    def forward(self, x):
+      wide = x.float()
+      squares = F.pad(wide * wide, (0, 0, 0, 0, 2, 2))
+      root = (2 + 1e-4 * sum(squares[:, i : i + x.shape[1]] for i in range(5))).rsqrt()
+      return (wide * root * root.sqrt()).to(x.dtype)
+
+  fuses = compiled and device.type == 'cuda'
+  norms = [SlicedNorm() if fuses else nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0) for _ in range(2)]
   network = nn.Sequential(
     nn.ZeroPad2d((0, 3, 0, 3)),
-    *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(), nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0), nn.MaxPool2d(3, 2)),
-    *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)),
-    nn.MaxPool2d(3, 2),
+    *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(), norms[0], nn.MaxPool2d(3, 2)),
+    *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), norms[1], nn.MaxPool2d(3, 2)),
     *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()),
     *(nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU()),
     *(nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2)),

@@ -55,6 +55,28 @@ def test_on_a_cpu_they_are_our_own_where_that_is_faster(num_kernels, stride, exp
   assert called == expected
 
 
+@pytest.mark.parametrize(
+  ('size', 'stride', 'padding'), [(11, 4, ((0, 3), (0, 3))), (5, 2, ((1, 0), (2, 2))), (4, 3, ((2, 0), (1, 1)))]
+)
+@pytest.mark.parametrize('image', [(32, 32), (33, 39)])
+def test_a_stride_goes_by_blocks_on_a_gpu_and_is_the_plain_convolution(size, stride, padding, image, monkeypatch):
+  """The first is conv1. A stride of 1 is XLA's own there."""
+  x = jax.random.normal(jax.random.key(0), (3, *image, 3))
+  kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 8))
+
+  def gradients(conv):
+    y, pull_back = jax.vjp(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
+    return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape))
+
+  expected = gradients(convolution.plain_conv)
+  plain, strides = convolution.plain_conv, []
+  monkeypatch.setattr(convolution, 'plain_conv', lambda x, k, s, p: strides.append(s) or plain(x, k, s, p))
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for found, reference in zip(gradients(convolution.conv), expected, strict=True):
+    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5 * float(jnp.abs(reference).max()))
+  assert strides == [1]
+
+
 def test_pieces_keep_their_patches_in_the_cache():
   assert [len(convolution._in_pieces(jnp.ones((32, 1)), size)[0]) for size in (5_227_200, 3_499_200, 1_557_504)] == [
     *(1, 2, 4)  # conv1, conv2 and conv3 of the paper

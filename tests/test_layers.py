@@ -26,7 +26,9 @@ def test_local_response_norm_is_the_formula(k, n, alpha, beta, channels):
   np.testing.assert_allclose(ours, lrn_by_the_formula(x, k, n, alpha, beta), rtol=1e-5)
 
 
-def test_local_response_norm_and_its_gradient_are_those_of_torch():
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # where the denominators are kept for the gradient, and where not
+def test_local_response_norm_and_its_gradient_are_those_of_torch(platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
   x = 100 * np.random.default_rng(0).normal(size=(2, 3, 4, 4, 16)).astype(np.float32)
   dy = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
@@ -43,7 +45,9 @@ def test_local_response_norm_and_its_gradient_are_those_of_torch():
   np.testing.assert_allclose(pull_back(dy)[0], like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
 
 
-def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch():
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch(platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
   x = 100 * np.random.default_rng(0).normal(size=(2, 3, 7, 9, 4)).astype(np.float32)
   dy = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)

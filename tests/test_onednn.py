@@ -106,15 +106,12 @@ def test_pooling_is_computed_once_and_bit_for_bit_the_same(num_tower, request):
 def calls():
   """Says of a tower's convolution and of its product whether oneDNN is called."""
 
-  def is_called(function, x, kernel):
-    return '__onednn$' in str(
-      jax.make_jaxpr(lambda x, kernel: function(x, kernel))(
-        jax.device_put(x, towers.MAPS), jax.device_put(kernel, towers.PARAMS)
-      )
-    )
+  def is_called(function, x, *parameters):
+    arguments = jax.device_put(x, towers.MAPS), *jax.device_put(parameters, towers.PARAMS)
+    return '__onednn$' in str(jax.make_jaxpr(function)(*arguments))
 
   return [
-    is_called(towers.conv, jnp.ones((2, 2, 8, 8, 3)), jnp.ones((2, 3, 3, 3, 4))),
+    is_called(towers.conv, jnp.ones((2, 2, 8, 8, 3)), jnp.ones((2, 3, 3, 3, 4)), jnp.ones((2, 4))),
     is_called(towers.linear, jnp.ones((2, 2, 3)), jnp.ones((2, 3, 4))),
   ]
 

@@ -22,34 +22,51 @@ def grouped_conv(x, kernel, stride, padding):
 @pytest.mark.parametrize('shape', MESHES)
 def test_conv_is_a_convolution_in_two_groups(shape):
   x = jax.random.normal(jax.random.key(0), (8, 9, 9, 2 * 4))
-  kernel = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6))
+  kernel, bias = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6)), jax.random.normal(jax.random.key(2), (2, 6))
   padding = ((1, 1), (1, 1))
 
-  def in_towers(x, kernel):
+  def in_towers(x, kernel, bias):
     x = jax.device_put(jnp.stack(jnp.split(x, 2, axis=-1)), towers.MAPS)
-    return towers.gather(towers.conv(x, jax.device_put(kernel, towers.PARAMS), padding=padding))
+    kernel, bias = jax.device_put((kernel, bias), towers.PARAMS)
+    return towers.gather(towers.conv(x, kernel, bias, padding=padding))
 
-  def loss(conv):
-    return lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel)))
+  def grouped(x, kernel, bias):
+    return grouped_conv(x, kernel, 1, padding) + bias.reshape(-1)
 
-  grouped = jax.value_and_grad(loss(lambda x, k: grouped_conv(x, k, 1, padding)), (0, 1))(x, kernel)
-  with jax.set_mesh(mesh(*shape)):
-    ours = jax.jit(jax.value_and_grad(loss(in_towers), (0, 1)))(x, kernel)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(grouped), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+  compare_with_gradients(in_towers, grouped, (x, kernel, bias), shape)
 
 
 @pytest.mark.parametrize('shape', MESHES)
 def test_conv_of_what_all_towers_see_is_one_convolution(shape):
   x = jax.random.normal(jax.random.key(0), (8, 19, 19, 3))
-  kernel = jax.random.normal(jax.random.key(1), (2, 11, 11, 3, 6))
-  whole = lax.conv_general_dilated(
-    x, jnp.concatenate(list(kernel), -1), (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
+  kernel, bias = jax.random.normal(jax.random.key(1), (2, 11, 11, 3, 6)), jax.random.normal(jax.random.key(2), (2, 6))
+
+  def in_towers(x, kernel, bias):
+    x = jax.device_put(x, towers.BATCH)
+    kernel, bias = jax.device_put((kernel, bias), towers.PARAMS)
+    return towers.gather(towers.conv(x, kernel, bias, stride=4))
+
+  def whole(x, kernel, bias):
+    y = lax.conv_general_dilated(
+      x, jnp.concatenate(list(kernel), -1), (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    return y + bias.reshape(-1)
+
+  compare_with_gradients(in_towers, whole, (x, kernel, bias), shape)
+
+
+def compare_with_gradients(ours, reference, arguments, shape):
+  """Compares two functions, and their gradients with respect to all arguments; ours on a mesh."""
+
+  def gradients(function):
+    return jax.value_and_grad(lambda *arguments: jnp.sum(jnp.sin(function(*arguments))), range(len(arguments)))
+
+  expected = gradients(reference)(*arguments)
   with jax.set_mesh(mesh(*shape)):
-    x, kernel = jax.device_put(x, towers.BATCH), jax.device_put(kernel, towers.PARAMS)
-    ours = jax.jit(lambda x, kernel: towers.gather(towers.conv(x, kernel, stride=4)))(x, kernel)
-  np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(ours)(*arguments), reference(*arguments), rtol=1e-5, atol=1e-5)
+    found = jax.jit(gradients(ours))(*arguments)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 def test_each_device_holds_its_own_tower():
