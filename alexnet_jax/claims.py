@@ -178,7 +178,7 @@ writes its entry; this file is made from `results/` by `python -m alexnet_jax.re
 - **{DIRECTION}**: it has the paper's sign, but another size, or it is within the spread, or one side has one seed alone
   (an average of all seeds may).
 - **{NOT_REPRODUCED}**: it is not there.
-- **needs {IMAGENET}**: only ImageNet can show it. **needs {TWO_DEVICES}**: so far there was one CPU.
+- **needs {IMAGENET}**: only ImageNet can show it. **needs {TWO_DEVICES}**: there were never two.
 - **{NOT_YET}**: not run to the end yet; a smaller dataset can show it.
 
 Errors are in percent, top-1 / top-5 where there are two; differences are in percentage points; ± is the standard
@@ -218,8 +218,7 @@ def cost() -> str:
     'was measured on photographs of 224 x 224; those of larger originals may take twice as much, and the official',
     'archives are read where they are, beside it. The days are of the published network: one with conv6 and more',
     'classes takes longer. On an H100 the train step takes 10 ms with 512 images in bfloat16 that lie in its memory,',
-    '50,000 images/s (benchmarks/README.md): 90 epochs of `:imagenet2012` would be 38 minutes of that. But no network',
-    'was trained there yet, and reading images as fast takes about 12 cores, at 4,300 images/s each (README).',
+    '50,000 images/s (benchmarks/README.md); no network was trained there yet.',
     '',
   ]
   return '\n'.join(lines)

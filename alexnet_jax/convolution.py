@@ -1,11 +1,11 @@
 """The convolution of one tower on one device, and its gradients.
 
-`lax.conv_general_dilated` is fast on every platform but a CPU, only that the three channels of an image leave a GPU's
-matrix units idle, so that conv1 goes by blocks of pixels there. On a CPU, XLA leaves what has few output maps, as conv1
-and the gradient of conv2's input, to a single core, and computes the gradient of the kernel as a convolution whose
-window is the whole image, at a fifth of the speed of a matrix product. There, and only there, convolutions go to oneDNN
-where it can be called (`onednn.py`). Where not, these are computed by patches and one matrix product, a few images at a
-time so that the patches stay in the cache.
+`lax.conv_general_dilated` is fast on every platform but a CPU, only that the three channels of an image leave their
+matrix units idle, so that conv1, which alone has a stride, goes by blocks of pixels there. On a CPU, XLA leaves what
+has few output maps, as conv1 and the gradient of conv2's input, to a single core, and computes the gradient of the
+kernel as a convolution whose window is the whole image, at a fifth of the speed of a matrix product. There, and only
+there, convolutions go to oneDNN where it can be called (`onednn.py`). Where not, these are computed by patches and one
+matrix product, a few images at a time so that the patches stay in the cache.
 """
 
 import functools

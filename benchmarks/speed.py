@@ -15,21 +15,23 @@ PyTorch runs the same network at its best: channels_last, its fused SGD, `torch.
 cores; on a GPU also TF32, bf16 autocast and cudnn.benchmark. Its normalisation takes all channels in one call, which
 costs it less than one call for each group; compiled for a GPU it is a sum of moved slices in float32, which PyTorch's
 compiler fuses with its neighbours, and its own layer not (compiled for a CPU that layer is the faster: a step of 32
-images 1,235 ms, with slices 1,297). Its pixels arrive as float32, ready to use; ours are uint8, and mirrored, shifted
-and scaled in the step. Every side has huge pages if ours has them (see alexnet_jax/memory.py), which PyTorch does not
-ask for by itself; with GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has.
+images 1,235 ms, with slices 1,297; eager on a GPU the slices were not tried). Batches lie on the device. PyTorch's
+pixels are float32, ready to use; ours are uint8, and mirrored, shifted and scaled in the step. Every side has huge
+pages if ours has them (see alexnet_jax/memory.py), which PyTorch does not ask for by itself; with
+GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has.
 
-On a GPU both compute in bfloat16 (`model.dtype`, autocast), the batch lies in its memory already, the steps of a turn
-are queued and waited for at its end, so that what is timed is the device and not the host, batches of 512 and 2048 come
-along, and the memory is the GPU's.
+On a GPU both compute in bfloat16 (`model.dtype`, autocast), the steps of a turn are queued and waited for at its end,
+so that what is timed is the device and not the host, batches of 512 and 2048 come along, and the memory is the GPU's.
 
 The limit is the machine's own rate of matrix products in that precision, the better of JAX's and PyTorch's, measured in
 the same rounds; a train step is 4.136 GFLOP an image and inference 1.449 (facts, section 2.1), of products alone.
 """
 
 import argparse
+import contextlib
 import datetime
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -69,9 +71,13 @@ def main():
   parser.add_argument('--side', nargs=3, metavar=('NAME', 'TASK', 'BATCH_SIZE'), help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.side:
-    serve(*options.side)
+    with contextlib.suppress(BrokenPipeError):  # who asked has ended
+      serve(*options.side)
     return
+  if not (options.layers or importlib.util.find_spec('torch')):
+    sys.exit('PyTorch is not installed; `make bench` sets it up, or: pip install -e .[bench]')
   probe = Side('matmul ours', '', 0)
+  probe.answer()
   platform = probe.ask('platform')
   probe.close()
   batch_sizes = [int(size) for size in (options.batch_sizes or '').split(',') if size] or BATCH_SIZES[platform]
@@ -80,6 +86,7 @@ def main():
       layers(batch_size, options.rounds)
   else:
     names = SCALING if options.scaling else FEEDING if options.feeding else AGAINST_TORCH
+    options.tasks = 'train' if options.feeding else options.tasks
     report(options, batch_sizes, names, MATMUL_SIDES[platform])
 
 
@@ -132,6 +139,8 @@ def compare(task, batch_size, names, rounds, matmul_side):
   sides = {name: Side(name, task, batch_size) for name in names}
   limits = {name: Side(f'matmul {name}', task, batch_size) for name in ('ours', 'torch')}
   for side in (*sides.values(), *limits.values()):
+    side.answer()
+  for side in (*sides.values(), *limits.values()):
     side.start()
   times = {side: [] for side in (*sides.values(), *limits.values())}
   for number in range(-1, rounds):
@@ -165,7 +174,7 @@ def compare(task, batch_size, names, rounds, matmul_side):
 
 
 class Side:
-  """A process that takes a turn whenever it is asked to."""
+  """A process that answers once when it has imported its framework, and then whenever it is asked."""
 
   def __init__(self, name, task, batch_size):
     self._name = name
@@ -179,13 +188,18 @@ class Side:
     )
 
   def start(self):
-    """Lets it compile, which wants all cores, and waits for that; until then it imports what it needs."""
+    """Lets it compile, which wants all cores, and waits for that."""
     print(f'  {self._name}: first step after {self.ask("first step"):.0f} s', file=sys.stderr, flush=True)
 
   def ask(self, what):
     """Sends one word and returns the answer."""
-    self._process.stdin.write(what + '\n')
-    self._process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # then there is no answer
+      self._process.stdin.write(what + '\n')
+      self._process.stdin.flush()
+    return self.answer()
+
+  def answer(self):
+    """Waits for an answer."""
     answer = self._process.stdout.readline()
     if not answer:
       sys.exit('one side ended before its time; what it said stands above.')
@@ -198,10 +212,13 @@ class Side:
 
 
 def serve(name, task, batch_size):
-  """Answers the questions of `Side.ask`, one a line."""
+  """Answers the questions of `Side.ask`, one a line; says first that the framework is there."""
   about, wait = (about_torch, wait_for_torch) if 'torch' in name else (about_jax, wait_for_jax)
   queues = about()['platform'] == 'gpu'
+  print(json.dumps('imported'), flush=True)
   asked = sys.stdin.readline()
+  if not asked:  # the others failed
+    return
   kind, _, framework = name.partition(' ')
   if kind == 'matmul':
     one = matmul(framework)

@@ -46,6 +46,18 @@ def test_local_response_norm_and_its_gradient_are_those_of_torch(platform, monke
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_in_bfloat16_the_norm_and_its_gradient_are_those_of_float32_rounded_once(platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  x = jnp.asarray(100 * np.random.default_rng(0).normal(size=(2, 3, 4, 4, 16)), jnp.bfloat16)
+  dy = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.bfloat16)
+  y, pull_back = jax.vjp(layers.local_response_norm, x)
+  wide_y, wide_pull_back = jax.vjp(layers.local_response_norm, x.astype(jnp.float32))
+  for ours, reference in ((y, wide_y), (pull_back(dy)[0], wide_pull_back(dy.astype(jnp.float32))[0])):
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, reference.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch(platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
@@ -93,7 +105,7 @@ def test_the_number_of_windows_is_that_of_2012(side, size, expected):
 
 def test_pixels_that_tie_share_the_gradient():
   gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 1, 3, 3, 1)))
-  np.testing.assert_allclose(gradient.sum(), 1)
+  np.testing.assert_allclose(gradient, np.full((1, 1, 3, 3, 1), 1 / 9), rtol=1e-6)
 
 
 def test_dropout_keeps_half_of_the_units_unscaled_and_halves_all_at_test_time():

@@ -37,7 +37,9 @@ def test_conv_is_a_convolution_in_two_groups(shape):
 
 
 @pytest.mark.parametrize('shape', MESHES)
-def test_conv_of_what_all_towers_see_is_one_convolution(shape):
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_conv_of_what_all_towers_see_is_one_convolution(shape, platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)  # where it goes by columns, and where by blocks
   x = jax.random.normal(jax.random.key(0), (8, 19, 19, 3))
   kernel, bias = jax.random.normal(jax.random.key(1), (2, 11, 11, 3, 6)), jax.random.normal(jax.random.key(2), (2, 6))
 
