@@ -132,5 +132,15 @@ def with_onednn():
   jax.clear_caches()
 
 
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+  """This project's code takes the ways that it takes on a GPU; XLA compiles for the CPU all the same."""
+  jax.clear_caches()  # what was traced for a CPU
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, 'default_backend', lambda: 'gpu')
+    yield
+  jax.clear_caches()
+
+
 def mesh(num_data, num_tower, batch_size=8):
   return towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})

@@ -72,6 +72,13 @@ def test_with_onednn_they_are_the_same_too(shape, on_one_device, with_onednn):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
+@pytest.mark.usefixtures('as_on_gpu')
+def test_in_the_ways_that_a_gpu_takes_they_are_the_same_too(shape, on_one_device):
+  for ours, theirs in zip(*map(jax.tree.leaves, (train(shape), on_one_device)), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_in_bfloat16_the_loss_is_the_same_to_three_digits_and_weights_move_alike(on_one_device):
   """Within a quarter of their way: in so few digits many pixels of a window tie, and share the gradient."""
   (params, losses), (start, _) = (train((1, 1), num_steps, 'bfloat16') for num_steps in (4, 0))
