@@ -92,15 +92,12 @@ def conv_by_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddin
   Conv1 reads 48 channels then instead of 3, and its kernels of 11 x 11 pixels are 3 x 3 blocks, a row and a column of
   zeros added. On an H100 the train step of 512 images took 12.0 ms with it and 16.6 without.
   """
-  kernel_height, kernel_width = kernel.shape[:2]
-  height, width = num_windows(x.shape[1:3], (kernel_height, kernel_width), stride, padding)
-  high, wide = math.ceil(kernel_height / stride), math.ceil(kernel_width / stride)  # blocks in a window
-  x = _fit(x, (height + high - 1) * stride, (width + wide - 1) * stride, padding)
-  rest = (0, high * stride - kernel_height), (0, wide * stride - kernel_width)
-  kernel = jnp.pad(kernel, (*rest, (0, 0), (0, 0))).transpose(3, 0, 1, 2)  # as if each kernel was an image
-  return plain_conv(
-    _space_to_depth(x, stride), _space_to_depth(kernel, stride).transpose(1, 2, 3, 0), 1, ((0, 0), (0, 0))
-  )
+  nothing = ((0, 0), (0, 0))
+  windows = num_windows(x.shape[1:3], kernel.shape[:2], stride, padding)
+  x, _ = _in_blocks(x, windows, kernel.shape[:2], stride, padding)
+  as_images = kernel.transpose(3, 0, 1, 2)  # each seen by one window, the whole of it
+  kernel, _ = _in_blocks(as_images, (1, 1), kernel.shape[:2], stride, nothing)
+  return plain_conv(x, kernel.transpose(1, 2, 3, 0), 1, nothing)
 
 
 def conv_by_pairs(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -175,10 +172,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
   """
   kernel_height, kernel_width, num_in, num_out = kernel_shape
   _, height, width, _ = dy.shape
-  # A convolution of stride s is one of stride 1 over blocks of s x s pixels, the kernel rounded up to whole blocks.
-  blocks_high, blocks_wide = math.ceil(kernel_height / stride), math.ceil(kernel_width / stride)
-  x = _fit(x, (height + blocks_high - 1) * stride, (width + blocks_wide - 1) * stride, padding)
-  x = _space_to_depth(x, stride)
+  x, (blocks_high, blocks_wide) = _in_blocks(x, (height, width), (kernel_height, kernel_width), stride, padding)
   # Pixels last: the patches are then made row by row, already transposed for the product.
   bytes_per_image = height * width * blocks_high * blocks_wide * x.shape[-1] * 4
   pieces = _in_pieces(x, bytes_per_image).transpose(0, 4, 1, 2, 3), _in_pieces(dy, bytes_per_image)
@@ -197,6 +191,16 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
 
   total = total.reshape(blocks_high, blocks_wide, stride, stride, num_in, num_out).transpose(0, 2, 1, 3, 4, 5)
   return total.reshape(blocks_high * stride, blocks_wide * stride, num_in, num_out)[:kernel_height, :kernel_width]
+
+
+def _in_blocks(x, windows, kernel_size, stride, padding):
+  """Lays maps out by blocks of stride x stride pixels: a convolution of that stride is one of stride 1 over them.
+
+  The windows are rounded up to whole blocks. Returns blocks [batch, row, column, channel], and how many a window has.
+  """
+  in_window = tuple(math.ceil(side / stride) for side in kernel_size)
+  height, width = ((number + blocks - 1) * stride for number, blocks in zip(windows, in_window, strict=True))
+  return _space_to_depth(_fit(x, height, width, padding), stride), in_window
 
 
 def _fit(x, height, width, padding):

@@ -77,8 +77,7 @@ def main():
   if not (options.layers or importlib.util.find_spec('torch')):
     sys.exit('PyTorch is not installed; `make bench` sets it up, or: pip install -e .[bench]')
   probe = Side('matmul ours', '', 0)
-  probe.answer()
-  platform = probe.ask('platform')
+  platform = probe.answer()
   probe.close()
   batch_sizes = [int(size) for size in (options.batch_sizes or '').split(',') if size] or BATCH_SIZES[platform]
   if options.layers:
@@ -138,11 +137,11 @@ def compare(task, batch_size, names, rounds, matmul_side):
   print(f'{task}, batch {batch_size}', file=sys.stderr, flush=True)
   sides = {name: Side(name, task, batch_size) for name in names}
   limits = {name: Side(f'matmul {name}', task, batch_size) for name in ('ours', 'torch')}
-  for side in (*sides.values(), *limits.values()):
-    side.answer()
-  for side in (*sides.values(), *limits.values()):
-    side.start()
   times = {side: [] for side in (*sides.values(), *limits.values())}
+  for side in times:
+    side.answer()
+  for side in times:
+    side.start()
   for number in range(-1, rounds):
     for side, seconds in times.items():
       turn = side.ask('turn')
@@ -174,7 +173,7 @@ def compare(task, batch_size, names, rounds, matmul_side):
 
 
 class Side:
-  """A process that answers once when it has imported its framework, and then whenever it is asked."""
+  """A process that says its platform when it has imported its framework, and then answers whenever it is asked."""
 
   def __init__(self, name, task, batch_size):
     self._name = name
@@ -189,7 +188,7 @@ class Side:
 
   def start(self):
     """Lets it compile, which wants all cores, and waits for that."""
-    print(f'  {self._name}: first step after {self.ask("first step"):.0f} s', file=sys.stderr, flush=True)
+    print(f'  {self._name}: first step after {self.ask("start"):.0f} s', file=sys.stderr, flush=True)
 
   def ask(self, what):
     """Sends one word and returns the answer."""
@@ -212,12 +211,11 @@ class Side:
 
 
 def serve(name, task, batch_size):
-  """Answers the questions of `Side.ask`, one a line; says first that the framework is there."""
+  """Names the platform, and then answers the questions of `Side.ask`, one a line."""
   about, wait = (about_torch, wait_for_torch) if 'torch' in name else (about_jax, wait_for_jax)
-  queues = about()['platform'] == 'gpu'
-  print(json.dumps('imported'), flush=True)
-  asked = sys.stdin.readline()
-  if not asked:  # the others failed
+  platform = about()['platform']
+  print(json.dumps(platform), flush=True)
+  if not sys.stdin.readline():  # not told to start: another side failed, or the platform was all
     return
   kind, _, framework = name.partition(' ')
   if kind == 'matmul':
@@ -230,13 +228,14 @@ def serve(name, task, batch_size):
   def run(steps):
     for _ in range(steps):
       result = one()
-      if not queues:  # else a CPU would run two at a time
+      if platform == 'cpu':  # else a CPU would run two at a time
         wait(result)
     wait(result)
 
   first = elapsed(lambda: run(1))  # with compiling
   steps = max(2, min(MOST_STEPS, round(SECONDS_IN_A_TURN / elapsed(lambda: run(1)))))
-  for line in itertools.chain([asked], sys.stdin):
+  print(json.dumps(first), flush=True)
+  for line in sys.stdin:
     match line.strip():
       case 'turn':
         run(1)

@@ -6,6 +6,12 @@ import pytest
 from alexnet_jax import convolution
 
 
+def with_gradients(conv, x, kernel, stride, padding):
+  """Returns what a convolution says, and what it makes of a gradient of that for its input and its kernel."""
+  y, pull_back = jax.vjp(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
+  return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape))
+
+
 @pytest.mark.parametrize(
   ('size', 'stride', 'padding', 'batch'),
   [
@@ -24,11 +30,8 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, bat
   x = jax.random.normal(jax.random.key(0), (batch, *image, 6))
   kernel = jax.random.normal(jax.random.key(1), (size, size, 6, 8))
 
-  def gradients(conv):
-    y, pull_back = jax.vjp(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
-    return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape))
-
-  for ours, plain in zip(gradients(convolution.conv), gradients(convolution.plain_conv), strict=True):
+  expected = with_gradients(convolution.plain_conv, x, kernel, stride, padding)
+  for ours, plain in zip(with_gradients(convolution.conv, x, kernel, stride, padding), expected, strict=True):
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
@@ -64,15 +67,11 @@ def test_a_stride_goes_by_blocks_on_a_gpu_and_is_the_plain_convolution(size, str
   x = jax.random.normal(jax.random.key(0), (3, *image, 3))
   kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 8))
 
-  def gradients(conv):
-    y, pull_back = jax.vjp(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
-    return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape))
-
-  expected = gradients(convolution.plain_conv)
+  expected = with_gradients(convolution.plain_conv, x, kernel, stride, padding)
   plain, strides = convolution.plain_conv, []
   monkeypatch.setattr(convolution, 'plain_conv', lambda x, k, s, p: strides.append(s) or plain(x, k, s, p))
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  for found, reference in zip(gradients(convolution.conv), expected, strict=True):
+  for found, reference in zip(with_gradients(convolution.conv, x, kernel, stride, padding), expected, strict=True):
     np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5 * float(jnp.abs(reference).max()))
   assert strides == [1]
 
