@@ -72,6 +72,7 @@ def run(config, folders, pictures) -> int:
 
   if MODE.value != 'predict':
     onednn.use()
+    memory.trim_after_compiling()
   if MODE.value == 'eval' and len(folders) > 1:
     return 3 if ensemble.evaluate_ensemble(config, folders)['skipped'] else 0
   if len(folders) > 1:

@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       from alexnet_jax import onednn  # needs jax, which a table does not
 
       onednn.use()
+      memory.trim_after_compiling()
     for name in options.experiments:
       run(EXPERIMENTS[name], place, options.seeds)
     if options.write:

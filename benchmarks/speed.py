@@ -303,6 +303,7 @@ def our_step(task, batch_size, num_data, num_tower, *, from_host):
   from configs import alexnet
 
   onednn.use()
+  memory.trim_after_compiling()
   mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
   config = alexnet.paper()

@@ -128,6 +128,12 @@ def test_initial_weights_have_the_standard_deviation_asked_for():
   np.testing.assert_allclose(weights.std(), 0.01, rtol=0.01)
 
 
+def test_initial_weights_are_the_numbers_that_jax_draws_for_their_shape():
+  key, shape = jax.random.key(3), (2, 11, 11, 3, 48)
+  weights = jax.jit(lambda key: layers.gaussian(key, shape, 0.25))(key)  # a power of two, so that nothing is rounded
+  np.testing.assert_array_equal(weights, 0.25 * jax.random.normal(key, shape))
+
+
 @pytest.mark.parametrize('side', [8, 9, 24])
 def test_average_pool_takes_the_mean_of_what_lies_inside(side):
   torch = pytest.importorskip('torch', reason='PyTorch is the reference')

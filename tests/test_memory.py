@@ -1,8 +1,10 @@
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from alexnet_jax import memory
@@ -15,6 +17,29 @@ print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], flush=True)
 from alexnet_jax import memory
 memory.use_huge_pages()
 print('done')
+"""
+# Leaves 128 MB in pieces that are free, below one that is not, and prints how much of that the process still has after
+# a program was compiled quickly, and after one that took long.
+FRAGMENTS = """
+import ctypes, pathlib
+import jax
+from alexnet_jax import memory
+
+def megabytes():
+  return next(int(line.split()[1]) for line in pathlib.Path('/proc/self/status').open() if 'RssAnon' in line) / 1e3
+
+memory.trim_after_compiling()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+before = megabytes()
+pieces = [libc.malloc(64_000) for _ in range(2_000)]
+for piece in pieces:
+  ctypes.memset(piece, 1, 64_000)
+for piece in pieces[:-1]:
+  libc.free(piece)
+for seconds in (0.1, 2.0):
+  jax.monitoring.record_event_duration_secs(memory.COMPILED, seconds)
+  print(megabytes() - before)
 """
 
 
@@ -70,3 +95,25 @@ def test_the_process_stays_the_same_and_starts_once_more():
   assert first.split(maxsplit=2) == [first.split()[0], 'None', "['a b', '--flag']"]
   assert second.split(maxsplit=2) == [first.split()[0], 'glibc.malloc.hugetlb=1', "['a b', '--flag']"]
   assert done == 'done'
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc can give back what lies between')
+def test_what_a_long_compiling_leaves_goes_back_to_the_system():
+  result = subprocess.run([sys.executable, '-c', FRAGMENTS], cwd=ROOT, capture_output=True, text=True, check=True)
+  kept, after = map(float, result.stdout.split())
+  assert kept > 110
+  assert after < 30
+
+
+def test_jax_reports_what_it_compiles():
+  heard = []
+
+  def listener(event, seconds, **_):
+    heard.append((event, seconds))
+
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  try:
+    jax.jit(lambda x: x * 17 + 4).lower(1.0).compile()
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listener)
+  assert [seconds > 0 for event, seconds in heard if event == memory.COMPILED] == [True]
