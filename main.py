@@ -37,7 +37,7 @@ DISTRIBUTED = flags.DEFINE_bool(
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where processes are started by hand.')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
-OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png or .svg: also write predictions there.')
+OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png, .svg or .pdf: also write predictions there.')
 
 
 def main(arguments) -> int:
@@ -82,7 +82,9 @@ def run(config, folders, pictures) -> int:
   elif MODE.value == 'eval':
     skipped = evaluate.evaluate_workdir(config, folders[0])['skipped']
   else:
-    config = config or workdir.load_config(folders[0])
+    if config is None:
+      config = workdir.load_config(folders[0])
+      config.mesh.data = config.mesh.tower = 0  # those of this machine, which may have fewer than it was trained on
     skipped = predict.predict_files(pictures, folders[0], config, OUTPUT.value)
   return 3 if skipped else 0
 
@@ -130,7 +132,7 @@ if __name__ == '__main__':
       print(f'{stopped}; start again to go on.', file=sys.stderr)
     sys.exit(stopping.STOPPED)
   except Exception as error:
-    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):  # what XLA says
+    if not memory.ran_out(error):
       raise
     print('error: there is not enough memory; choose a smaller batch_size or eval.batch_size.', file=sys.stderr)
     sys.exit(1)

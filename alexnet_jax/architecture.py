@@ -153,7 +153,7 @@ class _Box:
     else:
       height, into, width = 0.03 * math.sqrt(depth), 0.35, 0.26
     x, z = OBLIQUE[0] * into, OBLIQUE[1] * into
-    self.y, self.right, self.end = y, left + width + x, left + width + x / 2
+    self.y, self.right = y, left + width + x
     self.left, self.centre = left, left + (width + x) / 2
     low, high = y - (height + z) / 2, y - (height + z) / 2 + height
     right = left + width

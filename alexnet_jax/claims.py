@@ -184,7 +184,7 @@ writes its entry; this file is made from `results/` by `python -m alexnet_jax.re
 Errors are in percent, top-1 / top-5 where there are two; differences are in percentage points; ± is the standard
 deviation between seeds.
 """
-IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (README)
+IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (benchmarks/README.md)
 BYTES_PER_IMAGE = 15_500  # of 3,500 photographs of 224 x 224, prepared, 2026-11-25
 RUNS = (  # on ImageNet (facts, 1.6 and 4): config, epochs, training images, all images
   (':ilsvrc2010', 90, 1_261_406, 1_461_406),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
+from alexnet_jax import memory
 from alexnet_jax.errors import RunError, UsageError
 from alexnet_jax.stopping import STOPPED
 
@@ -30,6 +31,11 @@ def run(do: Callable[[], int], when_stopped: str, *, status_when_stopped: int = 
   except KeyboardInterrupt:
     print(when_stopped, file=sys.stderr)
     return status_when_stopped
+  except Exception as error:
+    if not memory.ran_out(error):
+      raise
+    print('error: there is not enough memory; choose a smaller batch, or fewer images, where you can.', file=sys.stderr)
+    return FAILED
 
 
 @contextlib.contextmanager
@@ -51,6 +57,8 @@ def load_config(name: str) -> ConfigDict:
   path, _, variants = name.partition(':')
   try:
     spec = importlib.util.spec_from_file_location('config', path)
+    if spec is None:
+      raise ValueError(f'{path} is no Python file')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variants)

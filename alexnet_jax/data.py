@@ -16,7 +16,7 @@ import pathlib
 import sys
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -244,7 +244,7 @@ class _Kept:
 
 
 def open_splits(
-  config: ConfigDict, size: int, splits: Sequence[str], *, may_lack_labels: bool = False
+  config: ConfigDict, size: int, splits: Sequence[str], *, may_lack_labels: Collection[str] = ()
 ) -> tuple[Source, ...]:
   """Opens splits of the dataset that a config's `data` part names, each once, preparing it at first use.
 
@@ -254,7 +254,7 @@ def open_splits(
     config: the `data` part of a config.
     size: side of the square images to make.
     splits: in TFDS's notation.
-    may_lack_labels: whether -1 is a label, too.
+    may_lack_labels: those of the splits in which -1 is a label, too.
 
   Raises:
     UsageError: if there is no such dataset, folder, split or class, or it has no images with labels.
@@ -282,7 +282,7 @@ def open_splits(
     _prepare(builder, config)
   skips = config.unreadable == 'skip'
   sources = {
-    split: Source(builder, split, size, classes=config.classes, may_lack_labels=may_lack_labels, skips=skips)
+    split: Source(builder, split, size, classes=config.classes, may_lack_labels=split in may_lack_labels, skips=skips)
     for split in dict.fromkeys(splits)
   }
   return tuple(sources[split] for split in splits)

@@ -127,7 +127,7 @@ def report(
   results['skipped'] = {one.split: len(one.skipped) for one in also_read if one.skipped}
   kept = None
   for protocol in protocols(config):
-    if config.eval.save_predictions or config.eval.submission:
+    if keeps_predictions(config):
       kept = keep_predictions(lambda: trained, source, config, protocol, folder)
     blocks = kept.blocks() if kept else predict(trained, source, config, protocol)
     tally = score(blocks, trained.class_names)
@@ -150,6 +150,11 @@ def publish(results: dict, folder: pathlib.Path) -> None:
   if processes.is_first():
     workdir.write_results(folder, results)
     print(table(results), flush=True)
+
+
+def keeps_predictions(config: ConfigDict) -> bool:
+  """Says whether what is predicted for the test split is kept; then a split will do whose labels were not released."""
+  return config.eval.save_predictions or config.eval.submission
 
 
 def check_submission(source: data.Source, config: ConfigDict) -> None:
@@ -218,9 +223,10 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
   Raises:
     UsageError: if the data has another number of classes, or others were chosen.
   """
-  keeps = config.eval.save_predictions or config.eval.submission
   with processes.first_alone():
-    (source,) = data.open_splits(config.data, size, [split], may_lack_labels=keeps)
+    (source,) = data.open_splits(
+      config.data, size, [split], may_lack_labels=[split] if keeps_predictions(config) else []
+    )
   if source.num_classes != num_classes:
     raise UsageError(
       f'{source.dataset} has {source.num_classes} classes and the network in {folder} tells {num_classes} apart; '

@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
   )
   one.add_argument('--data', metavar='NAME', help='another TFDS dataset than that of the run')
   one.add_argument('--data_dir', metavar='DIR', help='folder that holds it; by default where the run found its own')
-  one.add_argument('--batch_size', type=int, default=128, help='images at a time (%(default)s)')
+  one.add_argument(
+    '--batch_size', type=int, default=128, help='images at a time (%(default)s), rounded up to what the devices share'
+  )
 
   two = commands.add_parser('neighbours', help='find the nearest in Euclidean distance')
   two.set_defaults(do=_neighbours)
@@ -256,6 +258,8 @@ def _continue(working, job, rows, labels):
   except (OSError, ValueError):
     done = nothing
   if done['job'] != job or min(rows.length, labels.length) < done['rows']:
+    if done['seen']:
+      print(f'{working} holds {done["seen"]:,} images of another call; beginning anew', flush=True)
     done = nothing
   elif done['seen']:
     print(f'going on: {done["seen"]:,} images are done', flush=True)
@@ -339,10 +343,12 @@ def _extract(options):
   if options.batch_size < 1:
     raise UsageError(f'--batch_size={options.batch_size} must be 1 or more.')
   paths = images.find(options.images) if options.images else []
-  network = trained.load(options.workdir, batch_size=options.batch_size)
+  network = trained.load(options.workdir, batch_size=0)  # the devices say which are possible
+  num_data = network.mesh.shape['data']
+  batch_size = math.ceil(options.batch_size / num_data) * num_data
   network.shape(options.layer)  # an unknown one is said before the data is opened
   if paths:
-    looked_at = Files(paths, network.stored_size, options.batch_size)
+    looked_at = Files(paths, network.stored_size, batch_size)
   else:
     looked_at = dataset(
       options.workdir,
@@ -350,7 +356,7 @@ def _extract(options):
       split=options.split,
       name=options.data,
       directory=options.data_dir,
-      batch_size=options.batch_size,
+      batch_size=batch_size,
     )
   skipped = extract(network, looked_at, options.layer, options.workdir, options.output)
   num_images = len(looked_at) - len(skipped)
@@ -389,7 +395,8 @@ def dataset(
   config = workdir.load_config(run)
   config.data.name, config.data.dir = name or config.data.name, directory or config.data.dir
   config.eval.batch_size = batch_size
-  (source,) = data.open_splits(config.data, size, [split or config.data.train_split], may_lack_labels=True)
+  split = split or config.data.train_split
+  (source,) = data.open_splits(config.data, size, [split], may_lack_labels=[split])
   return Dataset(source, config)
 
 

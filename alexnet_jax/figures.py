@@ -262,9 +262,8 @@ def _test_split(options, trained):
 
   config = workdir.load_config(options.workdir)
   config.data.dir = options.data_dir or config.data.dir
-  (source,) = data.open_splits(
-    config.data, trained.stored_size, [options.split or config.data.test_split], may_lack_labels=True
-  )
+  split = options.split or config.data.test_split
+  (source,) = data.open_splits(config.data, trained.stored_size, [split], may_lack_labels=[split])
   return source
 
 

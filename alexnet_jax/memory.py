@@ -38,6 +38,11 @@ def use_huge_pages() -> None:
   os.execv(sys.executable, sys.orig_argv)
 
 
+def ran_out(error: Exception) -> bool:
+  """Says whether an error is that there was not enough memory, the host's or a device's."""
+  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)  # what XLA says
+
+
 @functools.cache  # once is enough
 def trim_after_compiling() -> None:
   """Gives the memory that compiling took back to the system from now on, before the compiled program runs.

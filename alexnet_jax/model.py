@@ -100,11 +100,12 @@ class AlexNet(nnx.Module):
     """Goes through the network, and yields the name and the outputs of each stage.
 
     Args:
-      x: images [batch, height, width, rgb] float32, 0-255 less the mean image.
+      x: images [batch, height, width, rgb], 0-255 less the mean image; layers compute in their dtype.
       dropout_key: given in training; without it every unit is there and, with dropout, outputs are halved.
 
     Yields:
-      'conv1', 'pool1', ... 'fc8', in the order of the network, and [tower, batch, ...] float32. The last are logits.
+      'conv1', 'pool1', ... 'fc8', in the order of the network, and [tower, batch, ...] in the dtype of x. The last are
+      logits.
     """
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 

@@ -75,8 +75,8 @@ class _Graph:
     self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
     return output
 
-  def named(self, name, x):
-    """Gives a stage its name."""
+  def named(self, name):
+    """Gives the last output, that of a stage, its name."""
     self.nodes[-1].output[0] = name
     return name
 
@@ -104,13 +104,13 @@ class _Graph:
       x = self.across_maps(x)
     if name in norm.within:
       x = self.within_maps(x)
-    return self.named(name, x)
+    return self.named(name)
 
   def pool(self, name, x):
     x = self.op('MaxPool', x, kernel_shape=[self.config.pool_size] * 2, strides=[STRIDE] * 2, ceil_mode=1)
     if name in self.config.norm.pooled:
       x = self.across_maps(x)
-    return self.named(name.replace('conv', 'pool'), x)
+    return self.named(name.replace('conv', 'pool'))
 
   def convolve(self, name, x):
     size, stride, padding = WINDOWS[name]

@@ -40,7 +40,9 @@ def predict_files(paths: Sequence[str], folder: pathlib.Path, config: ConfigDict
   Args:
     paths: files, folders and patterns, see `images.find`.
     folder: of the run whose newest checkpoint is asked.
-    config: `eval.ten_view` says whether it looks at ten views or at the centre, `mesh` on which devices.
+    config: `eval.ten_view` says whether it looks at ten views or at the centre; a network that was trained without
+      mirror images (`augment.mirror`) looks at the centre, since half of the views are such. `mesh` says on which
+      devices.
     output: FILE.json; or FILE.png, .svg or .pdf for at most 40 pictures with their classes.
 
   Returns:
@@ -60,7 +62,7 @@ def predict_files(paths: Sequence[str], folder: pathlib.Path, config: ConfigDict
     raise UsageError(f'{output} would show {len(found):,} pictures; draw {MOST_DRAWN} or fewer, or write a .json.')
   batch_size = min(BATCH_SIZE, len(found))
   trained = load(folder, batch_size=batch_size, num_data=config.mesh.data or 1, num_tower=config.mesh.tower)
-  protocol = evaluate.protocols(config)[-1]
+  protocol = evaluate.protocols(config)[-1] if config.augment.mirror else 'centre'
   skipped, drawn, listed = [], [], []
   for prediction in predict(trained, found, protocol, batch_size, skipped):
     best = scores.best_classes(prediction.log_probs[None], NUM_SHOWN)[0].tolist()

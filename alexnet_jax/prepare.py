@@ -5,8 +5,8 @@
     python -m alexnet_jax.prepare synsets TAR --name=fall2009
     python -m alexnet_jax.prepare folder FOLDER --name=flowers      # FOLDER/train/CLASS/PICTURE, and val or test
 
-Train on it with --config=configs/alexnet.py:imagenet2012, or --config.data.name=ilsvrc/NAME. Stopped and started again,
-it goes on where it was. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for pictures that cannot be decoded
+At the end it says how to train on it, such as --config=configs/alexnet.py:imagenet2012. Stopped and started again, it
+goes on where it was. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for pictures that cannot be decoded
 (they are named), 75 stopped.
 """
 
@@ -26,6 +26,13 @@ from collections.abc import Sequence
 from alexnet_jax import command, files
 from alexnet_jax.errors import RunError, UsageError
 
+VARIANTS = {  # of configs/alexnet.py, for a layout or the name of a dataset
+  '2012': 'imagenet2012',
+  '2010': 'ilsvrc2010',
+  'synsets': 'fall2009',
+  'fall2011': 'fall2011',
+  'folder': 'imagenette',
+}
 DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # where TFDS looks, too
 
 
@@ -322,8 +329,17 @@ def _summarise(builder, skipped, options):
     for one in sorted(skipped)[:5]:
       print(f'  {one}')
   print(f'{builder.data_path}: {builder.info.features["label"].num_classes:,} classes')
-  elsewhere = '' if str(options.data_dir) == DATA_DIR else f' --config.data.dir={options.data_dir}'
-  print(f'train on it with --config.data.name={builder.name}/{builder.builder_config.name}{elsewhere}')
+  print(f'train on it: python main.py {" ".join(_flags(builder, options))}')
+
+
+def _flags(builder, options):
+  """Says how to train on what was prepared."""
+  name = builder.builder_config.name
+  yield f'--config=configs/alexnet.py:{VARIANTS.get(name) or VARIANTS[options.layout]} --config.data.name=ilsvrc/{name}'
+  if options.layout == 'folder' and 'validation' not in builder.info.splits:
+    yield '--config.data.test_split=test'
+  if str(options.data_dir) != DATA_DIR:
+    yield f'--config.data.dir={options.data_dir}'
 
 
 if __name__ == '__main__':

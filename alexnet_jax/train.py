@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from alexnet_jax import (
+  checkpoint,
   data,
   evaluate,
   fields,
@@ -47,7 +48,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
     Stopped: if told to by SIGTERM or Ctrl-C, after saving.
   """
   fields.check(config)
-  transfer.check(config)
+  if checkpoint.newest_step(folder) is None:  # else the run goes on, and its origin may be gone
+    transfer.check(config)
   print(towers.versions())
   mesh = towers.make_mesh(
     config.mesh.data,
@@ -58,10 +60,12 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   print(towers.describe(mesh))
   data.check_memory(config, towers.data_share(mesh))
   with processes.first_alone():  # prepares the dataset where need be
+    splits = config.data.train_split, config.data.validation_split, config.data.test_split
     train, validation, test = data.open_splits(
       config.data,
       config.model.image_size + config.model.border,
-      (config.data.train_split, config.data.validation_split, config.data.test_split),
+      splits,
+      may_lack_labels=set(splits) - set(splits[:2]) if evaluate.keeps_predictions(config) else (),
     )
   evaluate.check_submission(test, config)
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')

@@ -175,7 +175,7 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
 
   Args:
     folder: of the run.
-    batch_size: how many images it will be asked about at a time.
+    batch_size: how many images it will be asked about at a time; 0 where that will follow the mesh.
     num_data: devices that share a batch; 0 for what the tower axis leaves.
     num_tower: devices that share the towers; 0 for 2 where the number of devices is even.
 

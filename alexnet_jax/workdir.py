@@ -15,6 +15,7 @@ import contextlib
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +57,8 @@ def check(folder: pathlib.Path, config: ConfigDict) -> None:
   A folder without checkpoints has no run to lose, whatever its config.
 
   Raises:
-    UsageError: if the folder cannot be written to, or holds a run of another config.
+    UsageError: if the folder cannot be written to, or holds a run of another config, or predictions of a network whose
+      checkpoints are gone, which would be taken for those of the new one.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,11 @@ def check(folder: pathlib.Path, config: ConfigDict) -> None:
   except OSError as error:
     raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
   if not _has_checkpoints(folder):
+    if (folder / 'predictions').exists():
+      raise UsageError(
+        f'{folder}/predictions holds what a network predicted whose checkpoints are gone; remove or move it, or choose '
+        'another --workdir.'
+      )
     return
   if differing := _differences(fields.flat(load_config(folder)), fields.flat(config)):
     raise UsageError(
@@ -108,16 +115,23 @@ def start(folder: pathlib.Path, config: ConfigDict, statistics: Statistics, clas
   """Keeps what describes the run in a folder that `check` found good.
 
   Raises:
-    UsageError: if the run in it began with other images or classes.
+    UsageError: if the run in it began with other images or classes, or holds imported weights.
   """
   if _has_checkpoints(folder):
     kept = load_statistics(folder)
+    if not kept.num_images:
+      raise UsageError(
+        f'{folder} holds imported weights, which no training can go on from; start from them in another --workdir, '
+        f'with --config.init_from={folder}.'
+      )
     same_images = all(np.array_equal(new, old) for new, old in zip(statistics, kept, strict=True))
     if not same_images or list(class_names) != load_classes(folder):
       raise UsageError(
         f'{folder} holds a run that began with other training images or classes; '
         'choose another --workdir, or the same version of the dataset.'
       )
+  else:
+    shutil.rmtree(folder / 'features', ignore_errors=True)  # of a network whose checkpoints are gone
   statistics.save(folder / 'statistics.npz')
   _write(folder / 'classes.txt', '\n'.join(class_names) + '\n')
   _write(folder / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')

@@ -139,6 +139,7 @@ def test_curves_are_those_of_the_run(run_folder, data_dir, tmp_path, capsys):
     (['kernels', '{run}', '--output=figure.gif'], "'figure.gif' does not end in .png, .svg or .pdf"),
     (['architecture', '--config=configs/alexnet.py:nothing'], "there is no variant 'nothing'"),
     (['architecture', '--config=nowhere.py'], "--config='nowhere.py' cannot be loaded"),
+    (['architecture', '--config=configs/alexnet'], 'configs/alexnet is no Python file'),
   ],
 )
 def test_wrong_usage_is_one_sentence(run_folder, tmp_path, capsys, arguments, sentence):

@@ -38,6 +38,16 @@ TINY = (
 )
 
 
+def test_what_was_trained_on_more_devices_predicts_on_those_that_are_here(run_folder, tmp_path):
+  folder = shutil.copytree(run_folder, tmp_path / 'run')
+  config = json.loads((folder / 'config.json').read_text())
+  config['mesh'] = {'data': 4, 'tower': 2}
+  (folder / 'config.json').write_text(json.dumps(config))
+  done = command('--mode=predict', f'--workdir={folder}', 'docs/digits-predictions.png')
+  assert done.returncode == 0, done.stderr
+  assert re.search(r'docs/digits-predictions\.png\n +\d+\.\d %  \d\n', done.stdout)
+
+
 @pytest.mark.parametrize(
   ('arguments', 'sentence'),
   [

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from alexnet_jax import memory
+from alexnet_jax import command, memory
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Prints the process before and after, and what it was started with.
@@ -117,3 +118,13 @@ def test_jax_reports_what_it_compiles():
   finally:
     jax.monitoring.unregister_event_duration_listener(listener)
   assert [seconds > 0 for event, seconds in heard if event == memory.COMPILED] == [True]
+
+
+def test_tools_say_in_a_sentence_that_memory_ran_out(capsys):
+  def too_much():
+    np.empty(2**60, np.uint8)
+
+  assert command.run(too_much, '') == 1
+  assert capsys.readouterr().err.startswith('error: there is not enough memory')
+  with pytest.raises(ValueError, match='another'):
+    command.run(lambda: int('another'), '')

@@ -25,7 +25,12 @@ def pictures(tmp_path):
   return folder
 
 
-def test_pictures_get_the_classes_that_the_network_gives_them(run_folder, pictures, config, tmp_path, capsys):
+@pytest.mark.parametrize(('mirror', 'views'), [(True, augment.ten_views), (False, augment.centre_view)])
+def test_pictures_get_the_classes_that_the_network_gives_them(
+  run_folder, pictures, config, tmp_path, capsys, mirror, views
+):
+  """Half of ten views are mirrored; a network that never saw such in training looks at the centre."""
+  config.augment.mirror = mirror
   output = tmp_path / 'found.json'
   assert predict.predict_files([str(pictures)], run_folder, config, str(output)) == 1
   found = json.loads(output.read_text())
@@ -37,7 +42,7 @@ def test_pictures_get_the_classes_that_the_network_gives_them(run_folder, pictur
   network = trained.load(run_folder, batch_size=1, num_data=1)
   for i in (0, 20, 34):
     image = images.read_square(pictures / f'{i:02}.png', 96)[None]
-    probs = np.exp(np.asarray(network.log_probs(image, augment.ten_views(32)))[0])
+    probs = np.exp(np.asarray(network.log_probs(image, views(32)))[0])
     best = np.argsort(-probs)[:5]
     assert [row['class'] for row in found['pictures'][i]['classes']] == [NAMES[label] for label in best]
     np.testing.assert_allclose([row['probability'] for row in found['pictures'][i]['classes']], probs[best], rtol=1e-4)

@@ -19,7 +19,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax import data, images, prepare, shards, statistics
+from alexnet_jax import command as command_line
+from alexnet_jax import data, images, prepare, shards, statistics, train
 from alexnet_jax.datasets import archives, ilsvrc
 from alexnet_jax.errors import RunError, UsageError
 from tests import miniature
@@ -219,6 +220,15 @@ def start(tmp_path, name, *, pipe=None):
   )
 
 
+def test_training_ends_with_a_submission_for_images_without_labels(prepared, tmp_path, config):
+  config.data.name, config.data.dir, config.data.test_split = 'ilsvrc/2012', str(prepared[1]), 'test'
+  config.data.train_split, config.data.validation_split = 'train', 'validation'
+  config.num_steps, config.eval.submission, config.eval.ten_view = 1, True, False
+  results = train.train_and_evaluate(config, tmp_path)
+  assert not results['centre']  # nothing to count
+  assert [len(line.split()) for line in (tmp_path / 'submission.txt').read_text().splitlines()] == [5, 5]
+
+
 @pytest.mark.parametrize('num_kills', [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_preparation_goes_on_to_the_same_dataset(tmp_path, num_kills):
   miniature.tree(tmp_path / 'in', per_class=300)
@@ -355,6 +365,30 @@ def test_an_archive_without_pictures_says_so(tmp_path, capsys):
 def test_the_command_line_knows_every_layout():
   (layout,) = (action for action in prepare.parser()._actions if action.dest == 'layout')
   assert layout.choices == list(archives.LAYOUTS)
+
+
+@pytest.mark.parametrize('held_out', ['val', 'test'])
+def test_at_the_end_it_says_how_to_train(tmp_path, capsys, held_out):
+  _, source, *flags = plain(tmp_path)
+  (source / 'val').rename(source / held_out)
+  assert run('folder', source, '--name=flowers', *flags) == 0
+  line = capsys.readouterr().out.splitlines()[-1]
+  command, config, *fields = line.removeprefix('train on it: ').split(' --config')
+  assert command == 'python main.py'
+  config = command_line.load_config(config.removeprefix('='))
+  for field in fields:
+    path, value = field.removeprefix('.').split('=')
+    config.update_from_flattened_dict({path: value})
+  splits = config.data.train_split, config.data.validation_split, config.data.test_split
+  assert config.data.dir == str(tmp_path / 'out')
+  assert all(len(source) for source in data.open_splits(config.data, 96, splits))
+
+
+def test_every_layout_and_variant_is_known_to_the_configs():
+  assert set(archives.LAYOUTS) < set(prepare.VARIANTS)
+  for name, variant in prepare.VARIANTS.items():
+    config = command_line.load_config(f'configs/alexnet.py:{variant}')
+    assert config.data.name.startswith('imagenette' if name == 'folder' else 'ilsvrc/')
 
 
 def test_counts_are_verified(tmp_path, capsys):

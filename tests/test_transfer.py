@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -83,6 +85,15 @@ def test_frozen_layers_stay_bit_by_bit_and_the_others_learn(config, origin, tmp_
   assert_same(after, before, CONVOLUTIONS)
   for name in ('fc6', 'fc7', 'fc8'):
     assert np.any(after[name]['kernel'] != before[name]['kernel']), name
+
+
+def test_a_run_goes_on_without_what_it_started_from(config, origin, tmp_path):
+  config = small(config, 'digits,finetune')
+  config.init_from = str(shutil.copytree(origin, tmp_path / 'origin'))
+  train.train_and_evaluate(config, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'origin')
+  config.num_steps += 2
+  assert train.train_and_evaluate(config, tmp_path / 'run')['step'] == config.num_steps
 
 
 def test_the_chain_of_the_networks_with_a_star(config, origin, tmp_path, capsys):

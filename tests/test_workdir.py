@@ -76,6 +76,26 @@ def test_a_run_that_never_reached_a_checkpoint_is_in_nobodys_way(begun):
   assert workdir.load_config(folder).seed == 3
 
 
+def test_what_an_older_network_said_is_not_taken_for_that_of_a_new_one(begun):
+  folder, config = begun
+  (folder / 'checkpoints' / '40').rmdir()
+  for name in ('features', 'predictions'):
+    (folder / name).mkdir()
+  with pytest.raises(UsageError, match='predictions holds what a network predicted whose checkpoints are gone'):
+    workdir.check(folder, config)
+  (folder / 'predictions').rmdir()
+  workdir.check(folder, config)
+  workdir.start(folder, config, STATISTICS, NAMES)
+  assert not (folder / 'features').exists()
+
+
+def test_from_imported_weights_no_training_goes_on(begun):
+  folder, config = begun
+  STATISTICS._replace(num_images=0).save(folder / 'statistics.npz')
+  with pytest.raises(UsageError, match=f'holds imported weights.*another --workdir, with --config.init_from={folder}'):
+    workdir.start(folder, config, STATISTICS, NAMES)
+
+
 @pytest.mark.parametrize(
   ('statistics', 'names'),
   [(STATISTICS._replace(mean_image=np.ones((96, 96, 3))), NAMES), (STATISTICS, ('English springer', 'tench'))],
