@@ -187,6 +187,30 @@ def test_results_md_is_made_from_what_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('experiment', 'sentence'),
+  [
+    ('one_tower', 'of one tower with half of the kernels is {:.1f} points worse'),
+    ('communication', 'one whose towers never meet {:.1f} points'),
+    ('normalisation', 'one without normalisation {:.1f} points'),
+    ('depth', 'one without conv3 or conv4 {:.1f} points'),
+    ('augmentation', 'its test error stays {:.1f} points higher'),
+    ('decay', 'Without weight decay its training error ends {:.1f} points higher'),
+    ('dropout', 'without dropout, at a rate of its own, its test error is {:.1f} points higher'),
+    ('colour', 'without the colour shift {:.1f} points'),
+    ('views', 'nine views gain {:.2f} points'),
+    ('lrn', 'normalisation gains {:.2f} points in 24 epochs'),
+    ('ensemble', '{:.1f} points fewer than one'),
+  ],
+)
+def test_the_readme_says_what_the_results_say(experiment, sentence):
+  claims_table, *_ = (ROOT / 'RESULTS.md').read_text().split('\n## ')
+  (row,) = [line for line in claims_table.splitlines() if f'reproduce {experiment}`' in line]
+  (difference,) = re.findall(r': \+(\d+\.\d\d)', row)
+  readme = ' '.join((ROOT / 'README.md').read_text().split())
+  assert sentence.format(float(difference)) in readme
+
+
+@pytest.mark.parametrize(
   ('arguments', 'sentence'),
   [
     ([], 'name experiments, as --list shows them'),
