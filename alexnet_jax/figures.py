@@ -10,7 +10,7 @@
 
 Each writes a PNG, or an SVG or PDF where --output says so. Where images are named they are files, folders or patterns;
 else images of the run's test split are drawn at random. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for
-images that cannot be read (they are named).
+images that cannot be read (they are named), 75 stopped.
 """
 
 import argparse
