@@ -60,12 +60,12 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
   print(towers.describe(mesh))
   data.check_memory(config, towers.data_share(mesh))
   with processes.first_alone():  # prepares the dataset where need be
-    splits = config.data.train_split, config.data.validation_split, config.data.test_split
+    labelled, test_split = (config.data.train_split, config.data.validation_split), config.data.test_split
     train, validation, test = data.open_splits(
       config.data,
       config.model.image_size + config.model.border,
-      splits,
-      may_lack_labels=set(splits) - set(splits[:2]) if evaluate.keeps_predictions(config) else (),
+      (*labelled, test_split),
+      may_lack_labels={test_split}.difference(labelled) if evaluate.keeps_predictions(config) else (),
     )
   evaluate.check_submission(test, config)
   print(f'{train.dataset}: {len(train):,} images to train on, {len(validation):,} to validate, {len(test):,} to test')
