@@ -39,7 +39,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.
     Output maps [batch, height, width, out].
   """
   if jax.default_backend() != 'cpu':
-    return (conv_by_blocks if stride > 1 else plain_conv)(x, kernel, stride, padding)
+    return (conv_by_blocks if stride > 1 else conv_in_tiles)(x, kernel, stride, padding)
   if x.dtype != jnp.float32:
     return plain_conv(x, kernel, stride, padding)
   return (onednn.conv if onednn.is_used() else _conv_for_cpu)(x, kernel, stride, padding)
@@ -98,6 +98,18 @@ def conv_by_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddin
   as_images = kernel.transpose(3, 0, 1, 2)  # each seen by one window, the whole of it
   kernel, _ = _in_blocks(as_images, (1, 1), kernel.shape[:2], stride, nothing)
   return plain_conv(x, kernel.transpose(1, 2, 3, 0), 1, nothing)
+
+
+def conv_in_tiles(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+  """Does what `plain_conv` does, in bfloat16 with 64 input channels where there are 48: those added are zeros.
+
+  cuDNN's gradient of the kernel is faster so: on an H100, 512 images, both towers of conv2 0.63 to 0.48 ms. For conv1
+  by blocks, 0.48 to 0.40, the zeros take longer to write than they save.
+  """
+  if x.dtype == jnp.bfloat16 and x.shape[-1] == 48:
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 16)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 16), (0, 0)))
+  return plain_conv(x, kernel, stride, padding)
 
 
 def conv_by_pairs(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:

@@ -64,7 +64,14 @@ def abstract_state(network: Network, hyper: Hyperparameters) -> TrainState:
   return jax.eval_shape(lambda key: init_state(key, network=network, hyper=hyper), jax.random.key(0))
 
 
-@functools.partial(jax.jit, static_argnames=('network', 'hyper'), donate_argnames='state')
+# XLA's own kernels for the products of the fully-connected layers are no faster on a GPU than cuBLAS', and take it two
+# seconds to choose.
+@functools.partial(
+  jax.jit,
+  static_argnames=('network', 'hyper'),
+  donate_argnames='state',
+  compiler_options={'xla_gpu_enable_triton_gemm': False},
+)
 def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],

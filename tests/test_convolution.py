@@ -9,7 +9,7 @@ from alexnet_jax import convolution
 def with_gradients(conv, x, kernel, stride, padding):
   """Returns what a convolution says, and what it makes of a gradient of that for its input and its kernel."""
   y, pull_back = jax.vjp(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
-  return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape))
+  return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape, y.dtype))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,23 @@ def test_a_stride_goes_by_blocks_on_a_gpu_and_is_the_plain_convolution(size, str
   for found, reference in zip(with_gradients(convolution.conv, x, kernel, stride, padding), expected, strict=True):
     np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5 * float(jnp.abs(reference).max()))
   assert strides == [1]
+
+
+def test_on_a_gpu_48_channels_in_bfloat16_are_64_and_the_plain_convolution(monkeypatch):
+  x = jax.random.normal(jax.random.key(0), (3, 9, 9, 48), jnp.bfloat16)
+  kernel = jax.random.normal(jax.random.key(1), (5, 5, 48, 8), jnp.bfloat16)
+  padding = ((2, 2), (2, 2))
+
+  expected = with_gradients(convolution.plain_conv, x, kernel, 1, padding)
+  plain, channels = convolution.plain_conv, []
+  monkeypatch.setattr(convolution, 'plain_conv', lambda x, k, *rest: channels.append(x.shape[-1]) or plain(x, k, *rest))
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for found, reference in zip(with_gradients(convolution.conv, x, kernel, 1, padding), expected, strict=True):
+    assert found.shape == reference.shape
+    np.testing.assert_allclose(
+      *(np.asarray(array, np.float32) for array in (found, reference)), atol=float(jnp.abs(reference).max()) / 128
+    )
+  assert channels == [64]
 
 
 def test_pieces_keep_their_patches_in_the_cache():

@@ -79,9 +79,11 @@ def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch(platform, mon
 
 
 # 55, 27 and 13 with windows of 3 and 2 are those of the network; with 2 the last window hangs over the edge.
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # an axis at a time; at once, but for 5 pixels
 @pytest.mark.parametrize('sides', [(13, 15), (26, 28), (11, 55)])
-@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 2), (3, 3)])
-def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides):
+@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 2), (3, 3), (4, 2), (5, 2)])
+def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides, platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
   x = np.random.default_rng(0).normal(size=(2, 3, *sides, 4)).astype(np.float32)
   y, pull_back = jax.vjp(lambda x: layers.max_pool(x, size, stride), x)
@@ -103,9 +105,32 @@ def test_the_number_of_windows_is_that_of_2012(side, size, expected):
   assert layers.pooled(11, 2) == 6  # the last one overhangs
 
 
-def test_pixels_that_tie_share_the_gradient():
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_pixels_that_tie_share_the_gradient(platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 1, 3, 3, 1)))
   np.testing.assert_allclose(gradient, np.full((1, 1, 3, 3, 1), 1 / 9), rtol=1e-6)
+
+
+def test_on_a_gpu_pixels_that_tie_share_the_gradient_equally_and_others_have_none_of_it(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  x = np.random.default_rng(0).integers(0, 3, (2, 3, 11, 12, 4)).astype(np.float32)
+  y, pull_back = jax.vjp(layers.max_pool, jnp.asarray(x))
+  dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+  expected = np.zeros_like(x)
+  for row in range(y.shape[2]):
+    for column in range(y.shape[3]):
+      window = np.s_[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+      tied = x[window] == y[:, :, row, column, None, None]
+      expected[window] += tied * dy[:, :, row, column, None, None] / tied.sum((2, 3), keepdims=True)
+  np.testing.assert_allclose(pull_back(dy)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_a_pixel_that_is_no_number_makes_the_maximum_none(platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  y = layers.max_pool(jnp.zeros((1, 1, 5, 5, 1)).at[0, 0, 1, 1, 0].set(jnp.nan))
+  np.testing.assert_array_equal(np.isnan(y[0, 0, :, :, 0]), [[True, False], [False, False]])
 
 
 def test_dropout_keeps_half_of_the_units_unscaled_and_halves_all_at_test_time():
