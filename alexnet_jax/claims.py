@@ -217,8 +217,8 @@ def cost() -> str:
     'With `as_run` a run has the epochs of its log (facts, 1.6). Disk is that of the prepared images, 15.5 KB each as',
     'was measured on photographs of 224 x 224; those of larger originals may take twice as much, and the official',
     'archives are read where they are, beside it. The days are of the published network: one with conv6 and more',
-    'classes takes longer. On an H100 the train step takes 10 ms with 512 images in bfloat16 that lie in its memory,',
-    '50,000 images/s (benchmarks/README.md); no network was trained there yet.',
+    'classes takes longer. On an H100 the train step takes 9 ms with 512 images in bfloat16 that lie in its memory,',
+    '56,000 images/s (benchmarks/README.md); no network was trained there yet.',
     '',
   ]
   return '\n'.join(lines)
