@@ -14,6 +14,7 @@ are made only where that cache is off, see `use`.
 import functools
 import json
 import math
+import pathlib
 import platform
 
 import jax
@@ -220,9 +221,23 @@ def _conv(
 
 
 def _matmul(a, b, *, transpose_a=False, transpose_b=False):
+  if len(a) > 1 and not _multiplies_stacks():
+    inner = (1 if transpose_a else 2,), (2 if transpose_b else 1,)
+    return lax.dot_general(a, b, (inner, ((0,), (0,))))
   config = {'transpose_a': transpose_a, 'transpose_b': transpose_b}
   shape = (len(a), a.shape[2 if transpose_a else 1], b.shape[1 if transpose_b else 2])
   return _call('matmul', {'onednn_matmul_config': config}, shape, a, b)
+
+
+@functools.cache
+def _multiplies_stacks() -> bool:
+  """Says whether one call may multiply more than one matrix by another.
+
+  Without AVX-512 oneDNN 3.7 (jaxlib 0.10.2) starts a task for each of them, and from there others for its parts, which
+  XLA lets wait for the end of the first: some call in a thousand never ends, or breaks the process off. XLA itself is
+  as fast there (benchmarks/README.md).
+  """
+  return 'avx512' in pathlib.Path('/proc/cpuinfo').read_text()
 
 
 def _call(name, config, shape, *operands):

@@ -80,6 +80,13 @@ def test_convolutions_do_not_wait_for_each_other():
   assert len(results) == 1
 
 
+@pytest.mark.usefixtures('with_onednn')
+def test_products_of_a_stack_do_not_wait_for_each_other():
+  a, b = jnp.ones((2, 32, 512)), jnp.ones((2, 512, 256))
+  product = jax.jit(onednn.matmul)
+  assert all((product(a, b) == 512).all() for _ in range(300))
+
+
 def pooling():
   """Returns pooled maps, what two others make of them, and a gradient; and how often their program takes a maximum."""
 
@@ -123,8 +130,10 @@ def test_a_cache_of_programs_does_without():
 
 
 @pytest.mark.usefixtures('one_device', 'with_onednn')
-def test_without_one_the_network_calls_it():
-  assert calls() == [True, True]
+@pytest.mark.parametrize('has_avx512', [True, False])
+def test_without_one_the_network_calls_it_but_for_stacks_without_avx512(has_avx512, monkeypatch):
+  monkeypatch.setattr(onednn, '_multiplies_stacks', lambda: has_avx512)
+  assert calls() == [True, has_avx512]
 
 
 def test_it_was_tried_with_the_versions_that_we_require():
