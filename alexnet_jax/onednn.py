@@ -154,7 +154,10 @@ def _kernel_gradient(x, dy, kernel_shape, stride, padding):
 
 @jax.custom_vjp
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Multiplies stacks of matrices, [stack, rows, inner] by [stack, inner, columns], in float32."""
+  """Multiplies stacks of matrices, [stack, rows, inner] by [stack, inner, columns], in float32.
+
+  More than one matrix by more than one go to XLA on a processor without AVX-512, where oneDNN may never end.
+  """
   return _matmul(a, b)
 
 
