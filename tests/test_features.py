@@ -152,7 +152,8 @@ def test_files_that_cannot_be_read_are_named_and_left_out(run_folder, network, t
   assert not (tmp_path / 'none').exists()
 
 
-def test_neighbours_on_the_command_line(run_folder, tmp_path, capsys):
+def test_neighbours_on_the_command_line(run_folder, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # away from what a user left where --output points by itself
   queries, train, other = (str(tmp_path / name) for name in ('queries', 'train', 'other'))
   assert features.main(['extract', str(run_folder), queries, '--split=test[:5]', '--batch_size=7']) == 0
   assert features.main(['extract', str(run_folder), train, '--split=train[:50]', '--batch_size=8']) == 0
