@@ -317,9 +317,10 @@ def _backward(axes, k, size, alpha, beta, residuals, dy):
     x = x * lax.optimization_barrier(jnp.ones((), dtype))  # or XLA sees that it had the denominators, and keeps them
     denominator = _denominator(_in_float32(x), axes, k, size, alpha)
   x, dy = _in_float32(x), _in_float32(dy)
-  scale = _negative_power(denominator, beta)
   # y_i = x_i d_i^-beta and d_i holds x_j^2 for every neighbour j, so x_j also acts through all of its neighbours' d_i.
-  dx = dy * scale - 2 * alpha * beta * x * _window_sum(dy * x * scale / denominator, axes, size)
+  # All of it follows from dy_i d_i^(-beta - 1) and x, so that is all that need be written for the neighbours to read.
+  share = lax.optimization_barrier(dy * _negative_power(denominator, beta) / denominator)
+  dx = share * denominator - 2 * alpha * beta * x * _window_sum(share * x, axes, size)
   return (dx.astype(dtype),)
 
 
