@@ -3,15 +3,19 @@
 import atexit
 import contextlib
 import gc
+import importlib.metadata
 import os
 import pathlib
 import shutil
 import tempfile
 
-# Compiling is most of what small networks cost. Without LLVM's optimisation it takes a third of the time, and what one
-# test compiled the others find: that halves the time once more (tests/test_train.py took 189 s of a core, now 100).
+# Compiling is most of what small networks cost. Without LLVM's optimisation it takes a third of the time, with XLA's
+# older loops, which jax 0.11 has no longer, a third of the rest, and what one test compiled the others find.
 if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''):  # else another process has set it all
-  os.environ['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'
+  flags = ['--xla_backend_optimization_level=0']
+  if importlib.metadata.version('jax').startswith('0.10.'):
+    flags.append('--xla_cpu_use_fusion_emitters=false')
+  os.environ['XLA_FLAGS'] = ' '.join([*flags, os.environ.get('XLA_FLAGS', '')])
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='alexnet_jax-tests-')
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'

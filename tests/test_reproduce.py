@@ -56,6 +56,8 @@ def test_every_experiment_runs(name, common_place, monkeypatch, capsys):
   experiment = shorter(monkeypatch, EXPERIMENTS[name])
   if any('data.classes' in arm.fields for arm in experiment.arms):  # of CIFAR-10
     common_place = common_place._replace(fields=TINY | {'data.classes': ('0', '1')})
+  if name == 'photographs':  # of 224 pixels
+    common_place = common_place._replace(fields=TINY | {'model.image_size': 64})
   reproduce.run(experiment, common_place)
   assert f'## {experiment.title}' in capsys.readouterr().out
   assert all((common_place.results / f'{name}-{picture}.png').exists() for picture in experiment.pictures)
