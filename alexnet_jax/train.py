@@ -116,7 +116,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
       print(parameter_table(state.params, train.num_classes), flush=True)
 
       rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step)
-      batches = data.training_batches(
+      on_host = data.training_batches(
         train,
         stats.covariance,
         config,
@@ -124,6 +124,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
         colour_steps=colour_steps,
         share=towers.data_share(mesh),
       )
+      batches = towers.put_ahead(mesh, on_host)
       for number in itertools.count(first_step):  # steps taken
         results = None
         if number % eval_every == 0 and number > evaluated:
@@ -144,7 +145,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
           break
 
         with progress.waiting_for_data():
-          batch = towers.put_batch(mesh, next(batches))
+          batch = next(batches)
         num_drops = schedule.num_drops(number)
         shifts_colour = config.augment.colour_std > 0 and number < colour_steps
         progress.conditions(

@@ -331,12 +331,14 @@ def our_step(task, batch_size, num_data, num_tower, *, from_host):
     del state
     return lambda: apply(params, images)
 
-  there = towers.put_batch(mesh, batch)
+  if from_host:
+    batches = towers.put_ahead(mesh, itertools.repeat(batch))
+  else:
+    batches = itertools.repeat(towers.put_batch(mesh, batch))
 
   def train():
     nonlocal state
-    images = towers.put_batch(mesh, batch) if from_host else there
-    state, _ = step.train_step(state, images, mean_image, rates, key, network=network, hyper=hyper)
+    state, _ = step.train_step(state, next(batches), mean_image, rates, key, network=network, hyper=hyper)
     return state
 
   return train

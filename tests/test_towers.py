@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 
 from alexnet_jax import towers
-from alexnet_jax.errors import UsageError
+from alexnet_jax.errors import RunError, UsageError
 from tests.conftest import mesh
 
 MESHES = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1)]
@@ -102,6 +102,37 @@ def test_a_network_of_one_tower_is_never_split():
 def test_a_mesh_that_cannot_be_says_why(fields, num_towers, batch_size, sentence):
   with pytest.raises(UsageError, match=sentence):
     towers.make_mesh(*fields, num_towers=num_towers, batches={'eval.batch_size': batch_size})
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
+def test_batches_are_put_ahead_in_their_order(shape):
+  read = []
+
+  def batches():
+    for number in range(7):
+      read.append(number)
+      yield {'image': np.full((4, 3), number, np.uint8), 'label': np.arange(4) + number}
+
+  current = mesh(*shape)
+  ahead = towers.put_ahead(current, batches())
+  found = [next(ahead)]
+  assert len(read) == 1 + towers.COPIES
+  found += ahead
+  for number, batch in enumerate(found):
+    assert batch['image'].sharding.spec == towers.BATCH
+    assert batch['image'].sharding.mesh == current
+    np.testing.assert_array_equal(batch['image'], np.full((4, 3), number))
+    np.testing.assert_array_equal(batch['label'], np.arange(4) + number)
+  assert len(found) == 7
+
+
+def test_an_error_of_reading_ends_what_is_put_ahead(one_device):
+  def batches():
+    yield np.zeros(4)
+    raise RunError('record 3 cannot be read.')
+
+  with pytest.raises(RunError, match='record 3'):
+    next(towers.put_ahead(one_device, batches()))
 
 
 @pytest.mark.parametrize('shape', MESHES)
