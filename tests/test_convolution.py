@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 
 from alexnet_jax import convolution
+from tests.conftest import with_gradients
 
 
-def with_gradients(conv, x, kernel, stride, padding):
-  """Returns what a convolution says, and what it makes of a gradient of that for its input and its kernel."""
-  y, pull_back = jax.vjp(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
-  return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape, y.dtype))
+def normal(*shape, dtype=np.float32):
+  return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+def convolved(conv, x, kernel, stride, padding):
+  """Returns what a convolution says, and the gradients of its input and its kernel."""
+  y, _, gradients = with_gradients(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
+  return y, *gradients
 
 
 @pytest.mark.parametrize(
@@ -27,12 +32,12 @@ def with_gradients(conv, x, kernel, stride, padding):
 def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, batch, image, piece_bytes, monkeypatch):
   monkeypatch.setattr(convolution, 'PIECE_BYTES', piece_bytes)
   monkeypatch.setattr(convolution, 'MANY_KERNELS', 8)
-  x = jax.random.normal(jax.random.key(0), (batch, *image, 6))
-  kernel = jax.random.normal(jax.random.key(1), (size, size, 6, 8))
+  x = normal(batch, *image, 6)
+  kernel = normal(size, size, 6, 8)
 
-  expected = with_gradients(convolution.plain_conv, x, kernel, stride, padding)
-  for ours, plain in zip(with_gradients(convolution.conv, x, kernel, stride, padding), expected, strict=True):
-    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5 * float(jnp.abs(plain).max()))
+  expected = convolved(convolution.plain_conv, x, kernel, stride, padding)
+  for ours, plain in zip(convolved(convolution.conv, x, kernel, stride, padding), expected, strict=True):
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize(
@@ -64,31 +69,31 @@ def test_on_a_cpu_they_are_our_own_where_that_is_faster(num_kernels, stride, exp
 @pytest.mark.parametrize('image', [(32, 32), (33, 39)])
 def test_a_stride_goes_by_blocks_on_a_gpu_and_is_the_plain_convolution(size, stride, padding, image, monkeypatch):
   """The first is conv1. A stride of 1 is XLA's own there."""
-  x = jax.random.normal(jax.random.key(0), (3, *image, 3))
-  kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 8))
+  x = normal(3, *image, 3)
+  kernel = normal(size, size, 3, 8)
 
-  expected = with_gradients(convolution.plain_conv, x, kernel, stride, padding)
+  expected = convolved(convolution.plain_conv, x, kernel, stride, padding)
   plain, strides = convolution.plain_conv, []
   monkeypatch.setattr(convolution, 'plain_conv', lambda x, k, s, p: strides.append(s) or plain(x, k, s, p))
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  for found, reference in zip(with_gradients(convolution.conv, x, kernel, stride, padding), expected, strict=True):
-    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5 * float(jnp.abs(reference).max()))
+  for found, reference in zip(convolved(convolution.conv, x, kernel, stride, padding), expected, strict=True):
+    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5 * np.abs(reference).max())
   assert strides == [1]
 
 
 def test_on_a_gpu_48_channels_in_bfloat16_are_64_and_the_plain_convolution(monkeypatch):
-  x = jax.random.normal(jax.random.key(0), (3, 9, 9, 48), jnp.bfloat16)
-  kernel = jax.random.normal(jax.random.key(1), (5, 5, 48, 8), jnp.bfloat16)
+  x = normal(3, 9, 9, 48, dtype=jnp.bfloat16)
+  kernel = normal(5, 5, 48, 8, dtype=jnp.bfloat16)
   padding = ((2, 2), (2, 2))
 
-  expected = with_gradients(convolution.plain_conv, x, kernel, 1, padding)
+  expected = convolved(convolution.plain_conv, x, kernel, 1, padding)
   plain, channels = convolution.plain_conv, []
   monkeypatch.setattr(convolution, 'plain_conv', lambda x, k, *rest: channels.append(x.shape[-1]) or plain(x, k, *rest))
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  for found, reference in zip(with_gradients(convolution.conv, x, kernel, 1, padding), expected, strict=True):
+  for found, reference in zip(convolved(convolution.conv, x, kernel, 1, padding), expected, strict=True):
     assert found.shape == reference.shape
     np.testing.assert_allclose(
-      *(np.asarray(array, np.float32) for array in (found, reference)), atol=float(jnp.abs(reference).max()) / 128
+      *(np.asarray(array, np.float32) for array in (found, reference)), atol=np.abs(reference).max() / 128
     )
   assert channels == [64]
 
@@ -103,8 +108,8 @@ def test_pieces_keep_their_patches_in_the_cache():
 @pytest.mark.parametrize(('width', 'padding'), [(32, (2, 2)), (24, (2, 2)), (17, (2, 2)), (16, (0, 1)), (12, (3, 0))])
 def test_two_pixels_at_a_time_are_the_plain_convolution(width, padding):
   """As in the first layer of the small networks."""
-  x = jax.random.normal(jax.random.key(0), (4, 32, width, 3))
-  kernel = jax.random.normal(jax.random.key(1), (5, 5, 3, 32))
+  x = normal(4, 32, width, 3)
+  kernel = normal(5, 5, 3, 32)
   padding = ((2, 1), padding)
   expected = convolution.plain_conv(x, kernel, 1, padding)
   assert convolution.conv_by_pairs(x, kernel, padding).shape == expected.shape

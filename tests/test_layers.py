@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import layers
+from tests.conftest import with_gradients
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
@@ -31,8 +32,7 @@ def test_local_response_norm_and_its_gradient_are_those_of_torch(platform, monke
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
   x = 100 * np.random.default_rng(0).normal(size=(2, 3, 4, 4, 16)).astype(np.float32)
-  dy = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
-  y, pull_back = jax.vjp(layers.local_response_norm, x)
+  y, dy, (gradient,) = with_gradients(layers.local_response_norm, x)
 
   theirs = torch.tensor(x.reshape(6, 4, 4, 16).transpose(0, 3, 1, 2), requires_grad=True)
   result = torch.nn.functional.local_response_norm(theirs, 5, alpha=5 * 1e-4, beta=0.75, k=2.0)
@@ -42,7 +42,7 @@ def test_local_response_norm_and_its_gradient_are_those_of_torch(platform, monke
     return t.detach().numpy().transpose(0, 2, 3, 1).reshape(x.shape)
 
   np.testing.assert_allclose(y, like_ours(result), rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(pull_back(dy)[0], like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(gradient, like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
@@ -62,8 +62,7 @@ def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch(platform, mon
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
   x = 100 * np.random.default_rng(0).normal(size=(2, 3, 7, 9, 4)).astype(np.float32)
-  dy = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
-  y, pull_back = jax.vjp(layers.within_map_norm, x)
+  y, dy, (gradient,) = with_gradients(layers.within_map_norm, x)
 
   theirs = torch.tensor(x.reshape(6, 7, 9, 4).transpose(0, 3, 1, 2), requires_grad=True)
   # Zeros beyond the border add nothing to a sum of squares.
@@ -75,7 +74,7 @@ def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch(platform, mon
     return t.detach().numpy().transpose(0, 2, 3, 1).reshape(x.shape)
 
   np.testing.assert_allclose(y, like_ours(result), rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(pull_back(dy)[0], like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(gradient, like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
 
 
 # 55, 27 and 13 with windows of 3 and 2 are those of the network; with 2 the last window hangs over the edge.
@@ -86,15 +85,14 @@ def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides, platf
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
   x = np.random.default_rng(0).normal(size=(2, 3, *sides, 4)).astype(np.float32)
-  y, pull_back = jax.vjp(lambda x: layers.max_pool(x, size, stride), x)
-  dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+  y, dy, (gradient,) = with_gradients(lambda x: layers.max_pool(x, size, stride), x)
 
   theirs = torch.tensor(x.reshape(6, *sides, 4).transpose(0, 3, 1, 2), requires_grad=True)
   result = torch.nn.functional.max_pool2d(theirs, size, stride, ceil_mode=True)
   result.backward(torch.tensor(dy.reshape(6, *dy.shape[2:]).transpose(0, 3, 1, 2)))
   np.testing.assert_array_equal(y, result.detach().numpy().transpose(0, 2, 3, 1).reshape(y.shape))
   np.testing.assert_allclose(
-    pull_back(dy)[0], theirs.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), rtol=1e-5, atol=1e-6
+    gradient, theirs.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), rtol=1e-5, atol=1e-6
   )
 
 
@@ -108,22 +106,21 @@ def test_the_number_of_windows_is_that_of_2012(side, size, expected):
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 def test_pixels_that_tie_share_the_gradient(platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
-  gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 1, 3, 3, 1)))
+  gradient = jax.jit(jax.grad(lambda x: layers.max_pool(x).sum()))(np.ones((1, 1, 3, 3, 1), np.float32))
   np.testing.assert_allclose(gradient, np.full((1, 1, 3, 3, 1), 1 / 9), rtol=1e-6)
 
 
 def test_on_a_gpu_pixels_that_tie_share_the_gradient_equally_and_others_have_none_of_it(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   x = np.random.default_rng(0).integers(0, 3, (2, 3, 11, 12, 4)).astype(np.float32)
-  y, pull_back = jax.vjp(layers.max_pool, jnp.asarray(x))
-  dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+  y, dy, (gradient,) = with_gradients(layers.max_pool, x)
   expected = np.zeros_like(x)
   for row in range(y.shape[2]):
     for column in range(y.shape[3]):
       window = np.s_[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
       tied = x[window] == y[:, :, row, column, None, None]
       expected[window] += tied * dy[:, :, row, column, None, None] / tied.sum((2, 3), keepdims=True)
-  np.testing.assert_allclose(pull_back(dy)[0], expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
@@ -163,10 +160,9 @@ def test_initial_weights_are_the_numbers_that_jax_draws_for_their_shape():
 def test_average_pool_takes_the_mean_of_what_lies_inside(side):
   torch = pytest.importorskip('torch', reason='PyTorch is the reference')
   x = np.random.default_rng(0).normal(size=(2, 3, side, side, 4)).astype(np.float32)
-  found, pull = jax.vjp(layers.average_pool, x)
+  found, dy, (gradient,) = with_gradients(layers.average_pool, x)
   tensor = torch.tensor(x.reshape(6, side, side, 4).transpose(0, 3, 1, 2), requires_grad=True)
   expected = torch.nn.functional.avg_pool2d(tensor, 3, 2, ceil_mode=True, count_include_pad=False)
   np.testing.assert_allclose(found, expected.detach().numpy().transpose(0, 2, 3, 1).reshape(found.shape), atol=1e-6)
-  dy = np.random.default_rng(1).normal(size=found.shape).astype(np.float32)
   expected.backward(torch.tensor(dy.reshape(6, *found.shape[2:]).transpose(0, 3, 1, 2)))
-  np.testing.assert_allclose(pull(dy)[0], tensor.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), atol=1e-6)
+  np.testing.assert_allclose(gradient, tensor.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), atol=1e-6)

@@ -1,5 +1,6 @@
 """Every variant of configs/alexnet.py: what it is made of, and what it computes."""
 
+import itertools
 import math
 
 import jax
@@ -201,7 +202,19 @@ def test_one_step_sets_every_layer_in_motion(variant, one_device):
   assert 0 < float(metrics['loss']) < 10
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
   for path, velocity in jax.tree.leaves_with_path(state.opt_state[-1].trace):
-    assert np.any(velocity != 0), jax.tree_util.keystr(path)
+    assert np.any(np.asarray(velocity)), jax.tree_util.keystr(path)
+
+
+def random_params(network, dtype=np.float32):
+  """Draws weights larger than published, so that all layers matter to the logits."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, x):
+    inputs = math.prod(x.shape[1:-1])
+    values = rng.normal(size=x.shape) * (math.sqrt(2 / inputs) if path[-1].key == 'kernel' else 0.1)
+    return jax.device_put(values.astype(dtype), x.sharding.spec)
+
+  return jax.tree.map_with_path(draw, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def logits_and_gradients(network, params, x, label, key):
@@ -256,15 +269,7 @@ def compare_with_torch(variant, image_size, width, num_classes, dtype):
   config = of(variant)
   config.model.image_size, config.model.width = image_size, width
   network = build(config.model, num_classes)
-  params = jax.jit(network.init)(jax.random.key(0))
-  # Weights larger than published, so that all layers matter to the logits.
-  params = {
-    name: {
-      'kernel': (layer['kernel'] * np.sqrt(2 / layer['kernel'][0, ..., 0].size) / layer['kernel'].std()).astype(dtype),
-      'bias': (layer['bias'] * 0.1).astype(dtype),
-    }
-    for name, layer in params.items()
-  }
+  params = random_params(network, dtype)
   if variant == 'tanh':
     params['conv1']['kernel'] /= 60  # pixels deviate by 60; saturated, 1 - tanh ** 2 is all rounding
   x, label = images(4, image_size).astype(dtype), jax.device_put(jnp.arange(4, dtype=jnp.int32), towers.BATCH)
@@ -304,22 +309,24 @@ def test_variants_compute_the_same_on_every_mesh(variant):
   for shape in [(1, 1), (4, 1)] if variant == 'one_tower' else [(1, 1), (1, 2), (2, 2), (4, 1)]:
     with jax.set_mesh(mesh(*shape)):
       network = build(config.model, 10)
-      params = jax.jit(network.init)(jax.random.key(0))
+      params = random_params(network)
       found[shape] = np.asarray(jax.jit(network.apply)(params, jax.device_put(x, towers.BATCH), jax.random.key(1)))
   for logits in found.values():
-    np.testing.assert_allclose(logits, found[1, 1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits, found[1, 1], rtol=1e-5, atol=1e-6 * np.abs(logits).max())
 
 
-@pytest.mark.parametrize('first', alexnet.VARIANTS)
-def test_every_pair_of_variants_makes_a_network_or_says_why_not(first, one_device):
-  names = list(alexnet.VARIANTS)
-  for second in names[names.index(first) :]:
+def test_every_pair_of_variants_makes_a_network_or_says_why_not(one_device):
+  models = set()
+  for first, second in itertools.combinations_with_replacement(alexnet.VARIANTS, 2):
     try:
       config = alexnet.get_config(f'ilsvrc2010,{first},{second}')
     except ValueError as error:
       assert 'exclude each other: ' in str(error)  # noqa: PT017
       continue
     fields.check(config)
+    if repr(config.model) in models:  # only training differs from a pair before
+      continue
+    models.add(repr(config.model))
     network = build(config.model, 1000)
     params = jax.eval_shape(network.init, jax.random.key(0))
     x = image_shape(one_device, 4, config.model.image_size)
