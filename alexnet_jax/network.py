@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -43,12 +44,24 @@ class Network(NamedTuple):
   stages: tuple[str, ...]
 
 
+_networks: dict[tuple, Network] = {}
+
+
 def build(config: ConfigDict, num_classes: int) -> Network:
   """Makes the network of a config's `model` part; takes no memory. Call it in the mesh it will run on.
+
+  Networks of equal configs are one object, so that what was compiled for the first serves the next.
 
   Raises:
     UsageError: if the fields do not make a network.
   """
+  key = (config.to_json(), num_classes, jax.sharding.get_abstract_mesh())
+  if key not in _networks:
+    _networks[key] = _build(config.copy_and_resolve_references(), num_classes)  # the caller's may change
+  return _networks[key]
+
+
+def _build(config, num_classes):
   kind, check = NETWORKS[config.name]
   check(config)
   if config.dtype not in DTYPES:

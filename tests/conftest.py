@@ -9,13 +9,14 @@ import pathlib
 import shutil
 import tempfile
 
-# Compiling is most of what small networks cost. Without LLVM's optimisation it takes a third of the time, with XLA's
-# older loops, which jax 0.11 has no longer, a third of the rest, and what one test compiled the others find.
+# Compiling is most of what small networks cost. Without optimisation it takes a third of the time, with XLA's older
+# loops, which jax 0.11 has no longer, a third of the rest, and what one test compiled the others find.
 if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''):  # else another process has set it all
-  flags = ['--xla_backend_optimization_level=0']
+  flags = ['--xla_backend_optimization_level=1']
   if importlib.metadata.version('jax').startswith('0.10.'):
     flags.append('--xla_cpu_use_fusion_emitters=false')
   os.environ['XLA_FLAGS'] = ' '.join([*flags, os.environ.get('XLA_FLAGS', '')])
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='alexnet_jax-tests-')
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
@@ -144,6 +145,17 @@ def as_on_gpu(monkeypatch):
     patch.setattr(jax, 'default_backend', lambda: 'gpu')
     yield
   jax.clear_caches()
+
+
+@contextlib.contextmanager
+def optimised():
+  """Programs are compiled for speed, which pays where a training computes longer than it compiles."""
+  jax.clear_caches()  # what was compiled without
+  jax.config.update('jax_disable_most_optimizations', False)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 def with_gradients(function, *inputs):

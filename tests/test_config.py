@@ -1,7 +1,7 @@
 import ml_collections
 import pytest
 
-from alexnet_jax import ensemble, fields, train, workdir
+from alexnet_jax import ensemble, fields, network, train, workdir
 from alexnet_jax.errors import UsageError
 from configs import alexnet
 
@@ -79,7 +79,7 @@ def test_every_field_is_read_by_something(config, tmp_path, monkeypatch):
       if isinstance(value, ml_collections.ConfigDict):
         name_parts(value, f'{prefix}{key}.')
 
-  original = ml_collections.ConfigDict.__getitem__
+  original, build = ml_collections.ConfigDict.__getitem__, network._build
 
   def recording(self, key):
     read.add(names.get(id(self), '?') + str(key))
@@ -97,6 +97,9 @@ def test_every_field_is_read_by_something(config, tmp_path, monkeypatch):
       patched.setattr(workdir, 'start', lambda *_: None)
       patched.setattr(fields, 'check', lambda config: None)
       patched.setattr(ml_collections.ConfigDict, '__getitem__', recording)
+      # Nor does copying; what is read of the copy does.
+      patched.setattr(network, '_build', lambda copy, num_classes: build(config.model, num_classes))
+      patched.setattr(network, '_networks', {})
       workdir.default(config)
       train.train_and_evaluate(config, tmp_path / schedule)
       with pytest.raises(UsageError, match=r'classes\.txt is missing'):

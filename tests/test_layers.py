@@ -91,9 +91,7 @@ def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides, platf
   result = torch.nn.functional.max_pool2d(theirs, size, stride, ceil_mode=True)
   result.backward(torch.tensor(dy.reshape(6, *dy.shape[2:]).transpose(0, 3, 1, 2)))
   np.testing.assert_array_equal(y, result.detach().numpy().transpose(0, 2, 3, 1).reshape(y.shape))
-  np.testing.assert_allclose(
-    gradient, theirs.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), rtol=1e-5, atol=1e-6
-  )
+  np.testing.assert_allclose(gradient, theirs.grad.numpy().transpose(0, 2, 3, 1).reshape(x.shape), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(('side', 'size', 'expected'), [(55, 3, 27), (27, 3, 13), (13, 3, 6), (55, 2, 28), (26, 2, 13)])

@@ -86,14 +86,28 @@ def test_conv4_and_conv5_see_their_own_tower_only(one_device, monkeypatch):
     seen[name] = original(self, name, x)
     return seen[name]
 
+  @jax.jit
+  def conv5(params):
+    network.apply(params, images())
+    return seen['conv5']
+
   monkeypatch.setattr(model.AlexNet, 'layer', spy)
-  network.apply(params, images())
-  before = seen['conv5']
+  before = np.asarray(conv5(params))
   change = np.array([0, 0.1], np.float32).reshape(2, 1, 1, 1, 1)
   params['conv4']['kernel'] += jax.device_put(change, towers.PARAMS)
-  network.apply(params, images())
-  np.testing.assert_array_equal(before[0], seen['conv5'][0])
-  assert np.abs(before[1] - seen['conv5'][1]).max() > 0
+  after = np.asarray(conv5(params))
+  np.testing.assert_array_equal(before[0], after[0])
+  assert np.abs(before[1] - after[1]).max() > 0
+
+
+def test_networks_of_equal_configs_are_one(one_device):
+  """So what is compiled for one run serves the next."""
+  network = small()
+  assert small() is network
+  others = [small(num_classes=11), small(width=1 / 8), small(image_size=65)]
+  with jax.set_mesh(mesh(1, 2)):
+    others.append(small())
+  assert network not in others
 
 
 @pytest.mark.parametrize('num_classes', [2, 3, 7, 21_843])

@@ -18,6 +18,7 @@ TINY = {
   'data.validation_split': 'train[160:192]',
   'data.test_split': 'test[:64]',
   'batch_size': 16,
+  'eval.batch_size': 32,
   'num_steps': 2,
   'log_every': 1,
   'model.width': 1 / 16,
@@ -42,9 +43,9 @@ def common_place(tmp_path_factory, data_dir):
 
 
 def shorter(monkeypatch, experiment):
-  """Lets two steps count as the whole length of every training, two rates as all of them, and one seed."""
+  """Lets two steps count as the whole length of every training, one rate as all of them, and one seed."""
   monkeypatch.setattr(reproduce, 'is_long_enough', lambda outcome, num_epochs: True)
-  arms = [dataclasses.replace(arm, rates=arm.rates[:2]) for arm in experiment.arms]
+  arms = [dataclasses.replace(arm, rates=arm.rates[:1]) for arm in experiment.arms]
   experiment = dataclasses.replace(experiment, arms=arms, num_seeds=1)
   monkeypatch.setitem(EXPERIMENTS, experiment.name, experiment)
   return experiment

@@ -180,7 +180,8 @@ def test_the_shifted_image_is_scaled(one_device):
   batch = batch_of(2) | {'mean_offset': np.full((8, 2), 16, np.int32), 'mean_mirrored': np.zeros(8, bool)}
   crops = np.where(batch['mirrored'][:, None, None, None], batch['image'][:, :, ::-1], batch['image'])
   x = (crops - MEAN[16:80, 16:80] + batch['colour'][:, None, None]) * batch['scale'][:, None, None, None]
-  logits = network.apply(state.params, towers.put_batch(one_device, x), jax.random.fold_in(jax.random.key(7), 0))
+  key = jax.random.fold_in(jax.random.key(7), 0)
+  logits = jax.jit(network.apply)(state.params, towers.put_batch(one_device, x), key)
   expected = -np.mean(np.asarray(jax.nn.log_softmax(logits))[np.arange(8), batch['label']])
   _, metrics = step.train_step(
     state,
