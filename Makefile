@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRAIN_FLAGS ?=
 BENCH_FLAGS ?=
-IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: train test test-all soak bench bench-data lint clean
 .DELETE_ON_ERROR:

@@ -266,7 +266,8 @@ def open_splits(
   try:
     builder = tfds.builder(config.name, data_dir=directory, file_format='array_record')
   except tfds.core.DatasetNotFoundError as error:
-    close = difflib.get_close_matches(config.name, tfds.list_builders(), n=5)
+    names = tfds.list_builders(with_community_datasets=False)  # those would be asked of the network
+    close = difflib.get_close_matches(config.name, names, n=5)
     raise UsageError(
       f"there is no dataset '{config.name}'; "
       + (f'near it are {", ".join(close)}; ' if close else '')
