@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import gc
 import importlib.metadata
+import math
 import os
 import pathlib
 import shutil
@@ -172,6 +173,17 @@ def with_gradients(function, *inputs):
     return y, dy, pull_back(dy)
 
   return run(*inputs)
+
+
+def random_params(network, dtype=np.float32):
+  """Draws parameters, numpy arrays, with weights so large that all layers matter to the logits."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, x):
+    values = rng.normal(size=x.shape) * (math.sqrt(2 / math.prod(x.shape[1:-1])) if path[-1].key == 'kernel' else 0.1)
+    return values.astype(dtype)
+
+  return jax.tree.map_with_path(draw, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def mesh(num_data, num_tower, batch_size=8):

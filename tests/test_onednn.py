@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax import convolution, layers, onednn, towers
-from tests.conftest import mesh
-
-
-def vjp_of(function, *arguments):
-  """Returns the result, and the gradients that a gradient of the result, all different numbers, gives."""
-  y, pull_back = jax.vjp(function, *arguments)
-  return y, *pull_back(jax.random.normal(jax.random.key(2), y.shape))
+from tests.conftest import mesh, with_gradients
+from tests.test_convolution import convolved
 
 
 @pytest.mark.usefixtures('with_onednn')
@@ -34,10 +29,7 @@ def vjp_of(function, *arguments):
 def test_convolution_and_its_gradients_are_those_of_xla(size, stride, padding, batch, num_in, num_out, image):
   x = jax.random.normal(jax.random.key(0), (batch, *image, num_in))
   kernel = jax.random.normal(jax.random.key(1), (size, size + 1, num_in, num_out))  # wider than high
-  ours, plain = (
-    jax.jit(functools.partial(vjp_of, lambda x, kernel, conv=conv: conv(x, kernel, stride, padding)))(x, kernel)
-    for conv in (onednn.conv, convolution.plain_conv)
-  )
+  ours, plain = (convolved(conv, x, kernel, stride, padding) for conv in (onednn.conv, convolution.plain_conv))
   for found, expected in zip(ours, plain, strict=True):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
 
@@ -48,8 +40,7 @@ def test_product_and_its_gradients_are_those_of_numpy(shape):
   stack, rows, inner, columns = shape
   a, b = np.random.default_rng(0).normal(size=(2, stack, 100, 100)).astype(np.float32)
   a, b = a[:, :rows, :inner], b[:, :inner, :columns]
-  y, da, db = vjp_of(onednn.matmul, jnp.array(a), jnp.array(b))
-  dy = np.asarray(jax.random.normal(jax.random.key(2), y.shape))
+  y, dy, (da, db) = with_gradients(onednn.matmul, a, b)
   for found, expected in ((y, a @ b), (da, dy @ b.swapaxes(1, 2)), (db, a.swapaxes(1, 2) @ dy)):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -58,7 +49,7 @@ def test_product_and_its_gradients_are_those_of_numpy(shape):
 def test_weights_are_updated_in_place():
   @functools.partial(jax.jit, donate_argnums=1)
   def update(x, weights):
-    _, dx, gradient = vjp_of(onednn.matmul, x, weights)
+    _, _, (dx, gradient) = with_gradients(onednn.matmul, x, weights)
     return dx, weights - gradient
 
   weights = jnp.ones((2, 96, 50))

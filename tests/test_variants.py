@@ -11,7 +11,7 @@ import pytest
 from alexnet_jax import fields, model, optimizer, step, towers
 from alexnet_jax.network import build
 from configs import alexnet
-from tests.conftest import mesh
+from tests.conftest import mesh, random_params
 from tests.test_model import image_shape, images
 
 UNCHANGED = 60_965_224  # facts, 1.8
@@ -206,18 +206,6 @@ def test_one_step_sets_every_layer_in_motion(variant, one_device):
     assert np.any(np.asarray(velocity)), jax.tree_util.keystr(path)
 
 
-def random_params(network, dtype=np.float32):
-  """Draws weights larger than published, so that all layers matter to the logits."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, x):
-    inputs = math.prod(x.shape[1:-1])
-    values = rng.normal(size=x.shape) * (math.sqrt(2 / inputs) if path[-1].key == 'kernel' else 0.1)
-    return jax.device_put(values.astype(dtype), x.sharding.spec)
-
-  return jax.tree.map_with_path(draw, jax.eval_shape(network.init, jax.random.key(0)))
-
-
 def logits_and_gradients(network, params, x, label, key):
   def loss(params):
     logits = network.apply(params, x, key)
@@ -270,7 +258,7 @@ def compare_with_torch(variant, image_size, width, num_classes, dtype):
   config = of(variant)
   config.model.image_size, config.model.width = image_size, width
   network = build(config.model, num_classes)
-  params = random_params(network, dtype)
+  params = jax.device_put(random_params(network, dtype), towers.PARAMS)
   if variant == 'tanh':
     params['conv1']['kernel'] /= 60  # pixels deviate by 60; saturated, 1 - tanh ** 2 is all rounding
   x, label = images(4, image_size).astype(dtype), jax.device_put(jnp.arange(4, dtype=jnp.int32), towers.BATCH)
@@ -310,7 +298,7 @@ def test_variants_compute_the_same_on_every_mesh(variant):
   for shape in [(1, 1), (4, 1)] if variant == 'one_tower' else [(1, 1), (1, 2), (2, 2), (4, 1)]:
     with jax.set_mesh(mesh(*shape)):
       network = build(config.model, 10)
-      params = random_params(network)
+      params = jax.device_put(random_params(network), towers.PARAMS)
       found[shape] = np.asarray(jax.jit(network.apply)(params, jax.device_put(x, towers.BATCH), jax.random.key(1)))
   for logits in found.values():
     np.testing.assert_allclose(logits, found[1, 1], rtol=1e-5, atol=1e-6 * np.abs(logits).max())

@@ -31,7 +31,7 @@ from alexnet_jax.network import build
 from alexnet_jax.statistics import Statistics
 from configs import alexnet
 from tests import reference
-from tests.conftest import mesh
+from tests.conftest import mesh, random_params
 
 ROOT = pathlib.Path(__file__).parents[1]
 torch = pytest.importorskip('torch')
@@ -57,7 +57,7 @@ def network_of():
 def small_network(variant):
   config = alexnet.get_config('' if variant == 'paper' else variant)
   config.model.image_size, config.model.width = 64, 1 / 16
-  params = random_params(config.model, NUM_CLASSES)
+  params = params_of(config.model, NUM_CLASSES)
   rng = np.random.default_rng(1)
   size = 64 + config.model.border
   mean_image = rng.uniform(60, 180, (size, size, 3)).astype(np.float32)
@@ -68,20 +68,11 @@ def small_network(variant):
   return whole, params, images, logits(whole, params, images)
 
 
-def random_params(config, num_classes):
-  """Weights so large that all layers matter to the logits."""
-  rng = np.random.default_rng(0)
+def params_of(config, num_classes):
+  """Random parameters of what can be exported."""
   with jax.set_mesh(mesh(1, 1)):
-    abstract = jax.eval_shape(build(config, num_classes).init, jax.random.key(0))
-  params = {
-    name: {
-      'kernel': rng.normal(0, np.sqrt(2 / layer['kernel'].size * layer['kernel'].shape[-1]), layer['kernel'].shape),
-      'bias': rng.normal(0, 0.1, layer['bias'].shape),
-    }
-    for name, layer in abstract.items()
-  }
+    params = random_params(build(config, num_classes))
   params['conv1']['kernel'] /= 60  # pixels deviate by 60
-  params = jax.tree.map(lambda x: x.astype(np.float32), params)
   if surplus := params['fc8']['bias'].size - num_classes:  # a unit that is not exported
     for x in params['fc8'].values():
       x[-1, ..., -surplus:] = 0
@@ -163,7 +154,7 @@ def test_the_layout_is_that_of_the_reference(network_of, variant):
 def test_a_bottleneck_takes_the_half_of_fc7(one_device):
   config = alexnet.get_config()
   config.model.image_size, config.model.width, config.model.kernels.bottleneck = 64, 1 / 16, 32
-  params = random_params(config.model, 8)
+  params = params_of(config.model, 8)
   tensors = interchange.to_tensors(params, config.model, 8)
   np.testing.assert_array_equal(tensors['bottleneck.weight'][:2], params['bottleneck']['kernel'][0].T / 2)
   np.testing.assert_array_equal(tensors['fc8.weight'][:4], params['fc8']['kernel'][0].T)
@@ -189,7 +180,7 @@ def test_layers_that_do_not_meet_at_the_end_are_split_in_the_graph(one_device):
   onnxruntime = pytest.importorskip('onnxruntime')
   config = alexnet.get_config('no_communication')
   config.model.image_size, config.model.width, config.model.meet = 64, 1 / 16, ()
-  params = random_params(config.model, NUM_CLASSES)
+  params = params_of(config.model, NUM_CLASSES)
   rng = np.random.default_rng(0)
   whole = interchange.Weights(
     config,
