@@ -116,7 +116,7 @@ def gaussian(key, shape, std) -> jax.Array:
 
 def constant(shape, value) -> jax.Array:
   """Makes initial biases [tower, ...] float32, all of one value (section 5)."""
-  return jnp.full(shape, value, jnp.float32, out_sharding=towers.PARAMS)
+  return jnp.broadcast_to(jnp.float32(value), shape, out_sharding=towers.PARAMS)
 
 
 def max_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:

@@ -1,7 +1,7 @@
 """Convolutions and matrix products by oneDNN, which jaxlib carries for a CPU but does not call.
 
 XLA leaves both to YNNPACK on a CPU. oneDNN, which PyTorch calls, needs about half as long for the layers of this
-network (benchmarks/README.md). The pass of XLA that would put oneDNN in is not built into jaxlib 0.10.2, and off in
+network (benchmarks/README.md). The pass of XLA that would put oneDNN in is not built into jaxlib 0.10.1, and off in
 0.11.2. Both have what it would put in: the custom calls below, whose configuration is XLA's `onednn_config.proto`. The
 only convolution among them is a forward one, so that its gradients are written as such.
 
@@ -24,7 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from alexnet_jax import cache
 
-TRIED = ('0.10.2', '0.11.2')  # versions of jaxlib: those of requirements.txt
+TRIED = ('0.10.1', '0.11.2')  # versions of jaxlib: those of requirements.txt
 
 # In the gradient of a kernel, images at a time: as many numbers as a vector of AVX-512 holds. More where the batch is
 # so large that its many parts would take long to compile.
@@ -236,7 +236,7 @@ def _matmul(a, b, *, transpose_a=False, transpose_b=False):
 def _multiplies_stacks() -> bool:
   """Says whether one call may multiply more than one matrix by another.
 
-  Without AVX-512 oneDNN 3.7 (jaxlib 0.10.2) starts a task for each of them, and from there others for its parts, which
+  Without AVX-512 oneDNN 3.7 (jaxlib 0.10) starts a task for each of them, and from there others for its parts, which
   XLA lets wait for the end of the first: some call in a thousand never ends, or breaks the process off. XLA itself is
   as fast there (benchmarks/README.md).
   """
