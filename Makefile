@@ -30,6 +30,7 @@ bench-data: $(VENV)/ready-bench
 lint: $(VENV)/ready-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(VENV)-beam

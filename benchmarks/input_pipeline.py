@@ -30,8 +30,9 @@ os.environ['OPENBLAS_NUM_THREADS'] = '1'  # as in the workers of `prepare`
 
 import numpy as np
 
-from alexnet_jax import data, images, prepare, shards
-from alexnet_jax.datasets import archives
+from alexnet_jax import __main__ as cli
+from alexnet_jax.data import image_io, pipeline, sources
+from alexnet_jax.data.imagenet import archives, writer
 from configs import alexnet
 
 CORES = len(os.sched_getaffinity(0))
@@ -50,7 +51,7 @@ def main():
     folder = pathlib.Path(folder)
     pictures = options.pictures or sample_pictures(folder / 'pictures')
     for encoding in ('jpeg', 'raw'):
-      status = prepare.main(['folder', str(pictures), f'--data_dir={folder}', f'--encoding={encoding}'])
+      status = cli.main(['prepare', 'folder', str(pictures), f'--data_dir={folder}', f'--encoding={encoding}'])
       if status not in (0, 3):
         sys.exit(status)
     result = {'cores': CORES, 'pictures': str(options.pictures or 'scikit-learn'), 'rounds': options.rounds}
@@ -87,7 +88,7 @@ def config_of(folder, encoding):
 
 def compare(folder, options):
   """Lets the sides take turns; returns images per second and ratios."""
-  sources = {name: data.open_splits(config_of(folder, name).data, 256, ['train'])[0] for name in ('jpeg', 'raw')}
+  sources = {name: sources.open_splits(config_of(folder, name).data, 256, ['train'])[0] for name in ('jpeg', 'raw')}
   files = encoded_files(sources['jpeg'])
   sides = {'bare': lambda seconds: bare(files, seconds)}
   for name, source in sources.items():
@@ -149,7 +150,7 @@ def bare(files, seconds):
 def endless(source, config):
   """Our batches."""
   covariance = np.diag([5000.0, 5000.0, 5000.0])
-  return data.training_batches(source, covariance, config, first_step=0, colour_steps=10**9, share=(0, 1))
+  return pipeline.training_batches(source, covariance, config, first_step=0, colour_steps=10**9, share=(0, 1))
 
 
 def turn_of(batches, skip):
@@ -199,7 +200,7 @@ def torch_batches(files, num_workers):
 
 def preparing(pictures, folder, rounds):
   """Compares the making of a shard with decode + resize + encode alone, on one core."""
-  (shard, *_) = shards.plan(
+  (shard, *_) = writer.plan(
     'train', archives.folder_of_classes(pictures).splits['train'], folder / 'again', 'jpeg', quality=85
   )
   shard.parts.mkdir(parents=True)
@@ -208,7 +209,7 @@ def preparing(pictures, folder, rounds):
   for number in range(rounds + 1):
     start = time.perf_counter()
     for file in files:
-      images.encode_jpeg(images.square(images.decode(file), 256), 85)
+      image_io.encode_jpeg(image_io.resize_and_crop(image_io.decode(file), 256), 85)
     middle = time.perf_counter()
     shard.make()
     end = time.perf_counter()
@@ -227,7 +228,7 @@ def preparing(pictures, folder, rounds):
 def memory(folder, num_batches):
   """Watches the resident memory with an index as long as ImageNet's, whose images are those of the small dataset."""
   config = config_of(folder, 'jpeg')
-  (source,) = data.open_splits(config.data, 256, ['train'])
+  (source,) = sources.open_splits(config.data, 256, ['train'])
 
   class Repeated:
     def __len__(self):

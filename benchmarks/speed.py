@@ -44,7 +44,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from alexnet_jax import memory
+from alexnet_jax.runtime import host_memory
 
 CLASSES = 1000
 GFLOP = {'train': 4.136, 'inference': 1.449}  # an image
@@ -59,7 +59,7 @@ DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; oth
 
 def main():
   """Runs the rounds, or one side of them."""
-  memory.use_huge_pages()
+  host_memory.use_huge_pages()
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--batch_sizes', help='images in a step, with commas; by default 1,32,128, on a GPU 512,2048 too')
   parser.add_argument('--tasks', default='train,inference', help='train, inference or both')
@@ -252,7 +252,7 @@ def about_jax():
   import jax
 
   device = jax.devices()[0]
-  most = host_memory() if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use'] / 2**30
+  most = peak_memory() if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use'] / 2**30
   return {'version': f'jax {jax.__version__}, {device.device_kind}', 'platform': device.platform, 'memory': most}
 
 
@@ -261,7 +261,7 @@ def about_torch():
   import torch
 
   has_gpu = torch.cuda.is_available()
-  most = torch.cuda.max_memory_allocated() / 2**30 if has_gpu else host_memory()
+  most = torch.cuda.max_memory_allocated() / 2**30 if has_gpu else peak_memory()
   return {'version': f'torch {torch.__version__}', 'platform': 'gpu' if has_gpu else 'cpu', 'memory': most}
 
 
@@ -280,7 +280,7 @@ def wait_for_torch(_):
     torch.cuda.synchronize()
 
 
-def host_memory():
+def peak_memory():
   """Returns how large this process ever was, in GiB; ru_maxrss is in KiB on Linux."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -298,15 +298,17 @@ def our_step(task, batch_size, num_data, num_tower, *, from_host):
   import jax.numpy as jnp
   import numpy as np
 
-  from alexnet_jax import onednn, optimizer, step, towers
-  from alexnet_jax.network import build
-  from configs import alexnet
+  from alexnet_jax.kernels import onednn
+  from alexnet_jax.models import towers
+  from alexnet_jax.models.registry import build
+  from alexnet_jax.training import optimizer, step
+  from configs import alexnet as recipes
 
-  onednn.use()
-  memory.trim_after_compiling()
+  onednn.enable()
+  host_memory.trim_after_compiling()
   mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
-  config = alexnet.paper()
+  config = recipes.paper()
   config.model.dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   network = build(config.model, CLASSES)
   hyper = step.hyperparameters(config.optimizer)
@@ -323,7 +325,7 @@ def our_step(task, batch_size, num_data, num_tower, *, from_host):
   state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
   mean_image, key = jnp.full((256, 256, 3), 120.0), jax.random.key(1)
   config.optimizer.rate = 1e-4
-  rates = optimizer.make_rates(config.optimizer, tuple(state.params), last_step=1).at(0, 0)
+  rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=1).at(0, 0)
 
   if task == 'inference':
     apply, params = jax.jit(network.apply), state.params
@@ -332,7 +334,7 @@ def our_step(task, batch_size, num_data, num_tower, *, from_host):
     return lambda: apply(params, images)
 
   if from_host:
-    batches = towers.put_ahead(mesh, itertools.repeat(batch))
+    batches = towers.prefetch_to_devices(mesh, itertools.repeat(batch))
   else:
     batches = itertools.repeat(towers.put_batch(mesh, batch))
 
@@ -423,14 +425,15 @@ def layers(batch_size, rounds):
   import jax.numpy as jnp
   from flax import nnx
 
-  from alexnet_jax import model, onednn, towers
-  from configs import alexnet
+  from alexnet_jax.kernels import onednn
+  from alexnet_jax.models import alexnet, towers
+  from configs import alexnet as recipes
 
-  onednn.use()
+  onednn.enable()
   jax.set_mesh(towers.make_mesh(1, 1, num_towers=2, batches={'batch_size': batch_size}))
-  config = alexnet.paper().model
-  module = jax.jit(lambda: nnx.state(model.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))()
-  graph = nnx.graphdef(nnx.eval_shape(lambda: model.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))
+  config = recipes.paper().model
+  module = jax.jit(lambda: nnx.state(alexnet.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))()
+  graph = nnx.graphdef(nnx.eval_shape(lambda: alexnet.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))
 
   def apply(state, x, *, name):
     network = nnx.merge(graph, state)

@@ -11,7 +11,7 @@ networks are named after the error that their files promise.
 
 from ml_collections import ConfigDict
 
-from configs import alexnet
+from alexnet_jax.configs import alexnet
 
 LAYERS = ('conv1', 'conv2', 'conv3', 'local3', 'local4', 'fc64', 'fc10')
 

@@ -30,10 +30,14 @@ from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update('jax_num_cpu_devices', 4)
 
-from alexnet_jax import data, onednn, step, towers, workdir  # noqa: E402
-from alexnet_jax.checkpoint import Checkpoints  # noqa: E402
-from alexnet_jax.network import build  # noqa: E402
-from alexnet_jax.statistics import Statistics  # noqa: E402
+from alexnet_jax.data import sources  # noqa: E402
+from alexnet_jax.data.pixel_statistics import PixelStatistics  # noqa: E402
+from alexnet_jax.kernels import onednn  # noqa: E402
+from alexnet_jax.models import towers  # noqa: E402
+from alexnet_jax.models.registry import build  # noqa: E402
+from alexnet_jax.runs import run_folder  # noqa: E402
+from alexnet_jax.runs.checkpoints import Checkpoints  # noqa: E402
+from alexnet_jax.training import step  # noqa: E402
 from configs import alexnet  # noqa: E402
 
 SHARED_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
@@ -91,15 +95,17 @@ def small_config(data_dir, variants=''):
 
 
 @pytest.fixture(scope='session')
-def run_folder(data_dir, tmp_path_factory):
+def trained_run(data_dir, tmp_path_factory):
   """The folder of a run of the small network on the digits, which took no step; what it says of images differs."""
   folder = tmp_path_factory.mktemp('runs') / 'small'
   config = small_config(data_dir)
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
-  (train,) = data.open_splits(config.data, 96, [config.data.train_split])
-  workdir.check(folder, config)
+  (train,) = sources.open_splits(config.data, 96, [config.data.train_split])
+  run_folder.check_can_hold(folder, config)
   mean_image = np.random.default_rng(0).uniform(60, 100, (96, 96, 3))
-  workdir.start(folder, config, Statistics(mean_image, 1000 * np.eye(3), len(train)), train.class_names)
+  run_folder.write_description(
+    folder, config, PixelStatistics(mean_image, 1000 * np.eye(3), len(train)), train.class_names
+  )
   with jax.set_mesh(mesh(1, 1)), contextlib.closing(Checkpoints(folder)) as checkpoints:
     network = build(config.model, 10)
     hyper = step.hyperparameters(config.optimizer)
@@ -110,7 +116,7 @@ def run_folder(data_dir, tmp_path_factory):
 @pytest.fixture
 def train_source(config):
   """The training split of the digits at the stored size of the small network."""
-  return data.open_splits(config.data, 96, ['train'])[0]
+  return sources.open_splits(config.data, 96, ['train'])[0]
 
 
 @pytest.fixture
@@ -129,7 +135,7 @@ def with_onednn():
   fields = ('compilation_cache_dir', 'enable_compilation_cache', 'remove_size_one_mesh_axis_from_type')
   before = {f'jax_{field}': getattr(jax.config, f'jax_{field}') for field in fields}
   jax.config.update('jax_compilation_cache_dir', None)
-  onednn.use()
+  onednn.enable()
   jax.clear_caches()  # what was traced without
   yield
   for field, value in before.items():

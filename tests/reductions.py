@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import layers, step, towers
+from alexnet_jax.evaluation import metrics
+from alexnet_jax.models import layers, towers
 
 BATCH = 32
 RNG = np.random.default_rng(0)
@@ -55,7 +56,7 @@ def fully_connected():
   """A product of fc6: 9,216 terms for each unit."""
   x, kernel = draw(2, BATCH, 9216), 0.01 * draw(2, 9216, 2048)
   expected = np.einsum('tni,tio->tno', x.astype(np.float64), kernel.astype(np.float64), optimize=True)
-  agree('fc6', jax.jit(towers.linear)(x, kernel), expected)
+  agree('fc6', jax.jit(layers.linear)(x, kernel), expected)
 
 
 def loss():
@@ -67,8 +68,8 @@ def loss():
 
   @jax.jit
   def compiled(logits, labels):
-    picked = step.label_log_prob(jax.nn.log_softmax(logits), labels)
-    return jnp.mean(picked), jnp.mean(step.top_k_credit(logits, labels, 5))
+    picked = metrics.label_log_prob(jax.nn.log_softmax(logits), labels)
+    return jnp.mean(picked), jnp.mean(metrics.top_k_credit_on_device(logits, labels, 5))
 
   mean, credit = compiled(logits, labels)
   agree('log-probability', mean, log_probs[np.arange(BATCH), labels].mean())

@@ -1,4 +1,4 @@
-"""The project's own rules: one list of pins, imports that run one way."""
+"""The rules of the house: imports run one way, libraries have one room each, functions are short, words are English."""
 
 import ast
 import configparser
@@ -13,96 +13,196 @@ PACKAGE = ROOT / 'alexnet_jax'
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / 'setup.cfg')
 
-# Each may import those before it. What comes up to `step` runs where TensorFlow, TFDS, grain and clu are not installed.
-ORDER = [
-  *('errors', 'cache', 'onednn', 'convolution', 'towers', 'layers', 'model', 'cifar', 'network', 'optimizer'),
-  *('augment', 'step'),
-  'memory',
-  'files',
-  'images',
-  'drawing',
-  'datasets',
-  'data',
-  'statistics',
-  'fields',
-  'workdir',
-  'checkpoint',
-  'processes',
-  'stopping',
-  'command',
-  'trained',
-  'architecture',
-  'neighbours',
-  'features',
-  'interchange',
-  'caffe',
-  'torchvision',
-  'onnx_graph',
-  'weights',
-  'scores',
-  'predictions',
-  'evaluate',
-  'ensemble',
-  'predict',
-  'transfer',
-  'progress',
-  'train',
-  'shards',
-  'prepare',
-  'figures',
-  'inspection',
-  'outcomes',
-  'conclusions',
-  'experiments',
-  'claims',
-  'reproduce',
-]
+# Each room may import those named behind it, besides itself.
+ROOMS = {'runtime': (), 'kernels': ('runtime',), 'data': ('runtime',)}
+ROOMS['models'] = ('kernels', *ROOMS['kernels'])
+ROOMS['runs'] = ('models', 'data', *ROOMS['models'])
+ROOMS['evaluation'] = ('runs', *ROOMS['runs'])
+ROOMS['interop'] = ('evaluation', 'configs', *ROOMS['evaluation'])
+ROOMS['training'] = ROOMS['analysis'] = ('interop', *ROOMS['interop'])
+ROOMS['reproduction'] = ('training', 'analysis', *ROOMS['training'])
+# The only room that may import a library.
+HOMES = {
+  'runs': ('orbax',),
+  'analysis': ('matplotlib',),
+  'interop': ('onnx', 'google', 'torch', 'safetensors'),
+  'data': ('tensorflow_datasets', 'grain', 'PIL', 'simplejpeg', 'array_record', 'apache_beam', 'sklearn', 'scipy'),
+  'training': ('optax', 'clu'),
+}
+MAX_INNER_IMPORTS = 10
+MAX_LINES, MAX_ARGUMENTS = 60, 6
+EXCEPTIONS = {  # functions that are longer, or take more arguments
+  'evaluation/inference.py:log_probs': 'jit takes arrays and static values one by one',
+  'evaluation/inference.py:activations': 'jit takes arrays and static values one by one',
+  'evaluation/inference.py:saliency': 'jit takes arrays and static values one by one',
+  'training/step.py:train_step': 'jit takes arrays and static values one by one',
+  'models/layers.py:Conv.__init__': 'the hyperparameters of a layer, as in Flax',
+  'models/layers.py:LocalConv.__init__': 'the hyperparameters of a layer, as in Flax',
+  'kernels/onednn.py:_conv': "the dimensions and window of oneDNN's configuration",
+  'kernels/response_norm.py:_backward': 'the arguments of a custom_vjp are those of its function',
+}
+
+# Turns of phrase that are not used; the plan of the project's vocabulary is in CONTRIBUTING.md.
+BANNED = (
+  r'\bgo(es)? on\b',
+  r'\bgoing on\b',
+  r'\bwent on\b',
+  r'\bsays?\b',
+  r'\bsaid\b',
+  r'\btold\b',
+  r'\bwhoever\b',
+  r'\bset(s)? beside\b',
+  r'\bstands? (in|beside|there)\b',
+  r'\bfrom now on\b',
+  r'\bhang(s)? on\b',
+  r'\bhand(s|ed)? on\b',
+  r'\blook(s|ed)? (at|for|through)\b',
+)
 
 
 def imports(path):
-  """Yields what a module imports when it runs; imports for annotations alone do not count."""
+  """Yields (name, node, whether at the top) of what a module imports when it runs, annotations aside."""
   tree = ast.parse(path.read_text())
-  tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.dump(node.test))]
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+  body = [node for node in tree.body if not (isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.dump(node.test))]
+  for statement in body:
+    for node in ast.walk(statement):
+      if isinstance(node, ast.Import):
+        yield from ((alias.name, node, node is statement) for alias in node.names)
+      elif isinstance(node, ast.ImportFrom):
+        yield from ((f'{node.module}.{alias.name}', node, node is statement) for alias in node.names)
 
 
-def modules():
-  return sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')
+def modules(room=''):
+  """Returns the modules of a room; of none: of the whole package. The configs are not code."""
+  return sorted(path for path in (PACKAGE / room).rglob('*.py') if 'configs' not in path.relative_to(ROOT).parts[:2])
 
 
-def test_every_module_has_its_place():
-  assert sorted(set(modules()) | {'datasets'}) == sorted(ORDER)
+def functions(path):
+  """Yields (qualified name, node) of all functions of a module."""
+
+  def walk(node, prefix):
+    for child in ast.iter_child_nodes(node):
+      if isinstance(child, ast.FunctionDef | ast.ClassDef):
+        name = f'{prefix}{child.name}'
+        if isinstance(child, ast.FunctionDef):
+          yield name, child
+        yield from walk(child, f'{name}.')
+
+  yield from walk(ast.parse(path.read_text()), '')
 
 
-@pytest.mark.parametrize('name', modules())
-def test_imports_run_one_way(name):
-  ours = {imported.split('.')[1] for imported in imports(PACKAGE / f'{name}.py') if imported.startswith('alexnet_jax.')}
-  assert ours <= set(ORDER[: ORDER.index(name)])
+@pytest.mark.parametrize('room', ROOMS)
+def test_imports_run_one_way(room):
+  ours = {
+    (str(path.relative_to(PACKAGE)), name.split('.')[1])
+    for path in modules(room)
+    for name, _, _ in imports(path)
+    if name.startswith('alexnet_jax.')
+  }
+  assert not {(path, imported) for path, imported in ours if imported not in (room, *ROOMS[room])}
 
 
-@pytest.mark.parametrize('name', ORDER[: ORDER.index('step') + 1])
-def test_up_to_the_step_only_jax_flax_and_optax_are_needed(name):
-  found = {imported.split('.')[0] for imported in imports(PACKAGE / f'{name}.py')}
-  assert found - sys.stdlib_module_names <= {'alexnet_jax', 'flax', 'jax', 'numpy', 'optax'}
+def test_every_room_is_known():
+  folders = {path.parent.relative_to(PACKAGE).parts[0] for path in modules() if path.parent != PACKAGE}
+  assert folders == set(ROOMS)
 
 
-@pytest.mark.parametrize('name', ['images', 'data', 'augment', 'statistics', 'workdir', 'fields'])
-def test_the_pipeline_imports_no_jax(name):
-  assert not any(imported.split('.')[0] in ('jax', 'flax') for imported in imports(PACKAGE / f'{name}.py'))
+@pytest.mark.parametrize('room', ['kernels', 'models'])
+def test_networks_need_jax_and_flax_alone(room):
+  found = {name.split('.')[0] for path in modules(room) for name, _, _ in imports(path)}
+  assert found - sys.stdlib_module_names <= {'alexnet_jax', 'flax', 'jax', 'numpy'}
+
+
+def test_data_imports_no_jax():
+  assert not {name for path in modules('data') for name, _, _ in imports(path) if name.split('.')[0] in ('jax', 'flax')}
+
+
+@pytest.mark.parametrize(('room', 'library'), [(room, library) for room in HOMES for library in HOMES[room]])
+def test_a_library_has_one_room(room, library):
+  found = {
+    path.relative_to(PACKAGE).parts[0]
+    for path in modules()
+    for name, _, _ in imports(path)
+    if name.split('.')[0] == library
+  }
+  assert found == {room}
+
+
+def test_imports_inside_functions_are_few_and_each_has_a_reason():
+  inner = {(path, node) for path in modules() for _, node, is_top in imports(path) if not is_top}
+  assert len(inner) <= MAX_INNER_IMPORTS
+  without = [path for path, node in inner if '  # ' not in path.read_text().splitlines()[node.lineno - 1]]
+  assert not without
+
+
+def test_functions_are_short():
+  long = {}
+  for path in modules():
+    for name, node in functions(path):
+      arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+      num_arguments = sum(argument.arg not in ('self', 'cls') for argument in arguments)
+      num_lines = node.end_lineno - node.lineno + 1
+      if num_lines > MAX_LINES or num_arguments > MAX_ARGUMENTS:
+        long[f'{path.relative_to(PACKAGE)}:{name}'] = (num_lines, num_arguments)
+  assert long.keys() == EXCEPTIONS.keys(), long
+
+
+def test_main_fits_on_a_screen():
+  assert len((ROOT / 'main.py').read_text().splitlines()) <= 60
+
+
+def test_only_kernels_know_the_platform():
+  found = {
+    path.relative_to(PACKAGE).parts[0]
+    for path in modules()
+    if re.search(r'\b(default_backend|optimization_barrier)\b', path.read_text())
+  }
+  assert found <= {'kernels'}
+
+
+def test_no_module_has_the_name_of_a_library():
+  known = sys.stdlib_module_names | {
+    'torchvision',
+    'onnx',
+    'safetensors',
+    'caffe',
+    'grain',
+    'optax',
+    'clu',
+    'metrics_lib',
+  }
+  assert not {path.stem for path in modules() if path.stem not in ('__init__', '__main__')} & known
+
+
+def texts():
+  """Returns the files whose words count: code, tests, configs, documentation."""
+  folders = ('alexnet_jax', 'configs', 'tests', 'benchmarks')
+  code = [path for folder in folders for path in (ROOT / folder).rglob('*.py')]
+  return [*code, ROOT / 'main.py', *ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'notebooks').glob('*.*')]
+
+
+@pytest.mark.parametrize('pattern', BANNED)
+def test_banned_words_are_not_used(pattern):
+  found = [
+    f'{path.relative_to(ROOT)}:{number}: {line.strip()}'
+    for path in texts()
+    if path != pathlib.Path(__file__).resolve()
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    if re.search(pattern, line, re.IGNORECASE)
+  ]
+  assert not found, '\n'.join(found[:20])
 
 
 def test_configs_import_ml_collections_and_each_other():
-  for path in (ROOT / 'configs').glob('*.py'):
-    found = {imported.split('.')[0] for imported in imports(path)}
-    assert found - sys.stdlib_module_names - {'configs'} == {'ml_collections'}
+  for path in (ROOT / 'configs').glob('[a-z]*.py'):
+    found = {name.split('.')[0] for name, _, _ in imports(path)}
+    assert found - sys.stdlib_module_names - {'alexnet_jax'} == {'ml_collections'}
 
 
 def test_requirements_are_exact_and_each_has_a_reason():
   for paragraph in re.split(r'\n(?=#)', (ROOT / 'requirements.txt').read_text().strip().split('\n\n', 1)[1]):
+    if not re.search('^[^#]', paragraph, re.MULTILINE):
+      continue  # the first line of a longer reason
     reason, *pins = [line for line in paragraph.splitlines() if line]
     assert reason.startswith('# '), paragraph
     assert pins, paragraph

@@ -1,1 +1,0 @@
-"""Datasets that TFDS does not have; importing one registers it with TFDS."""

@@ -1,0 +1,1 @@
+"""The networks, readable against the paper."""

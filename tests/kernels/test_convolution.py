@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.kernels import convolution
+from tests.conftest import with_gradients
+
+
+def normal(*shape, seed, dtype=np.float32):
+  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def convolved(conv, x, kernel, stride, padding):
+  """Returns what a convolution says, and the gradients of its input and its kernel."""
+  y, _, gradients = with_gradients(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
+  return y, *gradients
+
+
+@pytest.mark.parametrize(
+  ('size', 'stride', 'padding', 'batch'),
+  [
+    (11, 4, ((0, 3), (0, 3)), 3),  # conv1
+    (5, 1, ((2, 2), (2, 2)), 2),  # conv2
+    (3, 1, ((1, 1), (1, 1)), 5),  # conv3 to conv5
+    (3, 1, ((0, 0), (0, 0)), 1),
+    (4, 3, ((2, 0), (1, 1)), 4),
+  ],
+)
+@pytest.mark.parametrize('image', [(32, 32), (33, 39)])
+@pytest.mark.parametrize('piece_bytes', [1, convolution.PIECE_BYTES])  # one image at a time, and all of them
+def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, batch, image, piece_bytes, monkeypatch):
+  monkeypatch.setattr(convolution, 'PIECE_BYTES', piece_bytes)
+  monkeypatch.setattr(convolution, 'MANY_KERNELS', 8)
+  x = normal(batch, *image, 6, seed=0)
+  kernel = normal(size, size, 6, 8, seed=2)
+
+  expected = convolved(convolution.plain_conv, x, kernel, stride, padding)
+  for ours, plain in zip(convolved(convolution.conv, x, kernel, stride, padding), expected, strict=True):
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(
+  ('num_kernels', 'stride', 'expected'),
+  [
+    (32, 1, {'conv_by_pairs', 'kernel_gradient'}),
+    (64, 1, {'kernel_gradient'}),
+    (128, 1, {'kernel_gradient', 'input_gradient', 'conv_by_columns'}),
+    (96, 2, {'conv_by_columns', 'kernel_gradient'}),
+  ],
+)
+def test_on_a_cpu_they_are_our_own_where_that_is_faster(num_kernels, stride, expected, monkeypatch):
+  """Otherwise the test above compares XLA with itself."""
+  called = set()
+
+  def watched(name, function):
+    return lambda *arguments: called.add(name) or function(*arguments)
+
+  for name in ('conv_by_pairs', 'conv_by_columns', 'kernel_gradient', 'input_gradient'):
+    monkeypatch.setattr(convolution, name, watched(name, getattr(convolution, name)))
+  x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, num_kernels))
+  jax.make_jaxpr(jax.grad(lambda x, k: convolution.conv(x, k, stride, ((0, 0), (0, 0))).sum(), (0, 1)))(x, kernel)
+  assert called == expected
+
+
+@pytest.mark.parametrize(
+  ('size', 'stride', 'padding'), [(11, 4, ((0, 3), (0, 3))), (5, 2, ((1, 0), (2, 2))), (4, 3, ((2, 0), (1, 1)))]
+)
+@pytest.mark.parametrize('image', [(32, 32), (33, 39)])
+def test_a_stride_goes_by_blocks_on_a_gpu_and_is_the_plain_convolution(size, stride, padding, image, monkeypatch):
+  """The first is conv1. A stride of 1 is XLA's own there."""
+  x = normal(3, *image, 3, seed=0)
+  kernel = normal(size, size, 3, 8, seed=2)
+
+  expected = convolved(convolution.plain_conv, x, kernel, stride, padding)
+  plain, strides = convolution.plain_conv, []
+  monkeypatch.setattr(convolution, 'plain_conv', lambda x, k, s, p: strides.append(s) or plain(x, k, s, p))
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for found, reference in zip(convolved(convolution.conv, x, kernel, stride, padding), expected, strict=True):
+    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5 * np.abs(reference).max())
+  assert strides == [1]
+
+
+def test_on_a_gpu_48_channels_in_bfloat16_are_64_and_the_plain_convolution(monkeypatch):
+  x = normal(3, 9, 9, 48, seed=0, dtype=jnp.bfloat16)
+  kernel = normal(5, 5, 48, 8, seed=2, dtype=jnp.bfloat16)
+  padding = ((2, 2), (2, 2))
+
+  expected = convolved(convolution.plain_conv, x, kernel, 1, padding)
+  plain, channels = convolution.plain_conv, []
+  monkeypatch.setattr(convolution, 'plain_conv', lambda x, k, *rest: channels.append(x.shape[-1]) or plain(x, k, *rest))
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for found, reference in zip(convolved(convolution.conv, x, kernel, 1, padding), expected, strict=True):
+    assert found.shape == reference.shape
+    np.testing.assert_allclose(
+      *(np.asarray(array, np.float32) for array in (found, reference)), atol=np.abs(reference).max() / 128
+    )
+  assert channels == [64]
+
+
+def test_pieces_keep_their_patches_in_the_cache():
+  assert [len(convolution._in_pieces(jnp.ones((32, 1)), size)[0]) for size in (5_227_200, 3_499_200, 1_557_504)] == [
+    *(1, 2, 4)  # conv1, conv2 and conv3 of the paper
+  ]
+  assert convolution._in_pieces(jnp.ones((7, 1)), 2**22).shape == (7, 1, 1)  # nothing but 7 and 1 divides 7
+
+
+@pytest.mark.parametrize(('width', 'padding'), [(32, (2, 2)), (24, (2, 2)), (17, (2, 2)), (16, (0, 1)), (12, (3, 0))])
+def test_two_pixels_at_a_time_are_the_plain_convolution(width, padding):
+  """As in the first layer of the small networks."""
+  x = normal(4, 32, width, 3, seed=0)
+  kernel = normal(5, 5, 3, 32, seed=2)
+  padding = ((2, 1), padding)
+  expected = convolution.plain_conv(x, kernel, 1, padding)
+  assert convolution.conv_by_pairs(x, kernel, padding).shape == expected.shape
+  for found in (convolution.conv_by_pairs(x, kernel, padding), convolution.conv(x, kernel, 1, padding)):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,142 @@
+import functools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.kernels import convolution, onednn
+from alexnet_jax.models import layers, towers
+from tests.conftest import mesh, with_gradients
+from tests.kernels.test_convolution import convolved
+
+
+@pytest.mark.usefixtures('with_onednn')
+@pytest.mark.parametrize(
+  ('size', 'stride', 'padding', 'batch', 'num_in', 'num_out'),
+  [
+    (11, 4, ((0, 3), (0, 3)), 3, 3, 96),  # conv1
+    (5, 1, ((2, 2), (2, 2)), 2, 48, 128),  # conv2
+    (3, 1, ((1, 1), (1, 1)), 5, 24, 384),  # conv3 to conv5
+    (3, 1, ((0, 0), (0, 0)), 1, 7, 1),
+    (3, 1, ((3, 0), (4, 1)), 2, 1, 5),  # padded by more than a kernel reaches
+    (4, 3, ((2, 0), (1, 1)), 35, 6, 17),  # maps that reach farther than the windows, images not divided by 16
+    (1, 2, ((0, 0), (0, 0)), 131, 2, 3),  # more images than eight times 16
+  ],
+)
+@pytest.mark.parametrize('image', [(32, 32), (33, 39)])
+def test_convolution_and_its_gradients_are_those_of_xla(size, stride, padding, batch, num_in, num_out, image):
+  x = jax.random.normal(jax.random.key(0), (batch, *image, num_in))
+  kernel = jax.random.normal(jax.random.key(1), (size, size + 1, num_in, num_out))  # wider than high
+  ours, plain = (convolved(conv, x, kernel, stride, padding) for conv in (onednn.conv, convolution.plain_conv))
+  for found, expected in zip(ours, plain, strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.usefixtures('with_onednn')
+@pytest.mark.parametrize('shape', [(2, 32, 96, 50), (1, 1, 7, 3), (3, 5, 1, 1)])
+def test_product_and_its_gradients_are_those_of_numpy(shape):
+  stack, rows, inner, columns = shape
+  a, b = np.random.default_rng(0).normal(size=(2, stack, 100, 100)).astype(np.float32)
+  a, b = a[:, :rows, :inner], b[:, :inner, :columns]
+  y, dy, (da, db) = with_gradients(onednn.matmul, a, b)
+  for found, expected in ((y, a @ b), (da, dy @ b.swapaxes(1, 2)), (db, a.swapaxes(1, 2) @ dy)):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures('with_onednn')
+def test_weights_are_updated_in_place():
+  @functools.partial(jax.jit, donate_argnums=1)
+  def update(x, weights):
+    _, _, (dx, gradient) = with_gradients(onednn.matmul, x, weights)
+    return dx, weights - gradient
+
+  weights = jnp.ones((2, 96, 50))
+  program = update.lower(jnp.ones((2, 32, 96)), weights).compile()
+  assert program.memory_analysis().alias_size_in_bytes == weights.nbytes
+  assert not re.search(r'f32\[2,96,50\]\S* copy', program.as_text())
+
+
+@pytest.mark.usefixtures('with_onednn')
+def test_convolutions_do_not_wait_for_each_other():
+  """Each asks the threads for help that all others run on."""
+  x, kernels = jnp.ones((4, 13, 13, 16)), jnp.ones((16, 3, 3, 16, 64))
+
+  @jax.jit
+  def many(x):
+    return sum(onednn.conv(x, kernel, 1, ((1, 1), (1, 1))).mean() for kernel in kernels)
+
+  results = {float(many(x)) for _ in range(50)}
+  assert len(results) == 1
+
+
+@pytest.mark.usefixtures('with_onednn')
+def test_products_of_a_stack_do_not_wait_for_each_other():
+  a, b = jnp.ones((2, 32, 512)), jnp.ones((2, 512, 256))
+  product = jax.jit(onednn.matmul)
+  assert all((product(a, b) == 512).all() for _ in range(300))
+
+
+def pooling():
+  """Returns pooled maps, what two others make of them, and a gradient; and how often their program takes a maximum."""
+
+  @jax.jit
+  def pool(x):
+    y, pull_back = jax.vjp(layers.max_pool, x)
+    return y, y[:, :1] + 1, y[:, 1:].reshape(2, -1) * 2, pull_back(jnp.square(y))
+
+  x = jax.device_put(jax.random.normal(jax.random.key(0), (2, 4, 27, 27, 8)), towers.MAPS)
+  return pool(x), pool.lower(x).compile().as_text().count(' maximum(')
+
+
+@pytest.mark.parametrize('num_tower', [1, 2])
+def test_pooling_is_computed_once_and_bit_for_bit_the_same(num_tower, request):
+  with jax.set_mesh(mesh(1, num_tower)):
+    expected, num_maxima = pooling()
+    request.getfixturevalue('with_onednn')
+    found, num_maxima_now = pooling()
+  assert num_maxima_now == 2 * 2 < num_maxima  # of three pixels, along two axes
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def calls():
+  """Says of a tower's convolution and of its product whether oneDNN is called."""
+
+  def is_called(function, x, *parameters):
+    arguments = jax.device_put(x, towers.MAPS), *jax.device_put(parameters, towers.PARAMS)
+    return '__onednn$' in str(jax.make_jaxpr(function)(*arguments))
+
+  return [
+    is_called(layers.conv, jnp.ones((2, 2, 8, 8, 3)), jnp.ones((2, 3, 3, 3, 4)), jnp.ones((2, 4))),
+    is_called(layers.linear, jnp.ones((2, 2, 3)), jnp.ones((2, 3, 4))),
+  ]
+
+
+@pytest.mark.usefixtures('one_device')
+def test_a_cache_of_programs_does_without():
+  assert jax.config.jax_enable_compilation_cache
+  assert calls() == [False, False]
+
+
+@pytest.mark.usefixtures('one_device', 'with_onednn')
+@pytest.mark.parametrize('has_avx512', [True, False])
+def test_without_one_the_network_calls_it_but_for_stacks_without_avx512(has_avx512, monkeypatch):
+  monkeypatch.setattr(onednn, '_multiplies_stacks', lambda: has_avx512)
+  assert calls() == [True, has_avx512]
+
+
+def test_it_was_tried_with_the_versions_that_we_require():
+  required = (pathlib.Path(__file__).parents[2] / 'requirements.txt').read_text()
+  assert tuple(re.findall('^jax==([0-9.]+)', required, re.MULTILINE)) == onednn.TESTED_VERSIONS
+
+
+def test_versions_that_were_not_tried_do_without(monkeypatch):
+  monkeypatch.setattr(jax.lib, '__version__', '99.0.0')
+  onednn.is_available.cache_clear()
+  try:
+    assert not onednn.is_available()
+  finally:
+    onednn.is_available.cache_clear()

@@ -1,0 +1,182 @@
+"""Verdicts, on made-up outcomes."""
+
+import pytest
+
+from alexnet_jax.reproduction import verdicts
+from alexnet_jax.reproduction.records import Record
+from alexnet_jax.reproduction.verdicts import DIRECTION, NOT_REPRODUCED, REPRODUCED
+from tests.reproduction.test_records import record
+
+
+def with_error(*errors, crop_set='nine_view', centre=50.0):
+  rates = ({'centre': {'top1_error': centre}, crop_set: {'top1_error': error}} for error in errors)
+  return [record(results=results) for results in rates]
+
+
+def reaching(*epochs, num_epochs=40):
+  """Outcomes whose training error falls below 25 % after so many epochs; None: never."""
+  curves = ([[0, 10 * (epoch or num_epochs)], [50.0, 24.999 if epoch else 30.0]] for epoch in epochs)
+  return [record(curves={'train/error': curve}, num_epochs=num_epochs) for curve in curves]
+
+
+@pytest.mark.parametrize(
+  ('base', 'other', 'expected'),
+  [
+    ((11.0, 11.2), (13.0, 13.1), REPRODUCED),
+    ((11.0, 11.2), (11.9, 11.8), DIRECTION),  # less than half of the paper's two points
+    ((11.0, 13.5), (13.4, 15.0), DIRECTION),  # within the spread
+    ((13.0, 13.2), (11.0, 11.5), NOT_REPRODUCED),
+    ((11.0,), (13.0,), DIRECTION),  # one seed has no spread
+    ((11.0,), (13.0, 13.1), DIRECTION),
+  ],
+)
+def test_a_gain_is_judged_by_sign_spread_and_size(base, other, expected):
+  ours, verdict = verdicts.gain('with', 'without', paper=2.0)(
+    {'with': with_error(*base), 'without': with_error(*other)}
+  )
+  assert verdict == expected
+  assert f'with {sum(base) / len(base):.2f} ' in ours
+
+
+@pytest.mark.parametrize(
+  ('fast', 'slow', 'ours', 'expected'),
+  [
+    ((5, 6), (33, 33), '6.0 times', REPRODUCED),
+    ((5, 6), (11, 11), '2.0 times', DIRECTION),
+    ((5, 6), (5.6, 6.5), '1.1 times', DIRECTION),
+    ((5, 6), (None, None), 'over 7.3 times', REPRODUCED),
+    ((20, 20), (None, None), 'over 2.0 times', DIRECTION),
+    ((5, 6), (3, 3), '0.5 times', NOT_REPRODUCED),
+    ((5, None), (30, 30), 'does not reach 25 %', NOT_REPRODUCED),
+  ],
+)
+def test_a_speed_up_is_judged_by_how_often(fast, slow, ours, expected):
+  conclude = verdicts.speed_up('relu', 'tanh', to_error=25, paper=6)
+  found, verdict = conclude({'relu': reaching(*fast), 'tanh': reaching(*slow)})
+  assert ours in found
+  assert verdict == expected
+
+
+def test_an_error_rate_may_be_half_a_point_above_the_paper():
+  conclude = verdicts.reaches('11pct', paper=11.0, within=0.5)
+  assert conclude({'11pct': with_error(11.4)}) == ('11.40 (1 seed) %', REPRODUCED)
+  assert conclude({'11pct': with_error(11.6)}).verdict == NOT_REPRODUCED
+
+
+def test_more_views_must_help_every_network():
+  better, worse = with_error(13.0, centre=14.5), with_error(15.0, centre=14.0)
+  ours, verdict = verdicts.more_views('nine_view')({'lrn/with': better, '13pct/13pct': with_error(12.0, centre=13.0)})
+  assert verdict == REPRODUCED
+  assert 'lrn/with 14.50 to 13.00 %' in ours
+  assert '+1.25 on average over 2 networks' in ours
+  assert verdicts.more_views('nine_view')({'lrn/with': better, 'lrn/without': worse}).verdict == DIRECTION
+  assert verdicts.more_views('nine_view')({'lrn/with': better}).verdict == DIRECTION
+
+
+def trained(*pairs):
+  """Outcomes with a test error and a training error each."""
+  return [
+    record(results={'centre': {'top1_error': test}}, measured={'training_error': training}) for test, training in pairs
+  ]
+
+
+@pytest.mark.parametrize(
+  ('others', 'ours', 'expected'),
+  [
+    (((14.0, 14.2), (13.5, 13.9)), '+2.80', REPRODUCED),  # each is clearly worse, on average by more than the paper's 2
+    (((14.0, 14.2), (11.0, 11.2)), '+1.50', DIRECTION),  # one is not clearly worse
+    (((10.0, 10.2), (11.0, 11.2)), '-0.50', NOT_REPRODUCED),
+  ],
+)
+def test_a_gain_over_several_is_their_mean(others, ours, expected):
+  records = {'one': with_error(*others[0]), 'two': with_error(*others[1]), 'base': with_error(11.0, 11.2)}
+  found, verdict = verdicts.gain('base', 'one', 'two', paper=2.0)(records)
+  assert found.endswith(ours)
+  assert verdict == expected
+
+
+@pytest.mark.parametrize(('other', 'expected'), [(60.0, REPRODUCED), (11.1, DIRECTION), (11.0, NOT_REPRODUCED)])
+def test_where_the_paper_has_no_number_any_clear_effect_counts(other, expected):
+  records = {'base': with_error(11.0, 11.0), 'other': with_error(other, 11.0 if other == 11.1 else other)}
+  assert verdicts.gain('base', 'other', paper=None)(records).verdict == expected
+
+
+def test_more_than_the_paper_is_enough_where_it_says_so():
+  records = {'base': with_error(11.0, 11.2), 'other': with_error(14.0, 14.2)}
+  assert verdicts.gain('base', 'other', paper=1.0)(records).verdict == DIRECTION
+  assert verdicts.gain('base', 'other', paper=1.0, at_least=True)(records).verdict == REPRODUCED
+
+
+def test_an_average_of_all_seeds_need_not_be_repeated():
+  conclude = verdicts.gain('averaged', 'paper', paper=2.6, num_needed=1)
+  members = with_error(18.5, 18.9, 18.6)
+  assert conclude({'averaged': with_error(16.0), 'paper': members}).verdict == REPRODUCED
+  assert conclude({'averaged': with_error(18.5), 'paper': members}).verdict == DIRECTION  # no better than the best
+
+
+def test_an_error_that_is_reached_only_at_the_end_counts():
+  late = record(
+    curves={'validation/top1_error': [[0, 200], [50.0, 40.0]]},
+    num_epochs=24.0,
+    results={'centre': {'top1_error': 30.0}},
+  )
+  conclude = verdicts.speed_up('fast', 'slow', to_error=35, paper=2, of=Record.test_curve)
+  assert 'slow 22.0' in conclude({'fast': [late], 'slow': [late]}).ours
+
+
+def test_training_errors_are_compared_where_asked_to():
+  records = {'base': trained((50.0, 10.0), (50.0, 10.0)), 'other': trained((40.0, 12.5), (40.0, 12.5))}
+  conclude = verdicts.gain('base', 'other', paper=None, of=verdicts.training_error, what=' in training')
+  assert conclude(records) == (
+    'base 10.00 ± 0.00 (2 seeds) % in training; other 12.50 ± 0.00 (2 seeds) % in training: +2.50',
+    REPRODUCED,
+  )
+
+
+@pytest.mark.parametrize(
+  ('other', 'expected'),
+  [
+    (((30.0, 1.0), (31.0, 1.0)), REPRODUCED),
+    (((30.0, 1.0), (21.0, 1.0)), DIRECTION),  # one seed is not worse
+    (((30.0, 27.0), (31.0, 28.0)), NOT_REPRODUCED),  # worse, but no further from its training error
+    (((20.0, 1.0), (19.0, 1.0)), NOT_REPRODUCED),  # further, but not worse
+  ],
+)
+def test_overfitting_is_a_worse_error_and_a_wider_gap(other, expected):
+  records = {'base': trained((21.0, 16.0), (22.0, 17.0)), 'other': trained(*other)}
+  assert verdicts.overfits('base', 'other')(records).verdict == expected
+
+
+def test_a_speed_up_can_be_of_the_test_error_and_without_a_number():
+  def reaching_test(epochs):
+    results = {'centre': {'top1_error': 29.0}}
+    curve = [[0, 10 * epochs], [50.0, 29.999]]
+    return 2 * [record(curves={'validation/top1_error': curve}, num_epochs=40, results=results)]
+
+  conclude = verdicts.speed_up('fast', 'slow', to_error=30, paper=None, of=Record.test_curve)
+  ours, verdict = conclude({'fast': reaching_test(4), 'slow': reaching_test(6)})
+  assert ours.endswith('1.5 times')
+  assert verdict == REPRODUCED
+
+
+@pytest.mark.parametrize(
+  ('shares', 'expected'),
+  [
+    (((77.0, 15.0), (20.0, 70.0)), REPRODUCED),  # whichever tower
+    (((77.0, 15.0), (50.0, 40.0)), DIRECTION),
+    (((67.0, 66.0), (66.0, 67.0)), NOT_REPRODUCED),  # noise
+  ],
+)
+def test_towers_specialise_when_one_is_colourful_and_the_other_grey(shares, expected):
+  one, other = ([record(measured={'colour': pair})] for pair in shares)
+  found = verdicts.specialised()({'paper': one, 'photographs/paper': other, 'not looked at': [record()]})
+  assert found.verdict == expected
+  assert f'paper {shares[0][0]:.0f} and {shares[0][1]:.0f} %; photographs/paper' in found.ours
+
+
+@pytest.mark.parametrize(('pixels', 'expected'), [(20.0, REPRODUCED), (47.0, DIRECTION), (60.0, NOT_REPRODUCED)])
+def test_neighbours_in_fc7_are_alike_more_often_than_in_pixels(pixels, expected):
+  paper, as_run = ([record(measured={'same_class': {'fc7': fc7, 'pixels': pixels}})] for fc7 in (45.0, 52.0))
+  found = verdicts.alike('paper', 'as_run')({'paper': paper, 'as_run': as_run})
+  assert found.verdict == expected
+  assert f'as_run 52 (1 seed) %, in pixels {pixels:.0f} (1 seed) %' in found.ours

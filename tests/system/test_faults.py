@@ -1,0 +1,191 @@
+"""What days of training bring, to a small network in a process of its own: whatever happens, the end is the same."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_STEPS = 60
+SMALL = (
+  '--config=configs/alexnet.py',
+  '--config.model.image_size=64',
+  '--config.model.width=0.0625',
+  '--config.batch_size=8',
+  f'--config.num_steps={NUM_STEPS}',
+  '--config.log_every=1',
+  '--config.optimizer.plateau_patience=4',
+  '--config.eval_every=4',
+  '--config.data.validation_split=train[:5%]',
+  '--config.data.test_split=test[:10%]',
+  '--config.eval.ten_view=False',
+)
+
+
+class Run:
+  """A training in a process of its own."""
+
+  def __init__(self, folder, data_dir, *flags):
+    self.folder = folder
+    self._log = folder.parent / f'{folder.name}.log'  # several runs in a folder share it
+    self._log.touch()
+    self._begin = self._log.stat().st_size
+    environment = os.environ | {'JAX_NUM_CPU_DEVICES': '1'}
+    arguments = (*SMALL, f'--config.data.dir={data_dir}', f'--workdir={folder}', *flags)
+    with self._log.open('a') as output:
+      self._process = subprocess.Popen(
+        [sys.executable, 'main.py', *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
+    self.pid = self._process.pid
+
+  def output(self):
+    return self._log.read_bytes()[self._begin :].decode()
+
+  def steps(self):
+    """The steps that it has shown."""
+    shown = re.findall(r'^step ([\d,]+)/', self.output(), re.MULTILINE)
+    return [int(step.replace(',', '')) for step in shown]
+
+  def wait_for(self, step):
+    """Waits until it has shown a step, or ended."""
+    while self._process.poll() is None:
+      if self.steps() and self.steps()[-1] >= step:
+        return
+      time.sleep(0.02)
+
+  def send(self, number):
+    """Sends a signal, waits for the end, and returns the exit status."""
+    if self._process.poll() is None:
+      self._process.send_signal(number)
+    return self.end()
+
+  def end(self):
+    status = self._process.wait(timeout=300)
+    assert 'Traceback' not in self.output(), self.output()
+    return status
+
+
+def outcome(folder, num_steps=NUM_STEPS):
+  """What a run ended with: fingerprints of its last state, its schedule, and its results."""
+  run = json.loads((folder / 'checkpoints' / str(num_steps) / 'run' / 'metadata').read_text())
+  return run, json.loads((folder / 'results.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def straight(data_dir, tmp_path_factory):
+  """The outcome of a run that nothing happens to."""
+  folder = tmp_path_factory.mktemp('straight') / 'run'
+  assert Run(folder, data_dir, '--config.checkpoint_every=5').end() == 0
+  return outcome(folder)
+
+
+def test_killed_and_told_to_stop_a_run_ends_as_if_nothing_had_happened(straight, data_dir, tmp_path):
+  folder = tmp_path / 'run'
+  flags = (folder, data_dir, '--config.checkpoint_every=5')
+
+  run = Run(*flags)
+  run.wait_for(8)
+  while not (folder / 'checkpoints' / '5').is_dir():  # it is written in the background
+    time.sleep(0.02)
+  assert run.send(signal.SIGKILL) == -signal.SIGKILL
+
+  run = Run(*flags)
+  run.wait_for(17)
+  assert run.send(signal.SIGTERM) == 75
+  stopped = re.search(r'stopped after step (\d+) of 60, which is saved in .*; start again to go on', run.output())
+  assert (folder / 'checkpoints' / stopped[1]).is_dir()
+  assert re.search(r'going on from step (5|10|15) ', run.output())
+
+  run = Run(*flags)
+  run.wait_for(34)
+  assert run.send(signal.SIGINT) == 75
+  assert f'going on from step {stopped[1]} ' in run.output()
+
+  run = Run(*flags)
+  run.wait_for(51)
+  assert run.send(signal.SIGKILL) == -signal.SIGKILL
+  assert Run(*flags).end() == 0
+  assert outcome(folder) == straight
+
+
+def test_told_to_stop_before_it_trains_it_says_so(data_dir, tmp_path):
+  run = Run(tmp_path / 'run', data_dir)
+  while 'jax 0.' not in run.output():
+    time.sleep(0.05)
+  assert run.send(signal.SIGTERM) == 75
+  assert 'stopped; start again to go on' in run.output()
+
+
+@pytest.mark.soak
+def test_twenty_kills_at_random_moments(data_dir, tmp_path):
+  """With a checkpoint after every step, so that many of them fall into a save."""
+  num_steps = 500
+  flags = (
+    data_dir,
+    f'--config.num_steps={num_steps}',
+    '--config.checkpoint_every=1',
+    '--config.optimizer.plateau_patience=1000',
+  )
+  assert Run(tmp_path / 'straight', *flags).end() == 0
+  rng, folder, lost, in_a_save = random.Random(0), tmp_path / 'killed', [], 0
+  for _ in range(20):
+    run = Run(folder, *flags)
+    run.wait_for(1)
+    time.sleep(rng.uniform(0, 1))
+    shown = run.steps()
+    assert run.send(signal.SIGKILL) == -signal.SIGKILL
+    names = [path.name for path in (folder / 'checkpoints').iterdir()]
+    in_a_save += any('tmp' in name for name in names)
+    lost.append(max(shown, default=0) - max((int(name) for name in names if name.isdigit()), default=0))
+  print(f'20 kills, {in_a_save} of them during a save; steps lost: {lost}')
+  assert max(lost) <= 2  # the one whose save was under way, and the one that was computed meanwhile
+  assert Run(folder, *flags).end() == 0
+  assert outcome(folder, num_steps) == outcome(tmp_path / 'straight', num_steps)
+
+
+@pytest.mark.soak
+def test_memory_and_file_handles_stay_flat_over_2000_steps(data_dir, tmp_path):
+  flags = ('--config.num_steps=2000', '--config.checkpoint_every=100', '--config.eval_every=50')
+  run, seen = Run(tmp_path / 'run', data_dir, *flags, '--config.optimizer.plateau_patience=1000'), []
+  place = pathlib.Path(f'/proc/{run.pid}')
+  run.wait_for(400)
+  with contextlib.suppress(OSError, TypeError):  # the process ends, and with it what can be seen of it
+    while True:
+      memory = int(re.search(r'VmRSS:\s+(\d+)', (place / 'status').read_text())[1]) // 1024
+      seen.append((memory, len(list((place / 'fd').iterdir())), len(list((place / 'task').iterdir()))))
+      time.sleep(0.1)
+  assert run.end() == 0
+  assert run.steps()[-1] == 2000
+  quarter = len(seen) // 4
+  early, late = (
+    [max(values) for values in zip(*part, strict=True)] for part in (seen[:quarter], seen[-2 * quarter : -quarter])
+  )
+  print(f'most of MiB resident, file handles, threads in 2,000 steps, early: {early}; late: {late}')
+  assert late[0] < 1.1 * early[0]
+  assert late[1] <= early[1] + 5
+  assert late[2] <= early[2] + 5
+
+
+@pytest.mark.soak
+def test_the_same_seed_twice_is_the_same_log(straight, data_dir, tmp_path):
+  logs = []
+  for name in ('one', 'other'):
+    run = Run(tmp_path / name, data_dir, '--config.checkpoint_every=5')
+    assert run.end() == 0
+    logs.append(re.findall(r'^step .*? rate \S+|^step .*validation.*|^centre.*', run.output(), re.MULTILINE))
+  assert len(logs[0]) >= NUM_STEPS
+  assert logs[0] == logs[1]
+  assert outcome(tmp_path / 'one') == straight

@@ -1,0 +1,159 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from alexnet_jax.kernels import onednn
+from alexnet_jax.runtime import compilation_cache
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def command(*arguments, devices=1, **environment):
+  return subprocess.run(
+    [sys.executable, 'main.py', *arguments],
+    cwd=ROOT,
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)} | environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+TINY = (
+  '--config.model.image_size=64',
+  '--config.model.width=0.0625',
+  '--config.batch_size=8',
+  '--config.num_steps=3',
+  '--config.log_every=1',
+  '--config.eval.ten_view=False',
+)
+
+
+def test_what_was_trained_on_more_devices_predicts_on_those_that_are_here(trained_run, tmp_path):
+  folder = shutil.copytree(trained_run, tmp_path / 'run')
+  config = json.loads((folder / 'config.json').read_text())
+  config['mesh'] = {'data': 4, 'tower': 2}
+  (folder / 'config.json').write_text(json.dumps(config))
+  done = command('--mode=predict', f'--workdir={folder}', 'docs/digits-predictions.png')
+  assert done.returncode == 0, done.stderr
+  assert re.search(r'docs/digits-predictions\.png\n +\d+\.\d %  \d\n', done.stdout)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ((), 'name a config, such as --config=configs/alexnet.py'),
+    (
+      ('--config=configs/alexnet.py:nonsense',),
+      "no variant 'nonsense'; there are as_run, .*, and the datasets digits, ",
+    ),
+    (
+      ('--config=configs/alexnet.py', '--config.model.widht=1'),
+      "no config field 'widht'; the fields are .*model.width",
+    ),
+    (('--config=configs/alexnet.py', '--config.batch_size=many'), 'config.batch_size=many: invalid literal'),
+    (('--config=configs/nowhere.py',), "No such file or directory: 'configs/nowhere.py'"),
+    (('--config=configs/alexnet.py', '--mode=sing'), 'mode=sing: value should be one of'),
+    (('--config=configs/alexnet.py', '--wrokdir=x'), "Unknown command line flag 'wrokdir'"),
+    (('--config=configs/alexnet.py', 'cat.jpg'), "'cat.jpg' is not a flag"),
+    (('--config=configs/alexnet.py', '--config.data.name=digit'), "no dataset 'digit'; near it are .*digits"),
+    (('--config=configs/alexnet.py', '--config.mesh.tower=2'), 'JAX_NUM_CPU_DEVICES=2 python main.py'),
+    (('--config=configs/alexnet.py:cifar10', '--config.data.dir=nowhere'), "data.dir='nowhere' is not a folder"),
+    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=nowhere'), 'nowhere holds no run'),
+    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=README.md'), 'README.md holds no run'),
+    (('--config=configs/alexnet.py', '--workdir=README.md/run'), 'cannot be written to'),
+    (('--config=configs/alexnet.py', '--config.optimizer.schedule=cosine'), "choose 'plateau' or 'steps'"),
+    (('--config=configs/alexnet.py:one_tower,run150',), 'one_tower and run150 exclude each other'),
+    (('--config=configs/alexnet.py:one_tower', '--config.mesh.tower=2'), 'does not divide the 1 tower.* choose 1.'),
+    (('--config=configs/alexnet.py', '--config.model.pool_size=0'), 'model.pool_size=0 must be 2'),
+  ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(arguments, sentence):
+  result = command(*arguments)
+  assert result.returncode == 2, result.stderr
+  assert re.search(f'^error: .*{sentence}', result.stderr, re.MULTILINE), result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence_and_status_1(data_dir, tmp_path):
+  result = command(
+    '--config=configs/alexnet.py',
+    f'--config.data.dir={data_dir}',
+    f'--workdir={tmp_path}',
+    *TINY,
+    '--config.optimizer.rate=1e30',
+  )
+  assert result.returncode == 1, result.stderr
+  assert re.search(r'^error: .*there is no checkpoint yet.*optimizer.rate', result.stderr, re.MULTILINE)
+  assert 'Traceback' not in result.stderr
+
+
+def test_a_run_that_skipped_images_names_them_and_ends_with_status_3(data_dir, tmp_path):
+  shutil.copytree(data_dir / 'digits', tmp_path / 'tfds' / 'digits', ignore=shutil.ignore_patterns('*.npz'))
+  for split, broken in (('train', 3), ('test', 8)):
+    (file,) = (tmp_path / 'tfds').glob(f'digits/*/digits-{split}.array_record*')
+    reader = ArrayRecordReader(str(file))
+    records = reader.read_all()
+    reader.close()
+    records[broken] = records[broken].replace(b'PNG', b'GNP')
+    writer = ArrayRecordWriter(str(file), 'group_size:1')
+    for record in records:
+      writer.write(record)
+    writer.close()
+  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={tmp_path}/tfds', f'--workdir={tmp_path}/run', *TINY)
+  failed = command(*arguments)
+  assert failed.returncode == 1, failed.stderr
+  assert re.search(
+    r"^error: image 3 of split 'train.*cannot be read.*data.unreadable=skip", failed.stderr, re.MULTILINE
+  )
+  result = command(*arguments, '--config.data.unreadable=skip')
+  assert result.returncode == 3, result.stderr
+  named = [line.partition('\r')[2] or line for line in result.stderr.splitlines() if 'skipped' in line]
+  assert [re.sub('.*skipped', 'skipped', line) for line in named] == [
+    f"skipped image {index} of split '{split}' of digits/1.0.0: it is no image in a known format"
+    for index, split in ((3, 'train[:90%]'), (8, 'test'))
+  ]
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert (results['num_examples'], results['skipped']) == (359, {'train[:90%]': 1, 'test': 1})
+
+
+def test_help_is_there_at_once_and_does_not_load_jax():
+  result = command('--help')
+  assert result.returncode == 0
+  assert '--workdir' in result.stdout
+  probe = "import sys, runpy; sys.argv = ['main.py', '--config=configs/alexnet.py', '--nosuch']\n"
+  probe += "try: runpy.run_path('main.py', run_name='__main__')\nexcept SystemExit as end: print(end.code)\n"
+  probe += "print([name for name in ('jax', 'tensorflow') if name in sys.modules])"
+  loaded = subprocess.run([sys.executable, '-c', probe], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert loaded.stdout.split('\n')[:2] == ['2', '[]']
+
+
+def test_train_then_eval_from_the_command_line(data_dir, tmp_path, monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # that of the tests
+  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={data_dir}', f'--workdir={tmp_path}/run', *TINY)
+  trained = command(*arguments, devices=2)
+  assert trained.returncode == 0, trained.stderr
+  assert 'mesh data 1 x tower 2' in trained.stdout
+  # Each device holds half of the kernels.
+  assert re.search(r'conv1 .* 2 x 11 x 11 x 3 x 3 +1 x 11 x 11 x 3 x 3\n', trained.stdout)
+  assert 'step 3/3' in trained.stdout
+  # The next run finds it, unless it was compiled with calls that XLA cannot keep.
+  assert any(compilation_cache.default_folder().glob('jit_train_step-*')) != onednn.is_available()
+  results = (tmp_path / 'run' / 'results.json').read_text()
+  evaluated = command(*arguments, '--mode=eval', devices=2)
+  assert evaluated.returncode == 0, evaluated.stderr
+  assert (tmp_path / 'run' / 'results.json').read_text() == results
+
+  other = command(*arguments, '--config.seed=5')
+  assert other.returncode == 2
+  assert 'seed: 0 there, 5 here' in other.stderr

@@ -1,0 +1,96 @@
+"""The notebooks are kept clean, hold no logic of their own, and run from the first cell to the last."""
+
+import ast
+import os
+import pathlib
+import re
+import sys
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_PICTURES = {'01_train': 6, '02_two_towers': 1, '03_inside': 7, '04_finetune': 2}
+SECONDS = 600
+
+every_notebook = pytest.mark.parametrize('name', NUM_PICTURES)
+
+
+def read(name):
+  return nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=nbformat.NO_CONVERT)
+
+
+def code(notebook):
+  """Parses all code cells, with what begins with % or ! as calls of IPython's functions."""
+  python = [TransformerManager().transform_cell(cell.source) for cell in notebook.cells if cell.cell_type == 'code']
+  return ast.parse('\n'.join(python))
+
+
+def test_every_notebook_is_tested():
+  assert sorted(path.stem for path in (ROOT / 'notebooks').glob('*.ipynb')) == sorted(NUM_PICTURES)
+
+
+@every_notebook
+def test_it_is_valid_and_kept_without_outputs(name):
+  notebook = read(name)
+  nbformat.validate(notebook)
+  assert notebook.nbformat == 4
+  assert notebook.metadata.kernelspec.name == 'python3'
+  for cell in notebook.cells:
+    if cell.cell_type == 'code':
+      assert cell.outputs == []
+      assert cell.execution_count is None
+
+
+@every_notebook
+def test_it_names_no_absolute_path(name):
+  for cell in read(name).cells:
+    assert not re.search(r'(^|[\s\'"`(=])(~/|/\w|[A-Za-z]:[\\/])', cell.source, re.MULTILINE), cell.source
+
+
+@every_notebook
+def test_it_imports_the_project_and_little_else(name):
+  nodes = list(ast.walk(code(read(name))))
+  found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+  found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+  tops = {module.split('.')[0] for module in found} - sys.stdlib_module_names
+  assert tops <= {'alexnet_jax', 'configs', 'jax', 'numpy', 'matplotlib'}
+
+
+@every_notebook
+def test_it_defines_nothing(name):
+  definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda
+  assert not [node for node in ast.walk(code(read(name))) if isinstance(node, definitions)]
+
+
+def test_two_towers_runs(tmp_path, monkeypatch):
+  text, _ = run('02_two_towers', tmp_path, monkeypatch, os.environ['XLA_FLAGS'])
+  assert re.findall(r'(\d) all-gathers', text) == ['0', '5', '5']
+  meets = re.search(r'no_communication: .*', text, re.DOTALL)[0]
+  assert re.findall(r'(\w+) +tower 0 changed', meets) == ['fc8']
+
+
+@pytest.mark.slow
+@every_notebook
+def test_it_runs(name, tmp_path, monkeypatch):
+  _, num_pictures = run(name, tmp_path, monkeypatch, xla_flags='')
+  assert num_pictures == NUM_PICTURES[name]
+
+
+def run(name, folder, monkeypatch, xla_flags):
+  """Runs a copy in this Python, with `folder` for its home; returns what it prints and how many pictures it shows."""
+  for variable in ('JUPYTER_RUNTIME_DIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'IPYTHONDIR'):
+    monkeypatch.setenv(variable, str(folder / '.jupyter'))
+  notebook = read(name)
+  # With no folder to look for kernels in, there is that of this Python alone.
+  manager = AsyncKernelManager(kernel_name='python3', kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+  client = NotebookClient(notebook, km=manager, timeout=SECONDS, resources={'metadata': {'path': str(folder)}})
+  environment = os.environ | {'HOME': str(folder), 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': xla_flags}
+  client.execute(env=environment, cleanup_kc=True)
+  outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
+  text = ''.join(output.text for output in outputs if output.output_type == 'stream' and output.name == 'stdout')
+  return text, sum('image/png' in output.get('data', {}) for output in outputs)

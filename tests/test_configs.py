@@ -1,0 +1,110 @@
+import ml_collections
+import pytest
+
+from alexnet_jax.evaluation import ensemble
+from alexnet_jax.models import registry
+from alexnet_jax.runs import config_checks, run_folder
+from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.training import loop
+from configs import alexnet
+
+
+def test_the_paper_recipe_has_the_numbers_of_the_paper():
+  """Facts, sections 1.5 to 1.7."""
+  config = alexnet.paper()
+  assert (config.batch_size, config.num_epochs, config.model.image_size) == (128, 90, 224)
+  optimizer = config.optimizer
+  assert (optimizer.rate, optimizer.momentum, optimizer.weight_decay) == (0.01, 0.9, 0.0005)
+  assert (optimizer.schedule, optimizer.rate_factor, optimizer.plateau_drops) == ('plateau', 10, 3)
+  assert set(config.model.init_std.values()) == {0.01}
+  ones = {name for name, bias in config.model.init_bias.items() if bias == 1}
+  assert ones - {'conv6'} == {'conv2', 'conv4', 'conv5', 'fc6', 'fc7'}  # the paper is silent on conv6
+  assert (config.augment.crop, config.augment.mirror, config.augment.colour_std) == (True, True, 0.1)
+
+
+def test_as_run_has_the_numbers_of_run_145():
+  """Facts, section 7, row by row; the rates are in test_optimizer.py."""
+  config = alexnet.get_config('imagenet2012,as_run')
+  norm = config.model.norm
+  assert (norm.k, norm.size, norm.alpha, norm.beta) == (2.0, 5, 2e-5, 0.75)
+  assert (norm.before, norm.after, norm.within) == (('conv1',), ('conv2',), ('conv2',))
+  std = {name: 0.03 if name in ('conv3', 'conv4', 'conv5', 'conv6') else 0.01 for name in alexnet.LAYERS}
+  assert config.model.init_std.to_dict() == std
+  assert config.model.init_bias == alexnet.paper().model.init_bias
+  assert config.model.centre_mean
+  augment = config.augment
+  assert (augment.offsets, augment.shared_by, augment.colour_std) == (33, 32, 0.1)
+  assert (augment.colour_rescale, augment.colour_until) == (True, 67 / 91)
+  assert not config.data.reshuffle
+  assert not config.optimizer.bias_decay
+  assert (config.batch_size, config.num_epochs) == (128, 91)
+
+
+@pytest.mark.parametrize('name', [*alexnet.DATASETS, *alexnet.VARIANTS])
+def test_no_variant_adds_a_field(name):
+  assert config_checks.flatten(alexnet.get_config(name)).keys() == config_checks.flatten(alexnet.paper()).keys()
+
+
+@pytest.mark.parametrize('name', ['digits', 'cifar10', 'imagenette'])
+def test_nothing_is_tuned_on_the_reported_split(name):
+  data = alexnet.get_config(name).data
+  assert data.validation_split.startswith('train[')
+  assert data.test_split not in (data.train_split, data.validation_split)
+
+
+def test_digits_are_the_default_and_are_not_mirrored():
+  config = alexnet.get_config()
+  assert config.data.name == 'digits'
+  assert not config.augment.mirror
+
+
+@pytest.mark.parametrize(
+  ('variants', 'sentence'),
+  [
+    ('nonsense', 'there are as_run, .*, and the datasets digits, '),
+    ('digits,cifar10', 'are 2 datasets; name one'),
+    ('one_tower,run150', 'one_tower and run150 exclude each other: a single tower'),
+    ('without_conv5,without_conv3,without_conv4', 'one must stay'),
+  ],
+)
+def test_wrong_variants_say_why(variants, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    alexnet.get_config(variants)
+
+
+def test_every_field_is_read_by_something(config, tmp_path, monkeypatch):
+  """A field that nobody reads is a bug. Trains with both schedules and records what is looked at."""
+  read, names = set(), {}
+
+  def name_parts(part, prefix):
+    names[id(part)] = prefix
+    for key, value in part.items():
+      if isinstance(value, ml_collections.ConfigDict):
+        name_parts(value, f'{prefix}{key}.')
+
+  original, build = ml_collections.ConfigDict.__getitem__, registry._build
+
+  def recording(self, key):
+    read.add(names.get(id(self), '?') + str(key))
+    return original(self, key)
+
+  config.model.kernels.update(conv6=128, bottleneck=128)  # so that their fields are read, too
+  names_of_all = set(config_checks.flatten(config))
+  for schedule in ('plateau', 'steps'):
+    config.optimizer.schedule = schedule
+    if schedule == 'steps':  # here, the length is given by epochs
+      config.num_steps, config.num_epochs, config.data.train_split = 0, 1, 'train[:16]'
+    name_parts(config, '')
+    with monkeypatch.context() as patched:
+      # Writing config.json, comparing it and checking bounds look at every field, and do not count.
+      patched.setattr(run_folder, 'write_description', lambda *_: None)
+      patched.setattr(config_checks, 'check', lambda config: None)
+      patched.setattr(ml_collections.ConfigDict, '__getitem__', recording)
+      # Nor does copying; what is read of the copy does.
+      patched.setattr(registry, '_build', lambda copy, num_classes: build(config.model, num_classes))
+      patched.setattr(registry, '_networks', {})
+      run_folder.default_folder(config)
+      loop.train_and_evaluate(config, tmp_path / schedule)
+      with pytest.raises(UsageError, match=r'classes\.txt is missing'):
+        ensemble.evaluate_ensemble(config, [tmp_path / 'plateau', tmp_path / 'steps'])
+  assert names_of_all - read == {'heartbeat'}  # which main.py reads
