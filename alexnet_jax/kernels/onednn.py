@@ -1,14 +1,15 @@
-"""Convolutions and matrix products by oneDNN, which jaxlib carries for a CPU but does not call.
+"""Convolutions and matrix products by oneDNN, which jaxlib contains for a CPU but does not call.
 
-XLA leaves both to YNNPACK on a CPU. oneDNN, which PyTorch calls, needs about half as long for the layers of this
-network (benchmarks/README.md). The pass of XLA that would put oneDNN in is not built into jaxlib 0.10.1, and off in
-0.11.2. Both have what it would put in: the custom calls below, whose configuration is XLA's `onednn_config.proto`. The
-only convolution among them is a forward one, so that its gradients are written as such.
+XLA computes both with YNNPACK on a CPU. oneDNN, which PyTorch calls, needs about half the time for the layers of this
+network (benchmarks/README.md). XLA's pass that would insert oneDNN is not built into jaxlib 0.10.1, and is off in
+0.11.2. Both versions contain what it would insert: the custom calls below, whose configuration is XLA's
+`onednn_config.proto`. The only convolution among them is a forward one, so its gradients are written as forward
+convolutions.
 
-Nothing checks a configuration, and what it means has changed from one XLA to another. So oneDNN is called in those
-versions alone with which it was tried; `convolution.py` has what is fastest in others. And XLA cannot write a program
-with such calls to its cache of compiled programs: it mistakes them for others there, with whatever consequence. So they
-are made only where that cache is off, see `use`.
+XLA does not check a configuration, and its meaning has changed between versions. oneDNN is therefore called only in the
+versions it was tested with; `convolution.py` has the fastest forms for other versions. XLA cannot write a program with
+such calls to its compilation cache: it confuses it with other programs. The calls are therefore made only while that
+cache is off, see `enable`.
 """
 
 import functools
@@ -16,6 +17,7 @@ import json
 import math
 import pathlib
 import platform
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,44 +26,46 @@ from jax.experimental.compilation_cache import compilation_cache as jax_compilat
 
 from alexnet_jax.runtime import compilation_cache
 
-TESTED_VERSIONS = ('0.10.1', '0.11.2')  # versions of jaxlib: those of requirements.txt
+TESTED_VERSIONS = ('0.10.1', '0.11.2')  # of jaxlib, those of requirements.txt
 
-# In the gradient of a kernel, images at a time: as many numbers as a vector of AVX-512 holds. More where the batch is
-# so large that its many parts would take long to compile.
-IMAGES, MOST_PARTS = 16, 8
+# The gradient of a kernel is computed from this many images at a time, the length of an AVX-512 vector. Larger batches
+# are divided into at most MAX_PARTS parts, since many parts take long to compile.
+IMAGES, MAX_PARTS = 16, 8
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+PARAMS, MAPS = jax.P('tower'), jax.P('tower', 'data')  # layouts of models/towers.py
 
 
 def enable() -> None:
-  """Takes to oneDNN from now on, where it is available; for work that is longer than compiling.
+  """Enables the oneDNN kernels if this jaxlib provides them.
 
-  It turns the cache of compiled programs off, so that what trains faster starts a few seconds later. Whoever named a
-  folder for the cache (JAX_COMPILATION_CACHE_DIR) keeps it, and does without oneDNN.
+  Disables the persistent compilation cache, which delays the start by a few seconds, so call it only for long runs. If
+  JAX_COMPILATION_CACHE_DIR names another folder than the default, the cache stays enabled and oneDNN is not used.
   """
-  if is_available() and jax.config.jax_compilation_cache_dir in (None, str(compilation_cache.default_folder())):
+  default_folders = (None, str(compilation_cache.default_folder()))
+  if is_available() and jax.config.jax_compilation_cache_dir in default_folders:  # type: ignore[attr-defined]
     jax.config.update('jax_enable_compilation_cache', False)
-    jax_compilation_cache.reset_cache()  # it looks at the setting once
-    # Or gradients are summed over the devices of an axis where it has but one, and XLA copies them: 24 ms a step.
+    jax_compilation_cache.reset_cache()  # the cache reads the setting once
+    # Without this, gradients are summed over mesh axes of length one, and XLA copies them: 24 ms a step.
     jax.config.update('jax_remove_size_one_mesh_axis_from_type', True)
 
 
 def is_enabled() -> bool:
-  """Says whether convolutions and products of float32 go to oneDNN."""
-  return is_available() and not jax.config.jax_enable_compilation_cache
+  """Returns whether float32 convolutions and products are computed by oneDNN."""
+  return is_available() and not jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
 
 
 @functools.cache
 def is_available() -> bool:
-  """Says whether JAX computes on a CPU, and in a version whose oneDNN is called as we know it."""
+  """Returns whether JAX computes on a CPU, with a jaxlib whose oneDNN calls were tested."""
   known = jax.lib.__version__ in TESTED_VERSIONS and (platform.system(), platform.machine()) == ('Linux', 'x86_64')
   return known and jax.default_backend() == 'cpu'
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """Does what `convolution.conv` does, in float32."""
-  size = num_windows(x.shape[1:3], kernel.shape[:2], stride, padding)
+  """Computes `convolution.conv`, in float32."""
+  size = output_size(x.shape[1:3], kernel.shape[:2], stride, padding)
   return _conv(x, kernel, size, padding, strides=(stride, stride))
 
 
@@ -78,10 +82,17 @@ def _conv_backward(stride, padding, residuals, dy):
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-def num_windows(size: tuple[int, int], window: tuple[int, int], stride: int, padding: Padding) -> tuple[int, int]:
-  """Counts the windows of a convolution along the height and the width of maps of this size, all in pixels."""
+def output_size(size: Sequence[int], window: Sequence[int], stride: int, padding: Padding) -> tuple[int, int]:
+  """Returns the (height, width) of the output maps of a convolution.
+
+  Args:
+    size: (height, width) of the input maps, pixels.
+    window: (height, width) of the kernels.
+    stride: from one window to the next.
+    padding: ((top, bottom), (left, right)).
+  """
   height, width = (
-    (side + sum(around) - length) // stride + 1 for side, length, around in zip(size, window, padding, strict=True)
+    (side + sum(edges) - length) // stride + 1 for side, length, edges in zip(size, window, padding, strict=True)
   )
   return height, width
 
@@ -97,25 +108,24 @@ def input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], stri
     padding: as in the forward pass.
 
   Returns:
-    An array as the input maps [batch, height, width, in].
+    The gradient of the input maps [batch, height, width, in].
   """
-  between = (0, 0, stride - 1)  # zeros, for input pixels at which no window begins
+  between = (0, 0, stride - 1)  # zeros for the input pixels at which no window begins
   dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), between, between, (0, 0, 0)))
-  around = [
+  edges = [
     (length - 1 - before, side + before - outputs)
     for length, (before, _), side, outputs in zip(kernel.shape[:2], padding, size, dy.shape[1:3], strict=True)
   ]
-  # Turned: what an input pixel says to the outputs, seen from the pixel.
-  return _conv(dy, kernel[::-1, ::-1], size, around, num_in_axis=3, num_out_axis=2)
+  return _conv(dy, kernel[::-1, ::-1], size, edges, num_in_axis=3, num_out_axis=2)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padding: Padding) -> jax.Array:
   """Computes the gradient of a convolution with respect to its kernel.
 
-  That is a convolution too, of the input with the gradient of the output, which sums over images as others sum over
-  channels. The channels lie side by side in a row of width x channel here. So a row of a kernel, all its columns and
-  channels, is a row of the result, and oneDNN computes many neighbours at a time. It does a few images at a time, so
-  that what it reads again and again stays in the cache.
+  This is a convolution of the input with the gradient of the output that sums over images instead of channels. The
+  channels are merged with the width, so that a row of a kernel, with all its columns and channels, is a row of the
+  result, and oneDNN computes many neighbours at a time. A few images at a time are used, so that the operands stay in
+  the cache.
 
   Args:
     x: input maps [batch, height, width, in] float32.
@@ -125,9 +135,9 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
     padding: as in the forward pass.
 
   Returns:
-    An array of `kernel_shape`.
+    The gradient of the kernel, of `kernel_shape`.
   """
-  num_images = max(IMAGES, math.ceil(len(x) / MOST_PARTS))
+  num_images = max(IMAGES, math.ceil(len(x) / MAX_PARTS))
   parts = [slice(first, first + num_images) for first in range(0, len(x), num_images)]
   return sum(_kernel_gradient(x[part], dy[part], kernel_shape, stride, padding) for part in parts)
 
@@ -156,7 +166,7 @@ def _kernel_gradient(x, dy, kernel_shape, stride, padding):
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
   """Multiplies stacks of matrices, [stack, rows, inner] by [stack, inner, columns], in float32.
 
-  More than one matrix by more than one go to XLA on a processor without AVX-512, where oneDNN may never end.
+  XLA multiplies stacks of several matrices on a processor without AVX-512, where oneDNN may not terminate.
   """
   return _matmul(a, b)
 
@@ -168,7 +178,8 @@ def _matmul_forward(a, b):
 def _matmul_backward(residuals, dy):
   a, b = residuals
   da = _matmul(dy, b, transpose_b=True)
-  # The gradient of the weights waits for what reads them last: XLA would copy them before they are updated in place.
+  # The gradient of the weights waits for the last reader of the weights, which are then updated in place, without a
+  # copy.
   dy = dy + 0 * da[:1, :1, :1]
   return da, _matmul(a, dy, transpose_a=True)
 
@@ -176,14 +187,33 @@ def _matmul_backward(residuals, dy):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def materialise(x: jax.Array) -> jax.Array:
-  """Hands on maps [..., channel] float32 as they are, computed once.
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Computes `layers.linear` in float32, each device the product of its own towers and batch shard."""
+  if not is_enabled() or x.dtype != jnp.float32:
+    return NotImplemented
 
-  XLA computes what looks cheap, as pooling does, anew for everything that reads it, in loops that suit the reader. It
-  does not look into a product, here with ones and zeros: what that returns lies in memory.
+  @jax.shard_map(in_specs=(MAPS, PARAMS), out_specs=MAPS)
+  def on_device(x, kernel):
+    return matmul(x, lax.pcast(kernel, ('data',), to='varying'))  # its gradient is summed over the data axis
+
+  return on_device(x, kernel)
+
+
+def materialise(x: jax.Array) -> jax.Array:
+  """Returns maps [tower, batch, ..., channel] unchanged; float32 maps are computed once for all of their readers.
+
+  XLA recomputes what is cheap, such as pooling, for every reader. It does not fuse into a product, here with the
+  identity matrix, so the result of the product is written to memory.
   """
-  channels = x.shape[-1]
-  return _matmul(x.reshape(1, -1, channels), jnp.eye(channels)[None]).reshape(x.shape)
+  if not is_enabled() or x.dtype != jnp.float32:
+    return x
+
+  @jax.shard_map(in_specs=MAPS, out_specs=MAPS)
+  def on_device(x):
+    channels = x.shape[-1]
+    return _matmul(x.reshape(1, -1, channels), jnp.eye(channels)[None]).reshape(x.shape)
+
+  return on_device(x)
 
 
 def _conv(
@@ -198,12 +228,12 @@ def _conv(
   num_in_axis=2,
   num_out_axis=3,
 ):
-  """Convolves maps [batch, height, width, in] with kernels that have their axes anywhere."""
-  cut = [min(edge, 0) for around in padding for edge in around]
-  if any(cut):  # maps that reach farther than the windows
-    top, bottom, left, right = cut
+  """Convolves maps [batch, height, width, in] with kernels whose axes are in any order."""
+  crop = [min(edge, 0) for edges in padding for edge in edges]
+  if any(crop):  # the maps extend past the last windows
+    top, bottom, left, right = crop
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
-  befores, afters = zip(*([max(edge, 0) for edge in around] for around in padding), strict=True)
+  befores, afters = zip(*([max(edge, 0) for edge in edges] for edges in padding), strict=True)
   maps = {'dims': 4, 'data': {'batch_dim': 0, 'spatial_dims': (1, 2), 'feature_dim': 3}}
   axes = {'spatial_dims': spatial_axes, 'input_feature_dim': num_in_axis, 'output_feature_dim': num_out_axis}
   config = {
@@ -234,11 +264,11 @@ def _matmul(a, b, *, transpose_a=False, transpose_b=False):
 
 @functools.cache
 def _multiplies_stacks() -> bool:
-  """Says whether one call may multiply more than one matrix by another.
+  """Returns whether one call may multiply several pairs of matrices.
 
-  Without AVX-512 oneDNN 3.7 (jaxlib 0.10) starts a task for each of them, and from there others for its parts, which
-  XLA lets wait for the end of the first: some call in a thousand never ends, or breaks the process off. XLA itself is
-  as fast there (benchmarks/README.md).
+  Without AVX-512, oneDNN 3.7 (jaxlib 0.10) starts a task for each pair, and each task starts others, which XLA
+  schedules after the first: about one call in a thousand does not terminate, or crashes the process. XLA's own product
+  is as fast there (benchmarks/README.md).
   """
   return 'avx512' in pathlib.Path('/proc/cpuinfo').read_text()
 
@@ -248,7 +278,7 @@ def _call(name, config, shape, *operands):
   call = jax.ffi.ffi_call(
     f'__onednn${name}',
     jax.ShapeDtypeStruct(shape, like.dtype, sharding=like.sharding, manual_axis_type=like.manual_axis_type),
-    custom_call_api_version=2,  # the one in which a configuration is text
+    custom_call_api_version=2,  # whose configuration is text
     legacy_backend_config=json.dumps({'outer_dimension_partitions': []} | config),
   )
   return call(*operands)

@@ -1,4 +1,4 @@
-"""The network of Figure 2, line by line, and what the variants of a config make of it.
+"""The network of Figure 2, line by line, and the variants that a config selects.
 
 Sizes in the comments are those of the paper: 224 x 224 images, two towers, 1000 classes.
 """
@@ -14,15 +14,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alexnet_jax.models import towers
-from alexnet_jax.models.layers import Conv, Linear, dropout, local_response_norm, max_pool, pooled, within_map_norm
+from alexnet_jax.models import checks, towers
+from alexnet_jax.models.layers import (
+  Conv,
+  Linear,
+  dropout,
+  local_response_norm,
+  max_pool,
+  num_windows,
+  within_map_norm,
+)
 from alexnet_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-# Section 3.5: side, stride and padding of the kernels. A config says how many there are, which layers see both towers,
-# and the padding that is None here. conv6 is not in figure 2 but in the networks marked with a star (section 6).
+# Section 3.5: side, stride and padding of the kernels. A config has their number, the cross-tower layers, and the
+# padding that is None here. conv6 is not in figure 2 but in the networks marked with a star (section 6).
 WINDOWS = {
   'conv1': (11, 4, None),
   'conv2': (5, 1, None),
@@ -32,11 +40,10 @@ WINDOWS = {
   'conv6': (3, 1, (1, 1)),
 }
 POOLED = ('conv1', 'conv2', 'conv5')
-LINEAR = ('bottleneck', 'fc8')  # without a nonlinearity; the first before a head of very many classes (facts, 4)
+LINEAR = ('bottleneck', 'fc8')  # without a nonlinearity; the bottleneck is for very many classes (facts, 4)
 LAYERS = (*WINDOWS, 'fc6', 'fc7', *LINEAR)
 POOLS = {name: name.replace('conv', 'pool') for name in POOLED}
-MAX_TOWERS, MAX_KERNELS = 16, 2**20  # more is a slip of the keyboard
-MAX_FLOAT32 = 3.4e38  # finite in 32 bits
+MAX_TOWERS = 16  # larger numbers are typing errors
 NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 
@@ -50,13 +57,13 @@ class AlexNet(nnx.Module):
 
     Args:
       config: the `model` part of a config.
-      num_classes: classes to tell apart, 2 or more; an odd number leaves the last unit of the last tower unused.
+      num_classes: number of classes, 2 or more; an odd number leaves the last unit of the last tower unused.
       rngs: source of the initial weights.
 
     Raises:
       UsageError: if the image is too small for the layers.
     """
-    self.num_towers, self.meet = config.num_towers, tuple(config.meet)
+    self.num_towers, self.cross_tower = config.num_towers, tuple(config.meet)
     self.pools = tuple(POOLS.values())
     self.nonlinearity = NONLINEARITIES[config.nonlinearity]
     self.dropout = dropout if config.dropout else lambda x, key: x
@@ -67,45 +74,46 @@ class AlexNet(nnx.Module):
     self.norm_before, self.norm_after, self.norm_within = tuple(norm.before), tuple(norm.after), tuple(norm.within)
     self.norm_pooled, self.norm_joined = tuple(norm.pooled), norm.joined
 
-    def start(name):
+    def initial(name):
       return dict(std=config.init_std[name], bias=config.init_bias[name], num_towers=self.num_towers, rngs=rngs)
 
-    def num_seen(name, own):  # of what a layer reads, one tower's own or that of all
-      return own * self.num_towers if name in self.meet else own
+    def num_inputs(name, num_per_tower):
+      return num_per_tower * self.num_towers if name in self.cross_tower else num_per_tower
 
     def num_kernels(name):  # of one tower
       return max(1, round(config.kernels[name] * config.width))
 
     side, channels = config.image_size, 3
     for name, (size, stride, padding) in WINDOWS.items():
-      channels = num_seen(name, channels)
+      channels = num_inputs(name, channels)
       if config.kernels[name]:
         padding = padding or both_sides(config.padding[name])
-        conv = Conv(channels, num_kernels(name), size, stride=stride, padding=(padding, padding), **start(name))
+        conv = Conv(channels, num_kernels(name), size, stride=stride, padding=(padding, padding), **initial(name))
         setattr(self, name, conv)
         side, channels = (side + sum(padding) - size) // stride + 1, num_kernels(name)
       if name in POOLED:
-        side = pooled(side, config.pool_size)
+        side = num_windows(side, config.pool_size)
       if side < 1:
         raise UsageError(f'model.image_size={config.image_size} leaves no pixel after {name}; choose 64 or more.')
-    self.fc6 = Linear(side * side * num_seen('fc6', channels), num_kernels('fc6'), **start('fc6'))
-    self.fc7 = Linear(num_seen('fc7', num_kernels('fc6')), num_kernels('fc7'), **start('fc7'))
+    self.fc6 = Linear(side * side * num_inputs('fc6', channels), num_kernels('fc6'), **initial('fc6'))
+    self.fc7 = Linear(num_inputs('fc7', num_kernels('fc6')), num_kernels('fc7'), **initial('fc7'))
     units = num_kernels('fc7')
     if config.kernels.bottleneck:
-      self.bottleneck = Linear(num_seen('bottleneck', units), num_kernels('bottleneck'), **start('bottleneck'))
+      self.bottleneck = Linear(num_inputs('bottleneck', units), num_kernels('bottleneck'), **initial('bottleneck'))
       units = num_kernels('bottleneck')
-    self.fc8 = Linear(num_seen('fc8', units), math.ceil(num_classes / self.num_towers), **start('fc8'))
+    self.fc8 = Linear(num_inputs('fc8', units), math.ceil(num_classes / self.num_towers), **initial('fc8'))
 
   def outputs(self, x: jax.Array, dropout_key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
-    """Goes through the network, and yields the name and the outputs of each stage.
+    """Runs the forward pass and yields `(layer name, output)` for every layer.
 
     Args:
-      x: images [batch, height, width, rgb], 0-255 less the mean image; layers compute in their dtype.
-      dropout_key: given in training; without it every unit is there and, with dropout, outputs are halved.
+      x: images [batch, height, width, rgb], 0-255 minus the mean image; layers compute in their dtype.
+      dropout_key: of the dropout masks in training. Without a key all units are active and, in a network with dropout,
+        their outputs are halved.
 
     Yields:
-      'conv1', 'pool1', ... 'fc8', in the order of the network, and [tower, batch, ...] in the dtype of x. The last are
-      logits.
+      The names 'conv1', 'pool1', ... 'fc8' in the order of the network, and outputs [tower, batch, ...] in the dtype of
+      x. The last ones are logits. The output of a layer that the network lacks is its input.
     """
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
@@ -117,18 +125,18 @@ class AlexNet(nnx.Module):
     yield 'conv4', (x := self.layer('conv4', x))  # [2, N, 13, 13, 192]
     yield 'conv5', (x := self.layer('conv5', x))  # [2, N, 13, 13, 128]
     yield 'pool5', (x := self.pool('conv5', x))  # [2, N, 6, 6, 128]
-    yield 'conv6', (x := self.layer('conv6', x))  # left out: the same
+    yield 'conv6', (x := self.layer('conv6', x))  # not in figure 2
     yield 'fc6', (x := self.layer('fc6', x))  # [2, N, 2048]
     x = self.dropout(x, keys[0])
     yield 'fc7', (x := self.layer('fc7', x))  # [2, N, 2048]
     x = self.dropout(x, keys[1])
-    yield 'bottleneck', (x := self.layer('bottleneck', x))  # left out: the same
+    yield 'bottleneck', (x := self.layer('bottleneck', x))  # not in figure 2
     yield 'fc8', self.layer('fc8', x)  # [2, N, 500]
 
   def layer(self, name: str, x: jax.Array) -> jax.Array:
-    """Applies one layer, with its nonlinearity and normalisation; one that is left out hands on what it would see."""
-    if name in self.meet:
-      x = towers.gather(x)  # what follows sees the maps of both towers
+    """Applies a layer with its nonlinearity and normalisation; returns the input of a layer that the network lacks."""
+    if name in self.cross_tower:
+      x = towers.gather(x)  # the maps of both towers
     if not hasattr(self, name):
       return x
     if name == 'fc6':
@@ -145,109 +153,68 @@ class AlexNet(nnx.Module):
     return x
 
   def pool(self, name: str, x: jax.Array) -> jax.Array:
-    """Pools what a layer says; there are networks which normalise after that."""
+    """Pools the output of a layer, and normalises it in networks that normalise after pooling."""
     x = max_pool(x, self.pool_size)
     return self.across_maps(x) if name in self.norm_pooled else x
 
   def across_maps(self, x: jax.Array) -> jax.Array:
-    """Normalises across the maps of each tower, or of all as if there was one."""
+    """Normalises across the maps of each tower, or across those of all towers."""
     if self.norm_joined:
       return towers.scatter(self.local_response_norm(towers.gather(x)[None])[0], self.num_towers)
     return self.local_response_norm(x)
 
 
 def require_alexnet(config: ConfigDict, tool: str) -> None:
-  """Finds a config that is not of an AlexNet.
+  """Checks that a config describes an AlexNet.
 
   Args:
     config: the `model` part of a config.
-    tool: what takes no other network, in a word.
+    tool: that supports no other network, for the message.
 
   Raises:
-    UsageError: if it is of another network.
+    UsageError: if it describes another network.
   """
   if config.name != 'alexnet':
-    raise UsageError(f"{tool} is for AlexNets alone, and model.name='{config.name}' is another network.")
+    raise UsageError(f"{tool} supports AlexNets only, and model.name='{config.name}' is another network.")
 
 
 def both_sides(padding: int | Sequence[int]) -> tuple[int, int]:
-  """Spells out a config's padding: one number for both sides, or (top and left, bottom and right)."""
-  return (padding, padding) if isinstance(padding, int) else tuple(padding)
+  """Returns the padding (top and left, bottom and right) of a config's number, for both sides, or pair."""
+  return (padding, padding) if isinstance(padding, int) else (padding[0], padding[1])
 
 
 def check_config(config: ConfigDict) -> None:
-  """Finds values that make no network.
+  """Validates the `model` part of a config.
 
   Raises:
-    UsageError: naming the field of the config's `model` part and what it may be.
+    UsageError: naming the field and its valid values.
   """
-
-  def demand(holds, field, sentence):
-    if not holds:
-      raise UsageError(f'model.{field} {sentence}.')
-
-  demand(0 < config.width < math.inf, f'width={config.width}', 'must be above 0; 1.0 is the published network')
-  demand(
-    1 <= config.num_towers <= MAX_TOWERS,
-    f'num_towers={config.num_towers}',
-    f'must be 1 to {MAX_TOWERS}; the paper has 2',
+  checks.check_width(config)
+  is_valid = 1 <= config.num_towers <= MAX_TOWERS
+  checks.require(is_valid, f'num_towers={config.num_towers}', f'must be 1 to {MAX_TOWERS}; the paper has 2')
+  checks.require(
+    config.pool_size >= 2, f'pool_size={config.pool_size}', 'must be at least the stride of 2; the paper has 3'
   )
-  demand(config.pool_size >= 2, f'pool_size={config.pool_size}', 'must be 2, the stride, or more; the paper has 3')
-  demand(
-    config.nonlinearity in NONLINEARITIES,
-    f"nonlinearity='{config.nonlinearity}'",
-    f'is unknown; choose {" or ".join(map(repr, NONLINEARITIES))}',
-  )
+  checks.require_one_of(config, 'nonlinearity', NONLINEARITIES)
   for name, padding in config.padding.items():
-    size, sides = WINDOWS[name][0], both_sides(padding)
-    demand(
-      len(sides) == 2 and all(isinstance(side, int) and 0 <= side < size for side in sides),
-      f'padding.{name}={padding}',
-      f'must be 0 to {size - 1}, or two such numbers',
-    )
-  norm = config.norm
-  demand(
-    0 < norm.size < MAX_KERNELS and norm.size % 2,
-    f'norm.size={norm.size}',
-    'must be odd and 1 or more; the paper has 5',
-  )
-  demand(0 < norm.k <= MAX_FLOAT32, f'norm.k={norm.k}', 'must be above 0; the paper has 2')
-  for field in ('alpha', 'beta'):
-    demand(0 <= norm[field] <= MAX_FLOAT32, f'norm.{field}={norm[field]}', 'must be 0 or more, and finite in 32 bits')
-  for name, bias in config.init_bias.items():
-    demand(abs(bias) <= MAX_FLOAT32, f'init_bias.{name}={bias}', 'must be a finite number')
+    size = WINDOWS[name][0]
+    sides = (padding,) * 2 if isinstance(padding, int) else tuple(padding)
+    is_valid = len(sides) == 2 and all(isinstance(side, int) and 0 <= side < size for side in sides)
+    checks.require(is_valid, f'padding.{name}={padding}', f'must be 0 to {size - 1}, or two such numbers')
+  checks.check_norm(config.norm)
+  checks.check_biases(config)
   for field in ('before', 'after', 'within'):
-    names = tuple(norm[field])
-    demand(set(names) <= set(WINDOWS), f'norm.{field}={names}', f'may name {", ".join(WINDOWS)}')
-  demand(
-    set(config.meet) <= set(LAYERS) - {'conv1'},
+    checks.check_names(config, f'norm.{field}', tuple(WINDOWS))
+  checks.check_names(config, 'norm.pooled', POOLED)
+  checks.check_names(config, 'meet', LAYERS[1:])
+  optional = ('conv3', 'conv4', 'conv5', 'conv6', 'bottleneck')
+  checks.check_kernels(config, optional, 'removes a required layer; conv3 to conv6 and the bottleneck are optional')
+  has_middle = any(config.kernels[name] for name in ('conv3', 'conv4', 'conv5'))
+  checks.require(has_middle, 'kernels', 'removes conv3, conv4 and conv5; one of them is required')
+  removed = [name for name in WINDOWS if name in config.meet and not config.kernels[name]]
+  checks.require(
+    not removed or (removed == ['conv3'] and not {'conv4', 'conv5'} & set(config.meet)),
     f'meet={tuple(config.meet)}',
-    f'may name {", ".join(LAYERS[1:])}; conv1 reads the image',
-  )
-  pooled_norms = tuple(norm.pooled)
-  demand(set(pooled_norms) <= set(POOLED), f'norm.pooled={pooled_norms}', f'may name {", ".join(POOLED)}')
-  left_out = [name for name in WINDOWS if name in config.meet and not config.kernels[name]]
-  demand(
-    not left_out or (left_out == ['conv3'] and not {'conv4', 'conv5'} & set(config.meet)),
-    f'meet={tuple(config.meet)}',
-    f'has {", ".join(left_out)} without kernels; only conv3 can hand on the maps of both towers, to a layer that has '
-    'not met itself',
-  )
-  for name, number in config.kernels.items():
-    demand(number >= 0, f'kernels.{name}={number}', 'must be 0 or more')
-    demand(
-      number * config.width <= MAX_KERNELS,
-      f'kernels.{name}={number}',
-      f'times model.width={config.width} must be {MAX_KERNELS:,} or less',
-    )
-    may_go = name in ('conv3', 'conv4', 'conv5', 'conv6', 'bottleneck')
-    demand(
-      number or may_go,
-      f'kernels.{name}=0',
-      'leaves out a layer that must stay; conv3 to conv6 and the bottleneck may go',
-    )
-  demand(
-    any(config.kernels[name] for name in ('conv3', 'conv4', 'conv5')),
-    'kernels',
-    'leaves out conv3, conv4 and conv5; one must stay',
+    f'names {", ".join(removed)} without kernels; only conv3 can pass the maps of both towers through, to a layer that '
+    'is not in model.meet',
   )

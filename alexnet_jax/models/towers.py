@@ -1,43 +1,45 @@
-"""The two GPUs of Figure 2: everything in this project that knows of devices.
+"""The two GPUs of Figure 2: the device mesh, and the exchange of maps between towers.
 
-Every parameter and every activation of a tower carries a leading tower axis, and that axis is laid over the devices of
-the mesh. Normalisation, pooling and dropout cannot cross towers, because the axis is not theirs. Where Figure 2's
-arrows cross, `gather` stands: it is the only place where towers exchange maps.
+Every parameter and every activation of a tower has a leading tower axis, which is sharded over the mesh axis 'tower'.
+Normalisation, pooling and dropout cannot cross towers, because they do not operate on that axis. `gather` is called
+exactly where Figure 2's arrows cross; it is the only exchange of maps between towers.
 
-An array that every tower sees alike (the image, or what `gather` returns) has no tower axis: [batch, ..., channel].
+Arrays that every tower reads, such as the images and the results of `gather`, have no tower axis: [batch, ...,
+channel].
 """
 
 import collections
 import concurrent.futures
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.runtime.errors import UsageError
 
-PARAMS = P('tower')  # [tower, ...]: each device keeps the kernels of its own tower
+PARAMS = P('tower')  # [tower, ...]: each device holds the kernels of its own towers
 MAPS = P('tower', 'data')  # [tower, batch, ...]
-BATCH = P('data')  # [batch, ...]: what every tower sees alike
+BATCH = P('data')  # [batch, ...]: read by every tower
 
-# Batches on their way to the devices at a time. Copied one after the other, those of 512 images take an H100 16 ms and
-# more; with two at a time a step of 10.0 ms took 10.65 (benchmarks/README.md).
-COPIES = 2
+# Batches that are copied to the devices at a time. One at a time, a copy of 512 images took 16 ms and more on an H100;
+# with two, a step of 10.0 ms took 10.65 ms (benchmarks/README.md).
+NUM_COPIES = 2
 
 
 def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mapping[str, int]) -> Mesh:
-  """Lays the devices out as data x tower.
+  """Arranges the devices as data x tower.
 
   Args:
-    num_data: devices along the data axis; 0 takes what the tower axis leaves.
-    num_tower: devices along the tower axis; 0 takes 2 when the number of devices is even and the network has two
-      towers, else 1.
+    num_data: devices along the data axis; 0 for all devices that the tower axis leaves.
+    num_tower: devices along the tower axis; 0 for 2 if the number of devices is even and the network has two towers,
+      else 1.
     num_towers: towers of the network (2 as published).
-    batches: sizes of the batches to be shared by the devices of the data axis, by config field.
+    batches: sizes of the batches that are sharded over the data axis, by config field.
 
   Returns:
     A mesh with the Explicit axes ('data', 'tower').
@@ -53,7 +55,7 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
     num_data = max(len(devices) // num_tower, 1)
   if min(num_data, num_tower) < 0:
     raise UsageError(
-      f'mesh.data={num_data} and mesh.tower={num_tower} must not be negative; 0 lets the mesh fit itself.'
+      f'mesh.data={num_data} and mesh.tower={num_tower} must not be negative; 0 chooses the size automatically.'
     )
   if num_towers % num_tower:
     choice = f'1 or {num_towers}' if num_towers > 1 else '1'
@@ -65,7 +67,7 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
     advice = (
       f'on a CPU, simulate them: JAX_NUM_CPU_DEVICES={needed} python main.py ... --config.mesh.tower={num_tower}'
       if devices[0].platform == 'cpu'
-      else 'leave mesh.data and mesh.tower at 0 to use what there is'
+      else 'set mesh.data and mesh.tower to 0 to use the available devices'
     )
     raise UsageError(
       f'mesh.data={num_data} x mesh.tower={num_tower} needs {needed} devices and there are {len(devices)}; {advice}.'
@@ -79,10 +81,19 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
   return Mesh(grid, ('data', 'tower'), axis_types=(AxisType.Explicit,) * 2)
 
 
-def data_shard(mesh: Mesh) -> tuple[int, int]:
-  """Says which share of every batch this process reads, as (index, count).
+def shapes_only_mesh() -> contextlib.AbstractContextManager:
+  """Returns a context with a mesh for computing shapes: the current mesh, or one without devices if none is set."""
+  if not jax.sharding.get_abstract_mesh().empty:
+    return contextlib.nullcontext()
+  mesh = AbstractMesh((1, 1), ('data', 'tower'), axis_types=(AxisType.Explicit,) * 2)
+  return jax.sharding.use_abstract_mesh(mesh)
 
-  Processes that differ only in tower read the same images, so the share follows the mesh, not the process index.
+
+def data_shard(mesh: Mesh) -> tuple[int, int]:
+  """Returns the shard of every batch that this process reads, as (index, count).
+
+  Processes that differ only in their towers read the same images, so the shard depends on the mesh, not on the process
+  index.
 
   Raises:
     UsageError: if this process holds no device of the mesh, or not one aligned block of its data axis.
@@ -90,53 +101,51 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
   mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
   rows = np.flatnonzero(mine.any(axis=1))
   if not rows.size:
-    raise UsageError(f'process {jax.process_index()} has no device in the mesh; let it use all devices.')
+    raise UsageError(f'process {jax.process_index()} has no device in the mesh; use all devices.')
   first, num_rows = int(rows[0]), len(rows)
   if rows[-1] - first != num_rows - 1 or first % num_rows or mesh.shape['data'] % num_rows:
     raise UsageError(
-      f'mesh.data={mesh.shape["data"]} does not give every process an equal, contiguous share of the batch; '
+      f'mesh.data={mesh.shape["data"]} does not give every process an equal, contiguous shard of the batch; '
       'choose a multiple of the number of processes, or 1.'
     )
   return first // num_rows, mesh.shape['data'] // num_rows
 
 
 def put_batch(mesh: Mesh, batch):
-  """Places this process's share of a batch (a pytree of numpy arrays [batch, ...]) on its devices."""
+  """Copies this process's shard of a batch (a pytree of numpy arrays [batch, ...]) to its devices."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x), batch)
 
 
 def prefetch_to_devices(mesh: Mesh, batches: Iterable) -> Iterator:
-  """Does what `put_batch` does for one batch after the other, ahead of whoever asks, so that no step waits for a copy.
-
-  The next `COPIES` batches are on their way while a step computes.
+  """Copies batches to the devices ahead of time, `NUM_COPIES` at a time, so that no step waits for a copy.
 
   Args:
-    mesh: whose devices they go to.
-    batches: this process's shares, pytrees of numpy arrays [batch, ...]; without end or not.
+    mesh: of the devices.
+    batches: this process's shards, pytrees of numpy arrays [batch, ...].
 
   Yields:
-    The same, [batch, ...], on the devices.
+    The batches, on the devices.
 
   Raises:
-    Whatever reading a batch raises, as soon as it does: the batches on their way are not handed out.
+    Whatever reading a batch raises, at once: batches that are being copied are not yielded any more.
   """
-  with concurrent.futures.ThreadPoolExecutor(COPIES) as pool:
-    ahead = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(NUM_COPIES) as pool:
+    ahead: collections.deque = collections.deque()
     for batch in batches:
       ahead.append(pool.submit(put_batch, mesh, batch))
-      if len(ahead) > COPIES:
+      if len(ahead) > NUM_COPIES:
         yield ahead.popleft().result()
     yield from (future.result() for future in ahead)
 
 
 def to_host(mesh: Mesh, tree):
-  """Brings arrays of the mesh to this host, whole, whatever process holds their parts: a pytree of numpy arrays."""
-  everywhere = NamedSharding(mesh, P())
-  return jax.tree.map(lambda x: np.asarray(jax.device_put(x, everywhere)), tree)
+  """Copies a pytree of arrays, sharded over any processes, to this host as numpy arrays."""
+  replicated = NamedSharding(mesh, P())
+  return jax.tree.map(lambda x: np.asarray(jax.device_put(x, replicated)), tree)
 
 
 def gather(x: jax.Array) -> jax.Array:
-  """Shows every tower the channels of all: Figure 2's crossing arrows.
+  """Joins the channels of all towers, for every tower to read: Figure 2's crossing arrows.
 
   Args:
     x: [tower, batch, ..., channel], the maps of each tower.
@@ -148,32 +157,32 @@ def gather(x: jax.Array) -> jax.Array:
 
 
 def scatter(x: jax.Array, num_towers: int) -> jax.Array:
-  """Hands each tower its own channels back, the inverse of `gather`: [batch, ..., tower * channel] -> [tower, ...]."""
+  """Splits channels between the towers, the inverse of `gather`: [batch, ..., tower * channel] -> [tower, ...]."""
   return jax.reshard(jnp.stack(jnp.split(x, num_towers, axis=-1)), MAPS)
 
 
 def broadcast(x: jax.Array, num_towers: int) -> jax.Array:
-  """Hands each tower its copy of what all see: [batch, ...] -> [tower, batch, ...]."""
+  """Copies an array to every tower: [batch, ...] -> [tower, batch, ...]."""
   return jnp.broadcast_to(x, (num_towers, *x.shape), out_sharding=MAPS)
 
 
 def versions() -> str:
-  """Says in one line what a run stands on."""
+  """Returns the versions of JAX and Flax, in one line."""
   return f'jax {jax.__version__}, flax {flax.__version__}'
 
 
 def device_memory(mesh: Mesh) -> int | None:
-  """Returns the bytes of memory of a device of this process; None where it is the host's, which all of them share."""
+  """Returns the bytes of memory of one device of this process; None if the devices share the host's memory."""
   return (mesh.local_devices[0].memory_stats() or {}).get('bytes_limit')
 
 
 def accelerators() -> str:
-  """Says in words which accelerators there are; empty where there is a CPU alone."""
+  """Describes the accelerators of this machine; returns '' if there are none."""
   devices = jax.devices()
   return '' if devices[0].platform == 'cpu' else f'{len(devices)} x {devices[0].device_kind}'
 
 
 def describe_mesh(mesh: Mesh) -> str:
-  """Says in one line which devices the mesh holds."""
+  """Describes the devices of a mesh in one line."""
   device = mesh.devices.flat[0]
   return f'{mesh.size} x {device.device_kind}, mesh data {mesh.shape["data"]} x tower {mesh.shape["tower"]}'

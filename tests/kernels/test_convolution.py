@@ -12,7 +12,7 @@ def normal(*shape, seed, dtype=np.float32):
 
 
 def convolved(conv, x, kernel, stride, padding):
-  """Returns what a convolution says, and the gradients of its input and its kernel."""
+  """Returns the output of a convolution, and the gradients of its input and its kernel."""
   y, _, gradients = with_gradients(lambda x, kernel: conv(x, kernel, stride, padding), x, kernel)
   return y, *gradients
 
@@ -49,8 +49,8 @@ def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, bat
     (96, 2, {'conv_by_columns', 'kernel_gradient'}),
   ],
 )
-def test_on_a_cpu_they_are_our_own_where_that_is_faster(num_kernels, stride, expected, monkeypatch):
-  """Otherwise the test above compares XLA with itself."""
+def test_a_cpu_uses_the_forms_of_this_project_where_they_are_faster(num_kernels, stride, expected, monkeypatch):
+  """Ensures that the test above does not compare XLA with itself."""
   called = set()
 
   def watched(name, function):
@@ -67,7 +67,7 @@ def test_on_a_cpu_they_are_our_own_where_that_is_faster(num_kernels, stride, exp
   ('size', 'stride', 'padding'), [(11, 4, ((0, 3), (0, 3))), (5, 2, ((1, 0), (2, 2))), (4, 3, ((2, 0), (1, 1)))]
 )
 @pytest.mark.parametrize('image', [(32, 32), (33, 39)])
-def test_a_stride_goes_by_blocks_on_a_gpu_and_is_the_plain_convolution(size, stride, padding, image, monkeypatch):
+def test_a_gpu_computes_strided_convolutions_by_blocks(size, stride, padding, image, monkeypatch):
   """The first is conv1. A stride of 1 is XLA's own there."""
   x = normal(3, *image, 3, seed=0)
   kernel = normal(size, size, 3, 8, seed=2)
@@ -81,7 +81,7 @@ def test_a_stride_goes_by_blocks_on_a_gpu_and_is_the_plain_convolution(size, str
   assert strides == [1]
 
 
-def test_on_a_gpu_48_channels_in_bfloat16_are_64_and_the_plain_convolution(monkeypatch):
+def test_a_gpu_pads_48_channels_in_bfloat16_to_64(monkeypatch):
   x = normal(3, 9, 9, 48, seed=0, dtype=jnp.bfloat16)
   kernel = normal(5, 5, 48, 8, seed=2, dtype=jnp.bfloat16)
   padding = ((2, 2), (2, 2))
@@ -106,7 +106,7 @@ def test_pieces_keep_their_patches_in_the_cache():
 
 
 @pytest.mark.parametrize(('width', 'padding'), [(32, (2, 2)), (24, (2, 2)), (17, (2, 2)), (16, (0, 1)), (12, (3, 0))])
-def test_two_pixels_at_a_time_are_the_plain_convolution(width, padding):
+def test_two_pixels_at_a_time_compute_the_plain_convolution(width, padding):
   """As in the first layer of the small networks."""
   x = normal(4, 32, width, 3, seed=0)
   kernel = normal(5, 5, 3, 32, seed=2)

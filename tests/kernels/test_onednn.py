@@ -61,7 +61,7 @@ def test_weights_are_updated_in_place():
 
 @pytest.mark.usefixtures('with_onednn')
 def test_convolutions_do_not_wait_for_each_other():
-  """Each asks the threads for help that all others run on."""
+  """Each convolution schedules tasks on the threads of all others."""
   x, kernels = jnp.ones((4, 13, 13, 16)), jnp.ones((16, 3, 3, 16, 64))
 
   @jax.jit
@@ -80,7 +80,7 @@ def test_products_of_a_stack_do_not_wait_for_each_other():
 
 
 def pooling():
-  """Returns pooled maps, what two others make of them, and a gradient; and how often their program takes a maximum."""
+  """Returns pooled maps, two functions of them, and a gradient; and the number of maxima in their program."""
 
   @jax.jit
   def pool(x):
@@ -92,7 +92,7 @@ def pooling():
 
 
 @pytest.mark.parametrize('num_tower', [1, 2])
-def test_pooling_is_computed_once_and_bit_for_bit_the_same(num_tower, request):
+def test_pooling_is_computed_once_with_bit_equal_results(num_tower, request):
   with jax.set_mesh(mesh(1, num_tower)):
     expected, num_maxima = pooling()
     request.getfixturevalue('with_onednn')
@@ -103,7 +103,7 @@ def test_pooling_is_computed_once_and_bit_for_bit_the_same(num_tower, request):
 
 
 def calls():
-  """Says of a tower's convolution and of its product whether oneDNN is called."""
+  """Returns whether the convolution and the product of a tower call oneDNN."""
 
   def is_called(function, x, *parameters):
     arguments = jax.device_put(x, towers.MAPS), *jax.device_put(parameters, towers.PARAMS)
@@ -116,24 +116,24 @@ def calls():
 
 
 @pytest.mark.usefixtures('one_device')
-def test_a_cache_of_programs_does_without():
+def test_onednn_is_not_called_with_the_compilation_cache():
   assert jax.config.jax_enable_compilation_cache
   assert calls() == [False, False]
 
 
 @pytest.mark.usefixtures('one_device', 'with_onednn')
 @pytest.mark.parametrize('has_avx512', [True, False])
-def test_without_one_the_network_calls_it_but_for_stacks_without_avx512(has_avx512, monkeypatch):
+def test_onednn_is_called_without_the_cache_except_for_stacks_without_avx512(has_avx512, monkeypatch):
   monkeypatch.setattr(onednn, '_multiplies_stacks', lambda: has_avx512)
   assert calls() == [True, has_avx512]
 
 
-def test_it_was_tried_with_the_versions_that_we_require():
+def test_the_required_versions_of_jaxlib_were_tested():
   required = (pathlib.Path(__file__).parents[2] / 'requirements.txt').read_text()
   assert tuple(re.findall('^jax==([0-9.]+)', required, re.MULTILINE)) == onednn.TESTED_VERSIONS
 
 
-def test_versions_that_were_not_tried_do_without(monkeypatch):
+def test_onednn_is_not_called_in_untested_versions(monkeypatch):
   monkeypatch.setattr(jax.lib, '__version__', '99.0.0')
   onednn.is_available.cache_clear()
   try:

@@ -67,7 +67,7 @@ def test_logits_are_the_same_on_every_mesh():
 
 
 @pytest.mark.parametrize(('shape', 'expected'), [((1, 2), 5), ((2, 2), 5), ((1, 1), 0), ((4, 1), 0)])
-def test_towers_meet_where_figure_2_says(shape, expected):
+def test_towers_exchange_maps_where_arrows_cross_in_figure_2(shape, expected):
   """conv3, fc6, fc7, fc8 read both towers, and the softmax reads both halves of fc8: five all-gathers."""
   with jax.set_mesh(mesh(*shape)):
     network = small()
@@ -76,20 +76,20 @@ def test_towers_meet_where_figure_2_says(shape, expected):
   assert program.count(' all-gather(') + program.count(' all-gather-start(') == expected
 
 
-def test_conv4_and_conv5_see_their_own_tower_only(one_device, monkeypatch):
+def test_conv4_and_conv5_read_their_own_tower_only(one_device, monkeypatch):
   """A change to tower 1's conv4 kernels reaches tower 1's conv5 and not tower 0's."""
   network = small()
   params = jax.jit(network.init)(jax.random.key(0))
-  seen, original = {}, alexnet.AlexNet.layer
+  recorded, original = {}, alexnet.AlexNet.layer
 
   def spy(self, name, x):
-    seen[name] = original(self, name, x)
-    return seen[name]
+    recorded[name] = original(self, name, x)
+    return recorded[name]
 
   @jax.jit
   def conv5(params):
     network.apply(params, images())
-    return seen['conv5']
+    return recorded['conv5']
 
   monkeypatch.setattr(alexnet.AlexNet, 'layer', spy)
   before = np.asarray(conv5(params))
@@ -100,8 +100,8 @@ def test_conv4_and_conv5_see_their_own_tower_only(one_device, monkeypatch):
   assert np.abs(before[1] - after[1]).max() > 0
 
 
-def test_networks_of_equal_configs_are_one(one_device):
-  """So what is compiled for one run serves the next."""
+def test_networks_of_equal_configs_are_one_object(one_device):
+  """Programs compiled for one run are reused by the next."""
   network = small()
   assert small() is network
   others = [small(num_classes=11), small(width=1 / 8), small(image_size=65)]
@@ -111,7 +111,7 @@ def test_networks_of_equal_configs_are_one(one_device):
 
 
 @pytest.mark.parametrize('num_classes', [2, 3, 7, 21_843])
-def test_any_number_of_classes(num_classes):
+def test_any_number_of_classes_is_supported(num_classes):
   with jax.set_mesh(mesh(1, 2)):
     network = small(num_classes=num_classes)
     params = jax.jit(network.init)(jax.random.key(0))
@@ -124,31 +124,31 @@ def test_any_number_of_classes(num_classes):
 
 
 @pytest.mark.parametrize('size', range(64, 260, 13))
-def test_any_size_of_image_from_64(one_device, size):
+def test_any_image_size_from_64_is_supported(one_device, size):
   network = small(image_size=size)
   params = jax.eval_shape(network.init, jax.random.key(0))
   assert jax.eval_shape(network.apply, params, image_shape(one_device, 2, size)).shape == (2, 10)
 
 
-def test_in_bfloat16_products_alone_have_16_bits(one_device):
+def test_in_bfloat16_only_products_have_16_bits(one_device):
   config = recipes.paper().model
   config.image_size, config.width, config.dtype = 64, 1 / 16, 'bfloat16'
   network = build(config, 10)
   params = jax.jit(network.init)(jax.random.key(0))
   dtypes = {}
 
-  def look(jaxpr):
+  def record(jaxpr):
     for equation in jaxpr.eqns:
       dtypes.setdefault(equation.primitive.name, set()).update(x.aval.dtype.name for x in equation.outvars)
       for inner in jax.core.jaxprs_in_params(equation.params):
-        look(inner)
+        record(inner)
 
-  look(jax.make_jaxpr(lambda params, x: jax.nn.log_softmax(network.apply(params, x)))(params, images()).jaxpr)
+  record(jax.make_jaxpr(lambda params, x: jax.nn.log_softmax(network.apply(params, x)))(params, images()).jaxpr)
   assert dtypes['conv_general_dilated'] == dtypes['dot_general'] == {'bfloat16'}
   assert dtypes['rsqrt'] == dtypes['exp'] == {'float32'}  # of normalisation and of the log-probabilities
   assert {x.dtype.name for x in jax.tree.leaves(params)} == {'float32'}
-  stages, exact = (jax.jit(one.activations)(params, images()) for one in (network, small()))
-  for name, ours in stages.items():
+  outputs, exact = (jax.jit(n.activations)(params, images()) for n in (network, small()))
+  for name, ours in outputs.items():
     assert ours.dtype == jnp.float32
     assert 0 < np.abs(ours - exact[name]).max() < 0.02 * np.abs(exact[name]).max(), name
 
@@ -159,28 +159,28 @@ def test_in_bfloat16_products_alone_have_16_bits(one_device):
     ('image_size', 32, 'leaves no pixel after conv5; choose 64 or more'),
     ('width', 0.0, 'width=0.0 must be above 0'),
     ('num_towers', 0, 'num_towers=0 must be 1 to 16'),
-    ('pool_size', 1, 'pool_size=1 must be 2'),
+    ('pool_size', 1, 'pool_size=1 must be at least the stride of 2'),
     ('nonlinearity', 'sigmoid', "nonlinearity='sigmoid' is unknown; choose 'relu' or 'tanh'"),
     ('dtype', 'float16', "dtype='float16' is unknown; choose 'float32' or 'bfloat16'"),
-    ('meet', ('conv1',), 'may name conv2, .*; conv1 reads the image'),
-    ('meet', ('fc9',), 'may name conv2, .*fc8'),
-    ('meet', ('conv3', 'conv6', 'fc6', 'fc7', 'fc8'), 'has conv6 without kernels; only conv3'),
+    ('meet', ('conv1',), 'may contain conv2, .*fc8'),
+    ('meet', ('fc9',), 'may contain conv2, .*fc8'),
+    ('meet', ('conv3', 'conv6', 'fc6', 'fc7', 'fc8'), 'names conv6 without kernels; only conv3'),
     ('padding.conv5', 3, 'padding.conv5=3 must be 0 to 2'),
     ('padding.conv1', (0, 11), r'padding.conv1=\(0, 11\) must be 0 to 10'),
-    ('norm.pooled', ('conv3',), 'norm.pooled=.* may name conv1, conv2, conv5'),
+    ('norm.pooled', ('conv3',), 'norm.pooled=.* may contain conv1, conv2, conv5'),
     ('norm.size', 4, 'norm.size=4 must be odd'),
     ('norm.size', -1, 'norm.size=-1 must be odd'),
     ('norm.k', -1.0, 'norm.k=-1.0 must be above 0'),
     ('norm.alpha', float('nan'), 'norm.alpha=nan must be 0 or more'),
     ('init_bias.conv1', float('nan'), 'init_bias.conv1=nan must be a finite number'),
     ('width', float('inf'), 'width=inf must be above 0'),
-    ('norm.after', ('fc6',), 'norm.after=.* may name conv1'),
-    ('kernels.fc6', 0, 'kernels.fc6=0 leaves out a layer that must stay'),
+    ('norm.after', ('fc6',), 'norm.after=.* may contain conv1'),
+    ('kernels.fc6', 0, 'kernels.fc6=0 removes a required layer'),
     ('kernels.conv2', -1, 'kernels.conv2=-1 must be 0 or more'),
-    ('kernels', dict(conv3=0, conv4=0, conv5=0), 'one must stay'),
+    ('kernels', dict(conv3=0, conv4=0, conv5=0), 'one of them is required'),
   ],
 )
-def test_what_makes_no_network_says_why(one_device, field, value, sentence):
+def test_an_invalid_model_config_is_a_usage_error(one_device, field, value, sentence):
   config = recipes.paper().model
   if isinstance(value, dict):
     config[field].update(value)

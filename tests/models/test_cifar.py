@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures('one_device')
 
 
 def drawn(config):
-  """A network, and parameters large enough for all that it does to be seen."""
+  """Returns a network, and parameters so large that every layer changes the logits."""
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
   config.model.init_bias = dict.fromkeys(config.model.init_bias, 0.1)
   network = build(config.model, 10)
@@ -59,7 +59,7 @@ def across(x):
 
 
 def reference(params, x, variants):
-  """Each network written down once more, in PyTorch."""
+  """Computes each network in PyTorch."""
   hidden = torch.tanh if 'tanh' in variants else F.relu
   name = variants.split(',')[0]
   norm = across if (name == '11pct' and 'no_lrn' not in variants) or ',lrn' in variants else lambda x: x
@@ -116,14 +116,14 @@ def test_logits_and_gradients_are_those_of_pytorch(variants, one_device):
 
 
 @pytest.mark.parametrize('name', NUM_PARAMETERS)
-def test_parameters_are_as_many_as_in_2012(name):
+def test_the_number_of_parameters_is_that_of_2012(name):
   network = build(cifar10.get_config(name).model, 10)
   params = jax.eval_shape(network.init, jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(params)) == NUM_PARAMETERS[name]
   assert set(NUM_PARAMETERS) == set(cifar10.NETWORKS)
 
 
-def test_stages_are_in_the_order_of_the_network(one_device):
+def test_layers_are_in_the_order_of_the_network(one_device):
   network, params = drawn(cifar10.get_config('11pct'))
   found = jax.jit(network.activations)(params, towers.put_batch(one_device, images(24)))
   names = list(network.layer_names)
@@ -139,7 +139,7 @@ def test_stages_are_in_the_order_of_the_network(one_device):
   ]
 
 
-def test_a_locally_connected_layer_is_the_same_on_every_mesh(one_device):
+def test_a_locally_connected_layer_computes_the_same_on_every_mesh(one_device):
   config = cifar10.get_config('13pct')
   network, params = drawn(config)
   x = images(24, 8)
@@ -151,7 +151,7 @@ def test_a_locally_connected_layer_is_the_same_on_every_mesh(one_device):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_each_layer_decays_as_its_own_file_says():
+def test_each_layer_decays_as_in_the_files_of_2012():
   """The paper's two equations in numpy, with cuda-convnet's decay for each layer (facts, 3)."""
   config = cifar10.get_config('13pct')
   config.model.width, config.optimizer.rate = 1 / 16, 0.5
@@ -189,7 +189,7 @@ def test_the_recipes_are_those_of_2012():
   assert not cifar10.get_config('figure1').augment.mirror
 
 
-def test_nine_views_lie_in_a_grid_and_are_not_mirrored():
+def test_nine_crops_form_a_grid_and_are_not_mirrored():
   crops = transforms.nine_crops(8)
   assert sorted((crop.top, crop.left) for crop in crops) == [(a, b) for a in (0, 4, 8) for b in (0, 4, 8)]
   assert not any(crop.mirrored for crop in crops)
@@ -203,7 +203,7 @@ def test_nine_views_lie_in_a_grid_and_are_not_mirrored():
     ('lrn,no_lrn', 'exclude each other'),
   ],
 )
-def test_wrong_variants_say_why(variants, sentence):
+def test_unknown_or_conflicting_variants_are_errors(variants, sentence):
   with pytest.raises(ValueError, match=sentence):
     cifar10.get_config(variants)
 
@@ -213,15 +213,15 @@ def test_wrong_variants_say_why(variants, sentence):
   [
     ('num_towers', 2, 'must be 1'),
     ('pool.conv1', 'middle', "choose 'max' or 'average'"),
-    ('norm.after', ('fc10',), 'may name conv1, conv2, conv3'),
+    ('norm.after', ('fc10',), 'may contain conv1, conv2, conv3'),
     ('norm.size', 4, 'must be odd'),
-    ('kernels.conv1', 0, 'must stay'),
+    ('kernels.conv1', 0, 'removes a required layer'),
     ('kernels.local3', 2**30, 'must be'),
     ('nonlinearity', 'step', 'is unknown'),
     ('width', 0.0, 'must be above 0'),
   ],
 )
-def test_values_that_make_no_network_are_named(field, value, sentence):
+def test_an_invalid_model_config_is_a_usage_error(field, value, sentence):
   config = cifar10.get_config('13pct')
   config.update_from_flattened_dict({f'model.{field}': value})
   with pytest.raises(UsageError, match=f'model.{field}.*{sentence}'):

@@ -27,7 +27,7 @@ def test_local_response_norm_is_the_formula(k, n, alpha, beta, channels):
   np.testing.assert_allclose(ours, lrn_by_the_formula(x, k, n, alpha, beta), rtol=1e-5)
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # where the denominators are kept for the gradient, and where not
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # with saved and with recomputed denominators
 def test_local_response_norm_and_its_gradient_are_those_of_torch(platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
@@ -46,7 +46,7 @@ def test_local_response_norm_and_its_gradient_are_those_of_torch(platform, monke
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-def test_in_bfloat16_the_norm_and_its_gradient_are_those_of_float32_rounded_once(platform, monkeypatch):
+def test_in_bfloat16_normalisation_and_its_gradient_are_those_of_float32_rounded_once(platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   x = jnp.asarray(100 * np.random.default_rng(0).normal(size=(2, 3, 4, 4, 16)), jnp.bfloat16)
   dy = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.bfloat16)
@@ -58,14 +58,14 @@ def test_in_bfloat16_the_norm_and_its_gradient_are_those_of_float32_rounded_once
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch(platform, monkeypatch):
+def test_the_normalisation_within_a_map_and_its_gradient_are_those_of_torch(platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')
   x = 100 * np.random.default_rng(0).normal(size=(2, 3, 7, 9, 4)).astype(np.float32)
   y, dy, (gradient,) = with_gradients(layers.within_map_norm, x)
 
   theirs = torch.tensor(x.reshape(6, 7, 9, 4).transpose(0, 3, 1, 2), requires_grad=True)
-  # Zeros beyond the border add nothing to a sum of squares.
+  # Zero padding does not change a sum of squares.
   sums = torch.nn.functional.avg_pool2d(theirs**2, 5, stride=1, padding=2, divisor_override=1)
   result = theirs / (1 + 0.001 / 25 * sums) ** 0.75
   result.backward(torch.tensor(dy.reshape(6, 7, 9, 4).transpose(0, 3, 1, 2)))
@@ -77,8 +77,8 @@ def test_the_norm_within_a_map_and_its_gradient_are_those_of_torch(platform, mon
   np.testing.assert_allclose(gradient, like_ours(theirs.grad), rtol=1e-4, atol=1e-5)
 
 
-# 55, 27 and 13 with windows of 3 and 2 are those of the network; with 2 the last window hangs over the edge.
-@pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # an axis at a time; at once, but for 5 pixels
+# 55, 27 and 13 with windows of 3 and 2 are those of the network; with 2 the last window extends past the edge.
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # one axis at a time; both at once, except for 5 pixels
 @pytest.mark.parametrize('sides', [(13, 15), (26, 28), (11, 55)])
 @pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 2), (3, 3), (4, 2), (5, 2)])
 def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides, platform, monkeypatch):
@@ -97,18 +97,18 @@ def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides, platf
 @pytest.mark.parametrize(('side', 'size', 'expected'), [(55, 3, 27), (27, 3, 13), (13, 3, 6), (55, 2, 28), (26, 2, 13)])
 def test_the_number_of_windows_is_that_of_2012(side, size, expected):
   """Facts, 1.3 and 4."""
-  assert layers.pooled(side, size) == expected
-  assert layers.pooled(11, 2) == 6  # the last one overhangs
+  assert layers.num_windows(side, size) == expected
+  assert layers.num_windows(11, 2) == 6  # the last one extends past the edge
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-def test_pixels_that_tie_share_the_gradient(platform, monkeypatch):
+def test_tied_pixels_divide_the_gradient(platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   gradient = jax.jit(jax.grad(lambda x: layers.max_pool(x).sum()))(np.ones((1, 1, 3, 3, 1), np.float32))
   np.testing.assert_allclose(gradient, np.full((1, 1, 3, 3, 1), 1 / 9), rtol=1e-6)
 
 
-def test_on_a_gpu_pixels_that_tie_share_the_gradient_equally_and_others_have_none_of_it(monkeypatch):
+def test_on_a_gpu_tied_pixels_divide_the_gradient_equally(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   x = np.random.default_rng(0).integers(0, 3, (2, 3, 11, 12, 4)).astype(np.float32)
   y, dy, (gradient,) = with_gradients(layers.max_pool, x)
@@ -122,13 +122,13 @@ def test_on_a_gpu_pixels_that_tie_share_the_gradient_equally_and_others_have_non
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-def test_a_pixel_that_is_no_number_makes_the_maximum_none(platform, monkeypatch):
+def test_the_maximum_over_a_nan_is_nan(platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   y = layers.max_pool(jnp.zeros((1, 1, 5, 5, 1)).at[0, 0, 1, 1, 0].set(jnp.nan))
   np.testing.assert_array_equal(np.isnan(y[0, 0, :, :, 0]), [[True, False], [False, False]])
 
 
-def test_dropout_keeps_half_of_the_units_unscaled_and_halves_all_at_test_time():
+def test_dropout_does_not_rescale_in_training_and_halves_all_units_at_test_time():
   x = jnp.ones((2, 4, 5000))
   dropped = layers.dropout(x, jax.random.key(0))
   assert set(np.unique(dropped)) == {0.0, 1.0}
@@ -136,12 +136,12 @@ def test_dropout_keeps_half_of_the_units_unscaled_and_halves_all_at_test_time():
   np.testing.assert_array_equal(layers.dropout(x, None), 0.5 * x)
 
 
-def test_every_unit_and_image_has_a_mask_of_its_own():
+def test_every_image_and_tower_has_a_different_mask():
   mask = np.asarray(layers.dropout(jnp.ones((2, 4, 1000)), jax.random.key(0))).reshape(8, -1)
   assert len(np.unique(mask, axis=0)) == 8
 
 
-def test_initial_weights_have_the_standard_deviation_asked_for():
+def test_initial_weights_have_the_given_standard_deviation():
   weights = np.asarray(layers.gaussian(jax.random.key(0), (2, 100, 500), 0.01))
   assert weights.dtype == np.float32
   assert abs(weights.mean()) < 4 * 0.01 / np.sqrt(weights.size)
@@ -155,7 +155,7 @@ def test_initial_weights_are_the_numbers_that_jax_draws_for_their_shape():
 
 
 @pytest.mark.parametrize('side', [8, 9, 24])
-def test_average_pool_takes_the_mean_of_what_lies_inside(side):
+def test_average_pool_takes_the_mean_of_the_pixels_inside(side):
   torch = pytest.importorskip('torch', reason='PyTorch is the reference')
   x = np.random.default_rng(0).normal(size=(2, 3, side, side, 4)).astype(np.float32)
   found, dy, (gradient,) = with_gradients(layers.average_pool, x)

@@ -12,7 +12,7 @@ MESHES = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1)]
 
 
 def grouped_conv(x, kernel, stride, padding):
-  """The same as two groups of one convolution: x [batch, ..., tower * in], kernel [tower, ..., in, out]."""
+  """Computes one convolution with two groups: x [batch, ..., tower * in], kernel [tower, ..., in, out]."""
   kernel = jnp.concatenate(list(kernel), axis=-1)
   return lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=2
@@ -38,8 +38,8 @@ def test_conv_is_a_convolution_in_two_groups(shape):
 
 @pytest.mark.parametrize('shape', MESHES)
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-def test_conv_of_what_all_towers_see_is_one_convolution(shape, platform, monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: platform)  # where it goes by columns, and where by blocks
+def test_a_conv_of_shared_maps_is_one_convolution(shape, platform, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)  # computed by columns and by blocks
   x = jax.random.normal(jax.random.key(0), (8, 19, 19, 3))
   kernel, bias = jax.random.normal(jax.random.key(1), (2, 11, 11, 3, 6)), jax.random.normal(jax.random.key(2), (2, 6))
 
@@ -80,7 +80,7 @@ def test_each_device_holds_its_own_tower():
 @pytest.mark.parametrize(
   ('fields', 'shape'), [((0, 0), (2, 2)), ((0, 1), (4, 1)), ((1, 0), (1, 2)), ((2, 0), (2, 2)), ((4, 0), (4, 1))]
 )
-def test_the_mesh_fits_itself_to_four_devices(fields, shape):
+def test_the_mesh_is_chosen_for_four_devices(fields, shape):
   found = towers.make_mesh(*fields, num_towers=2, batches={'batch_size': 8})
   assert (found.shape['data'], found.shape['tower']) == shape
 
@@ -99,13 +99,13 @@ def test_a_network_of_one_tower_is_never_split():
     ((-1, 1), 2, 8, 'must not be negative'),
   ],
 )
-def test_a_mesh_that_cannot_be_says_why(fields, num_towers, batch_size, sentence):
+def test_an_impossible_mesh_is_a_usage_error(fields, num_towers, batch_size, sentence):
   with pytest.raises(UsageError, match=sentence):
     towers.make_mesh(*fields, num_towers=num_towers, batches={'eval.batch_size': batch_size})
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
-def test_batches_are_put_ahead_in_their_order(shape):
+def test_batches_are_prefetched_in_order(shape):
   read = []
 
   def batches():
@@ -116,7 +116,7 @@ def test_batches_are_put_ahead_in_their_order(shape):
   current = mesh(*shape)
   ahead = towers.prefetch_to_devices(current, batches())
   found = [next(ahead)]
-  assert len(read) == 1 + towers.COPIES
+  assert len(read) == 1 + towers.NUM_COPIES
   found += ahead
   for number, batch in enumerate(found):
     assert batch['image'].sharding.spec == towers.BATCH
@@ -126,7 +126,7 @@ def test_batches_are_put_ahead_in_their_order(shape):
   assert len(found) == 7
 
 
-def test_an_error_of_reading_ends_what_is_put_ahead(one_device):
+def test_a_read_error_ends_prefetching(one_device):
   def batches():
     yield np.zeros(4)
     raise RunError('record 3 cannot be read.')

@@ -1,4 +1,4 @@
-"""Every variant of configs/alexnet.py: what it is made of, and what it computes."""
+"""Every variant of configs/alexnet.py: its parameters, its shapes, and its logits and gradients against PyTorch."""
 
 import itertools
 import math
@@ -129,7 +129,7 @@ def of(variant):
   return config
 
 
-def test_all_variants_are_here():
+def test_every_variant_is_tested():
   assert set(EXPECTED) == {'paper', *recipes.VARIANTS}
 
 
@@ -149,7 +149,9 @@ def test_parameters_and_shapes_at_full_width(variant, one_device, monkeypatch):
   network = build(config, 1000)
   params = jax.eval_shape(network.init, jax.random.key(0))
   images = image_shape(one_device, 4, config.image_size)
-  logits = jax.eval_shape(lambda *inputs: network.apply(*inputs), params, images)  # else JAX knows what it knew before
+  logits = jax.eval_shape(
+    lambda *inputs: network.apply(*inputs), params, images
+  )  # a lambda, or JAX reuses the trace of an earlier test
   assert logits.shape == (4, 1000)
   assert sum(x.size for x in jax.tree.leaves(params)) == EXPECTED[variant][0]
   expected = PAPER_SHAPES | OTHER_SHAPES.get(variant, {})
@@ -159,7 +161,7 @@ def test_parameters_and_shapes_at_full_width(variant, one_device, monkeypatch):
 @pytest.mark.parametrize(
   ('variant', 'num_classes', 'num_params'), [('run146_2009', 10_184, 99_182_152), ('run146_2011', 21_843, 110_605_267)]
 )
-def test_pre_training_has_as_many_parameters_as_in_2012(variant, num_classes, num_params, one_device):
+def test_the_number_of_parameters_in_pre_training_is_that_of_2012(variant, num_classes, num_params, one_device):
   """Facts, 1.8; an odd number of classes leaves a unit of fc8 that is not counted."""
   network = build(recipes.get_config(variant).model, num_classes)
   params = jax.eval_shape(network.init, jax.random.key(0))
@@ -168,7 +170,7 @@ def test_pre_training_has_as_many_parameters_as_in_2012(variant, num_classes, nu
 
 
 @pytest.mark.parametrize('variant', [name for name, (_, gathers) in EXPECTED.items() if gathers is not None])
-def test_towers_meet_as_often_as_the_variant_says(variant):
+def test_the_number_of_all_gathers_is_that_of_the_variant(variant):
   with jax.set_mesh(mesh(1, 2)):
     network = build(of(variant).model, 10)
     params = jax.eval_shape(network.init, jax.random.key(0))
@@ -177,9 +179,9 @@ def test_towers_meet_as_often_as_the_variant_says(variant):
 
 
 @pytest.mark.parametrize('variant', EXPECTED)
-def test_one_step_sets_every_layer_in_motion(variant, one_device):
+def test_one_step_gives_every_layer_a_velocity(variant, one_device):
   config = of(variant)
-  config.optimizer.weight_decay = 0.0  # which would move every kernel by itself
+  config.optimizer.weight_decay = 0.0  # or every kernel would decay
   network, hyper = build(config.model, 10), step.hyperparameters(config.optimizer)
   state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
   rng = np.random.default_rng(0)
@@ -225,7 +227,7 @@ def dropout_masks(params, batch, key):
 
 
 AT_FULL_WIDTH = ('paper', 'as_run', 'one_tower', 'no_overlap', 'no_communication', 'run150', 'conv6')
-# They change training, not the network; or the network is one that is compared already.
+# These change training only, or have the network of another variant.
 SAME_NETWORK = (
   'small',
   'no_colour',
@@ -245,7 +247,7 @@ def test_logits_and_gradients_are_those_of_a_grouped_network_in_torch(one_device
 
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', AT_FULL_WIDTH)
-def test_so_they_are_at_full_width(one_device, variant):
+def test_logits_and_gradients_at_full_width_are_those_of_torch(one_device, variant):
   """In double precision: of the millions of maxima some are ties to single precision, and go either way."""
   with jax.enable_x64(True):
     compare_with_torch(variant, image_size=224, width=1.0, num_classes=1000, dtype=np.float64)
@@ -306,7 +308,7 @@ def test_variants_compute_the_same_on_every_mesh(variant):
     np.testing.assert_allclose(logits, found[1, 1], rtol=1e-5, atol=1e-6 * np.abs(logits).max())
 
 
-def test_every_pair_of_variants_makes_a_network_or_says_why_not(one_device):
+def test_every_pair_of_variants_is_a_network_or_a_usage_error(one_device):
   models = set()
   for first, second in itertools.combinations_with_replacement(recipes.VARIANTS, 2):
     try:
@@ -326,7 +328,7 @@ def test_every_pair_of_variants_makes_a_network_or_says_why_not(one_device):
 
 @pytest.mark.parametrize('recipe', ['imagenet2012', 'imagenet2012,as_run,conv6,bottleneck'])
 def test_the_outputs_of_the_small_network_are_as_large_as_those_of_the_full_one(recipe, one_device):
-  """A layer's gain is its deviation times the root of its inputs."""
+  """The gain of a layer is its standard deviation times the square root of the number of its inputs."""
 
   def gains(variants):
     config = recipes.get_config(variants)
@@ -355,7 +357,7 @@ def test_the_outputs_of_the_small_network_are_as_large_as_those_of_the_full_one(
   ],
 )
 @pytest.mark.parametrize('recipe', ['imagenet2012', 'imagenet2012,as_run'])
-def test_an_ablation_changes_this_and_nothing_else(recipe, variant, expected):
+def test_an_ablation_changes_only_the_expected_fields(recipe, variant, expected):
   without, with_it = (config_checks.flatten(recipes.get_config(names)) for names in (recipe, f'{recipe},{variant}'))
   if variant == 'no_lrn' and 'as_run' in recipe:
     expected = expected | {'model.norm.before': [], 'model.norm.within': []}
