@@ -1,9 +1,9 @@
 """Convolutions and matrix products by oneDNN, which jaxlib contains for a CPU but does not call.
 
 XLA computes both with YNNPACK on a CPU. oneDNN, which PyTorch calls, needs about half the time for the layers of this
-network (benchmarks/README.md). XLA's pass that would insert oneDNN is not built into jaxlib 0.10.1, and is off in
-0.11.2. Both versions contain what it would insert: the custom calls below, whose configuration is XLA's
-`onednn_config.proto`. The only convolution among them is a forward one, so its gradients are written as forward
+network (benchmarks/README.md). XLA's pass that would insert oneDNN is not built into jaxlib 0.10.1, and is off by
+default in newer versions. All of them contain what it would insert: the custom calls below, whose configuration is
+XLA's `onednn_config.proto`. The only convolution among them is a forward one, so its gradients are written as forward
 convolutions.
 
 XLA does not check a configuration, and its meaning has changed between versions. oneDNN is therefore called only in the
@@ -26,7 +26,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_compilat
 
 from alexnet_jax.runtime import compilation_cache
 
-TESTED_VERSIONS = ('0.10.1', '0.11.2')  # of jaxlib, those of requirements.txt
+TESTED_VERSIONS = ('0.10.1', '0.12.0.1')  # of jaxlib, those of requirements.txt
 
 # The gradient of a kernel is computed from this many images at a time, the length of an AVX-512 vector. Larger batches
 # are divided into at most MAX_PARTS parts, since many parts take long to compile.

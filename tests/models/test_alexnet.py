@@ -1,4 +1,5 @@
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_in_bfloat16_only_products_have_16_bits(one_device):
   def record(jaxpr):
     for equation in jaxpr.eqns:
       dtypes.setdefault(equation.primitive.name, set()).update(x.aval.dtype.name for x in equation.outvars)
-      for inner in jax.core.jaxprs_in_params(equation.params):
+      for inner in jax.extend.core.jaxprs_in_params(equation.params):
         record(inner)
 
   record(jax.make_jaxpr(lambda params, x: jax.nn.log_softmax(network.apply(params, x)))(params, images()).jaxpr)
