@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -23,10 +22,9 @@ def require(condition: bool, field: str, message: str) -> None:
 
 
 def require_one_of(config: ConfigDict, field: str, choices: Collection[str]) -> None:
-  """Raises UsageError unless the value of a field is among the choices."""
-  require(
-    config[field] in choices, f"{field}='{config[field]}'", f'is unknown; choose {" or ".join(map(repr, choices))}'
-  )
+  """Raises UsageError unless the value of a field, such as 'pool.conv1', is among the choices."""
+  value = config[field]
+  require(value in choices, f"{field}='{value}'", f'is unknown; choose {" or ".join(map(repr, choices))}')
 
 
 def check_width(config: ConfigDict) -> None:
@@ -46,7 +44,7 @@ def check_norm(norm: ConfigDict) -> None:
 
 def check_names(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
   """Checks that a field with names of layers, such as 'norm.after', names some of the allowed ones only."""
-  names = tuple(_value(config, field))
+  names = tuple(config[field])
   require(set(names) <= set(allowed), f'{field}={names}', f'may contain {", ".join(allowed)}')
 
 
@@ -69,7 +67,3 @@ def check_kernels(config: ConfigDict, optional: Collection[str], message: str) -
     limit = f'times model.width={config.width} must be {MAX_KERNELS:,} or less'
     require(num * config.width <= MAX_KERNELS, f'kernels.{name}={num}', limit)
     require(num > 0 or name in optional, f'kernels.{name}=0', message)
-
-
-def _value(config, field):
-  return functools.reduce(lambda part, name: part[name], field.split('.'), config)
