@@ -1,15 +1,16 @@
-"""How fast images come: our pipeline, PyTorch's DataLoader, and bare decoding; and how fast a dataset is prepared.
+"""Measures the throughput of the input pipeline, of PyTorch's DataLoader, of decoding alone, and of `prepare`.
 
     make bench-data      or      python benchmarks/input_pipeline.py --pictures=FOLDER --rounds=7
 
-All read the same prepared images, take turns, and use all cores; the figures are medians over the rounds. FOLDER is a
-tree train/CLASS/PICTURE; by default pictures are cut out of the two photographs that come with scikit-learn.
+All contestants read the same prepared images in alternating turns and use all cores; the results are medians over the
+rounds. FOLDER contains train/CLASS/IMAGE; by default, images are cropped from scikit-learn's two sample photographs.
 
-- bare: libjpeg-turbo (simplejpeg) decodes the JPEGs, one after the other in one thread a core, and does nothing else.
-- ours: `data.training_batches`: reading, decoding, cropping, batches of 128 ready for the device.
-- torch: a DataLoader whose dataset holds the JPEGs in memory, decodes with Pillow, crops and mirrors with Pillow (its
-  fastest way), and draws the colour shift. The best of 0, 1 and 2 worker processes counts.
-- preparing: `shards.Shard.make` against decode + resize + encode of the same pictures alone, both on one core.
+- bare: libjpeg-turbo (simplejpeg) decodes the JPEGs in one thread per core, and does nothing else.
+- ours: `pipeline.training_batches` reads, decodes and crops images, and makes batches of 128 that are ready for the
+  device.
+- torch: a DataLoader whose dataset has the JPEGs in memory, decodes, crops and mirrors with Pillow (its fastest way),
+  and draws the colour shift. The best of 0, 1 and 2 worker processes counts.
+- preparing: `writer.Shard.write` against decode + resize + encode of the same images, both on one core.
 """
 
 import argparse
@@ -40,30 +41,30 @@ IMAGENET_SIZE = 1_281_167
 
 
 def main():
-  """Prepares the pictures, lets the sides take turns, and prints a table and a line of JSON."""
+  """Prepares the images, measures all contestants, and prints a table and a line of JSON."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--pictures', type=pathlib.Path, help='tree train/CLASS/PICTURE')
-  parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--seconds', type=float, default=2.0, help='of each turn')
-  parser.add_argument('--memory_batches', type=int, default=2000, help='over which memory is watched; 0: not at all')
+  parser.add_argument('--pictures', type=pathlib.Path, help='folder that contains train/CLASS/IMAGE')
+  parser.add_argument('--rounds', type=int, default=7, help='number of rounds (%(default)s)')
+  parser.add_argument('--seconds', type=float, default=2.0, help='duration of each turn (%(default)s)')
+  parser.add_argument('--memory_batches', type=int, default=2000, help='batches over which memory is measured; 0: skip')
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    pictures = options.pictures or sample_pictures(folder / 'pictures')
+    images = options.pictures or write_sample_images(folder / 'images')
     for encoding in ('jpeg', 'raw'):
-      status = cli.main(['prepare', 'folder', str(pictures), f'--data_dir={folder}', f'--encoding={encoding}'])
+      status = cli.main(['prepare', 'folder', str(images), f'--data_dir={folder}', f'--encoding={encoding}'])
       if status not in (0, 3):
         sys.exit(status)
     result = {'cores': CORES, 'pictures': str(options.pictures or 'scikit-learn'), 'rounds': options.rounds}
     result |= compare(folder, options)
-    result['preparing'] = preparing(pictures, folder, options.rounds)
+    result['preparing'] = compare_preparation(images, folder, options.rounds)
     if options.memory_batches:
-      result['resident_gib'] = memory(folder, options.memory_batches)
+      result['resident_gib'] = measure_memory(folder, options.memory_batches)
   print(json.dumps(result))
 
 
-def sample_pictures(folder):
-  """Cuts 2,048 pictures of 500 x 375, ImageNet's usual size, out of two photographs."""
+def write_sample_images(folder):
+  """Crops 2,048 images of 500 x 375, ImageNet's usual size, from two photographs."""
   import PIL.Image
   from sklearn import datasets
 
@@ -71,41 +72,41 @@ def sample_pictures(folder):
   photographs = [PIL.Image.fromarray(photograph) for photograph in datasets.load_sample_images().images]
   for number in range(2048):
     width = int(rng.integers(200, 560))
-    left, top = (int(rng.integers(0, room + 1)) for room in (640 - width, 427 - width * 3 // 4))
-    picture = photographs[number % 2].resize((500, 375), box=(left, top, left + width, top + width * 3 // 4))
-    place = folder / 'train' / str(number % 2)
-    place.mkdir(parents=True, exist_ok=True)
-    picture.save(place / f'{number}.jpg', quality=92)
+    left, top = (int(rng.integers(0, margin + 1)) for margin in (640 - width, 427 - width * 3 // 4))
+    image = photographs[number % 2].resize((500, 375), box=(left, top, left + width, top + width * 3 // 4))
+    class_folder = folder / 'train' / str(number % 2)
+    class_folder.mkdir(parents=True, exist_ok=True)
+    image.save(class_folder / f'{number}.jpg', quality=92)
   return folder
 
 
-def config_of(folder, encoding):
-  """The paper's augmentation of the prepared pictures, in batches of 128."""
+def make_config(folder, encoding):
+  """Returns the paper's config, with the prepared images as dataset."""
   config = alexnet.get_config('imagenet2012')
   config.data.name, config.data.dir = 'ilsvrc/folder' + ('_raw' if encoding == 'raw' else ''), str(folder)
   return config
 
 
 def compare(folder, options):
-  """Lets the sides take turns; returns images per second and ratios."""
-  sources = {name: sources.open_splits(config_of(folder, name).data, 256, ['train'])[0] for name in ('jpeg', 'raw')}
-  files = encoded_files(sources['jpeg'])
-  sides = {'bare': lambda seconds: bare(files, seconds)}
-  for name, source in sources.items():
-    sides[f'ours {name}'] = turn_of(endless(source, config_of(folder, name)), skip=4 * CORES)
+  """Measures all contestants in turns; returns images per second and ratios."""
+  splits = {name: sources.open_splits(make_config(folder, name).data, 256, ['train'])[0] for name in ('jpeg', 'raw')}
+  files = read_encoded(splits['jpeg'])
+  contestants = {'bare': lambda seconds: decode_only(files, seconds)}
+  for name, source in splits.items():
+    contestants[f'ours {name}'] = make_turn(our_batches(source, make_config(folder, name)), skip=4 * CORES)
   for workers in (0, 1, 2):
-    sides[f'torch {workers}'] = turn_of(torch_batches(files, workers), skip=2 * 2 * workers + 1)
-  rates = {name: [] for name in sides}
+    contestants[f'torch {workers}'] = make_turn(torch_batches(files, workers), skip=2 * 2 * workers + 1)
+  throughputs = {name: [] for name in contestants}
   for number in range(options.rounds + 1):
-    for name, side in sides.items():
-      rate = side(options.seconds)
+    for name, run_turn in contestants.items():
+      throughput = run_turn(options.seconds)
       if number:  # the first round warms up
-        rates[name].append(rate)
-  median = {name: stats.median(values) for name, values in rates.items()}
-  best = max((name for name in sides if name.startswith('torch')), key=median.get)
+        throughputs[name].append(throughput)
+  median = {name: stats.median(values) for name, values in throughputs.items()}
+  best = max((name for name in contestants if name.startswith('torch')), key=median.get)
 
-  def ratio(one, other):
-    return stats.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+  def ratio(numerator, denominator):
+    return stats.median(a / b for a, b in zip(throughputs[numerator], throughputs[denominator], strict=True))
 
   ratios = {
     'ours jpeg / bare': ratio('ours jpeg', 'bare'),
@@ -113,28 +114,28 @@ def compare(folder, options):
     'ours raw / ours jpeg': ratio('ours raw', 'ours jpeg'),
   }
   print(f'{"":12}{"images/s":>10}{"per core":>10}   ({CORES} cores, median of {options.rounds} rounds)')
-  for name, rate in median.items():
-    print(f'{name:12}{rate:10.0f}{rate / CORES:10.0f}')
+  for name, throughput in median.items():
+    print(f'{name:12}{throughput:10.0f}{throughput / CORES:10.0f}')
   for name, value in ratios.items():
     print(f'{name}: {value:.2f}')
   return {'images_per_second': median, 'ratios': ratios}
 
 
-def encoded_files(source):
-  """The JPEGs of a source, in memory."""
+def read_encoded(source):
+  """Reads the JPEGs of a source into memory."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   records = (source._records[index] for index in range(len(source)))
   return [tf_example_pb2.Example.FromString(record).features.feature['image'].bytes_list.value[0] for record in records]
 
 
-def bare(files, seconds):
-  """Decodes in one thread a core and counts."""
+def decode_only(files, seconds):
+  """Decodes JPEGs in one thread per core; returns images per second."""
   import simplejpeg
 
   end = time.perf_counter() + seconds
 
-  def loop(first):
+  def decode_from(first):
     buffer, count = np.empty((256, 256, 3), np.uint8), 0
     while time.perf_counter() < end:
       simplejpeg.decode_jpeg(files[(first + count) % len(files)], 'RGB', buffer=buffer)
@@ -143,20 +144,20 @@ def bare(files, seconds):
 
   start = time.perf_counter()
   with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
-    total = sum(pool.map(loop, range(0, len(files), len(files) // CORES)[:CORES]))
+    total = sum(pool.map(decode_from, range(0, len(files), len(files) // CORES)[:CORES]))
   return total / (time.perf_counter() - start)
 
 
-def endless(source, config):
-  """Our batches."""
+def our_batches(source, config):
+  """Returns an infinite iterator of our training batches."""
   covariance = np.diag([5000.0, 5000.0, 5000.0])
-  return pipeline.training_batches(source, covariance, config, first_step=0, colour_steps=10**9, share=(0, 1))
+  return pipeline.training_batches(source, covariance, config, first_step=0, num_colour_steps=10**9, shard=(0, 1))
 
 
-def turn_of(batches, skip):
-  """Makes a side of a stream: takes batches for some seconds, but first those made while others had their turn."""
+def make_turn(batches, skip):
+  """Returns a function that measures images per second, after skipping the batches prefetched between turns."""
 
-  def turn(seconds):
+  def run_turn(seconds):
     for _ in range(skip):
       next(batches)
     start, count = time.perf_counter(), 0
@@ -164,11 +165,11 @@ def turn_of(batches, skip):
       count += len(next(batches)['label'])
     return count / (time.perf_counter() - start)
 
-  return turn
+  return run_turn
 
 
 def torch_batches(files, num_workers):
-  """The same work in a DataLoader."""
+  """Returns an infinite iterator of batches from a DataLoader that does the same work."""
   import io
 
   import PIL.Image
@@ -198,36 +199,36 @@ def torch_batches(files, num_workers):
   return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def preparing(pictures, folder, rounds):
-  """Compares the making of a shard with decode + resize + encode alone, on one core."""
-  (shard, *_) = writer.plan(
-    'train', archives.folder_of_classes(pictures).splits['train'], folder / 'again', 'jpeg', quality=85
+def compare_preparation(images, folder, rounds):
+  """Compares writing a shard with decode + resize + encode alone, on one core."""
+  (shard, *_) = writer.plan_shards(
+    'train', archives.index_class_folders(images).splits['train'], folder / 'again', 'jpeg', quality=85
   )
   shard.parts.mkdir(parents=True)
-  files = [picture.read() for picture in shard.pictures]
-  rates = {'bare': [], 'ours': []}
+  files = [image.read() for image in shard.images]
+  throughputs = {'bare': [], 'ours': []}
   for number in range(rounds + 1):
     start = time.perf_counter()
     for file in files:
       image_io.encode_jpeg(image_io.resize_and_crop(image_io.decode(file), 256), 85)
     middle = time.perf_counter()
-    shard.make()
+    shard.write()
     end = time.perf_counter()
     if number:
-      rates['bare'].append(len(files) / (middle - start))
-      rates['ours'].append(len(files) / (end - middle))
-  ratio = stats.median(o / b for o, b in zip(rates['ours'], rates['bare'], strict=True))
-  median = {name: stats.median(values) for name, values in rates.items()}
+      throughputs['bare'].append(len(files) / (middle - start))
+      throughputs['ours'].append(len(files) / (end - middle))
+  ratio = stats.median(ours / bare for ours, bare in zip(throughputs['ours'], throughputs['bare'], strict=True))
+  median = {name: stats.median(values) for name, values in throughputs.items()}
   print(
-    f'preparing on one core: {median["ours"]:.0f} pictures/s, decode + resize + encode alone {median["bare"]:.0f}; '
+    f'preparing on one core: {median["ours"]:.0f} images/s, decode + resize + encode alone {median["bare"]:.0f}; '
     f'ratio {ratio:.2f}'
   )
   return median | {'ratio': ratio}
 
 
-def memory(folder, num_batches):
-  """Watches the resident memory with an index as long as ImageNet's, whose images are those of the small dataset."""
-  config = config_of(folder, 'jpeg')
+def measure_memory(folder, num_batches):
+  """Measures the resident memory with a dataset of ImageNet's length, which repeats the images of the small one."""
+  config = make_config(folder, 'jpeg')
   (source,) = sources.open_splits(config.data, 256, ['train'])
 
   class Repeated:
@@ -238,17 +239,17 @@ def memory(folder, num_batches):
       return source.read([index % len(source) for index in indices])
 
   gc.collect()
-  batches, seen = endless(Repeated(), config), {'before': resident()}
+  batches, resident = our_batches(Repeated(), config), {'before': resident_memory()}
   for number in range(1, num_batches + 1):
     next(batches)
     if number in (num_batches // 10, num_batches // 2, num_batches):
-      seen[f'after {number}'] = resident()
-  print(f'resident memory with {IMAGENET_SIZE:,} images, GiB: {seen}')
-  return seen
+      resident[f'after {number}'] = resident_memory()
+  print(f'resident memory with {IMAGENET_SIZE:,} images, GiB: {resident}')
+  return resident
 
 
-def resident():
-  """Resident memory of this process in GiB."""
+def resident_memory():
+  """Returns the resident memory of this process, GiB."""
   with open('/proc/self/statm') as statm:
     return round(int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**30, 3)
 

@@ -1,1 +1,1 @@
-"""From bytes to batches; imports no jax."""
+"""Datasets: from encoded images to batches of crops. Imports no JAX."""

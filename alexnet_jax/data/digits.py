@@ -1,7 +1,7 @@
-"""The handwritten digits that come with scikit-learn, as a TFDS dataset that needs no network.
+"""TFDS dataset of the handwritten digits that are distributed with scikit-learn; it needs no network.
 
 1,797 digits of 8 x 8 pixels written by 13 people: the test part of the UCI 'Optical Recognition of Handwritten Digits'
-(E. Alpaydin and C. Kaynak, 1998). Small, real, and enough to see the whole of AlexNet learn.
+(E. Alpaydin and C. Kaynak, 1998). The dataset is small and real, and the full network learns it.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import tensorflow_datasets as tfds
 
 _DESCRIPTION = """\
 1,797 grey images of handwritten digits, 8 x 8 pixels, as distributed with scikit-learn; the grey levels 0-16 are
-stretched over 0-255, ink bright on a dark ground. Every fifth image is in the test split. The same 13 people wrote
-both splits, so the test says how well digits are read, not how well new hands are.
+scaled to 0-255, with bright ink on a dark ground. Every fifth image is in the test split. The same 13 people wrote
+both splits, so the test error does not measure generalisation to new writers.
 """
 
 _CITATION = """\
@@ -24,7 +24,7 @@ _CITATION = """\
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `digits`: 1,437 training and 360 test images."""
+  """Builds `digits`: 1,437 training and 360 test images."""
 
   VERSION = tfds.core.Version('1.0.0')
 
@@ -46,7 +46,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     return {'train': self._generate_examples(test=False), 'test': self._generate_examples(test=True)}
 
   def _generate_examples(self, test):
-    from sklearn import datasets  # here, so that reading a dataset that is there already does not need it
+    from sklearn import datasets  # needed only to prepare the dataset
 
     digits = datasets.load_digits()
     for index, (ink, label) in enumerate(zip(digits.images, digits.target, strict=True)):

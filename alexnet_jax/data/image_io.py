@@ -1,4 +1,4 @@
-"""Image files to RGB pixels and back, and the square that is stored (section 2). numpy, Pillow and simplejpeg only."""
+"""Decodes and encodes image files, and resizes images to squares (section 2); numpy, Pillow and simplejpeg only."""
 
 import glob
 import io
@@ -11,56 +11,63 @@ import simplejpeg
 
 from alexnet_jax.runtime.errors import UsageError
 
-# Those in which photographs come. Pillow knows others, some of which it hands to other programs, such as Ghostscript.
+# The formats of photographs. Pillow opens others too, some with external programs such as Ghostscript.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF', 'BMP', 'PPM', 'JPEG2000', 'AVIF')
-MAX_PIXELS = 89_000_000  # larger ones are taken for decompression bombs; Pillow warns a little above this
-MAX_SCANNED = 20 * MAX_PIXELS  # pixels times scans of a progressive JPEG: each goes over the whole picture again
+MAX_PIXELS = 89_000_000  # a larger image is rejected as a decompression bomb; Pillow warns a little above this
+MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # pixels times scans: each scan of a progressive JPEG visits the whole image
 START_OF_SCAN = b'\xff\xda'
-PLAIN_JPEG = ('YCbCr', 'Gray', 'RGB')  # what libjpeg-turbo itself turns into RGB; Pillow knows about inks
+JPEG_COLOURSPACES = ('YCbCr', 'Gray', 'RGB')  # those that libjpeg-turbo converts to RGB; Pillow converts CMYK
 
 
 def find_images(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-  """Finds the image files that a user means.
+  """Finds the image files that paths, folders and patterns denote.
 
   Args:
-    paths: files, whatever their names; folders, of which all files count that are named like images, at any depth and
-      unless hidden; and patterns such as 'photos/*.jpg' or '**/*.png'.
+    paths: files with any name; folders, which are searched recursively for files that are named like images and not
+      hidden; and patterns such as 'photos/*.jpg' or '**/*.png'.
 
   Returns:
-    Each file once, those of a folder or pattern in the order of their names.
+    Each file once, in the order of `paths`; files of the same folder or pattern are sorted.
 
   Raises:
-    UsageError: if a path is not there, or there is no image in it.
+    UsageError: if a path does not exist or contains no image.
   """
-  found = []
+  images = []
   for path in map(pathlib.Path, paths):
     if path.is_dir():
-      inside = sorted(
-        one for one in path.rglob('*') if _is_named_like_an_image(one.relative_to(path)) and one.is_file()
+      files = sorted(
+        file for file in path.rglob('*') if _is_named_like_an_image(file.relative_to(path)) and file.is_file()
       )
     elif path.exists():
-      inside = [path]
+      files = [path]
     else:
-      inside = [pathlib.Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-      inside = [one for one in inside if one.is_file()]
-    if not inside:
-      reason = 'has no image in it' if path.is_dir() else 'does not exist'
-      raise UsageError(f"{path} {reason}; name image files, folders of them, or patterns such as 'photos/*.jpg'.")
-    found += inside
-  return list(dict.fromkeys(found))
+      matches = map(pathlib.Path, sorted(glob.glob(str(path), recursive=True)))
+      files = [match for match in matches if match.is_file()]
+    if not files:
+      reason = 'contains no image' if path.is_dir() else 'does not exist'
+      raise UsageError(f"{path} {reason}; name image files, folders of images, or patterns such as 'photos/*.jpg'.")
+    images += files
+  return list(dict.fromkeys(images))
 
 
 def _is_named_like_an_image(path):
-  PIL.Image.init()  # Pillow then knows all its formats
-  form = PIL.Image.EXTENSION.get(path.suffix.lower())
-  return form in FORMATS and not any(part.startswith('.') for part in path.parts)
+  PIL.Image.init()  # registers the file name extensions of all formats
+  image_format = PIL.Image.EXTENSION.get(path.suffix.lower())
+  return image_format in FORMATS and not any(part.startswith('.') for part in path.parts)
 
 
 def read_square(path: pathlib.Path, size: int) -> np.ndarray:
-  """Reads an image file as it would be stored in a dataset, [size, size, rgb] uint8.
+  """Reads an image file and resizes it like a stored image.
+
+  Args:
+    path: image file of any common format.
+    size: side of the square image in pixels.
+
+  Returns:
+    [size, size, rgb] uint8.
 
   Raises:
-    ValueError: saying why the file cannot be read or decoded.
+    ValueError: if the file cannot be read or decoded; the message is the reason.
   """
   try:
     encoded = path.read_bytes()
@@ -70,64 +77,67 @@ def read_square(path: pathlib.Path, size: int) -> np.ndarray:
 
 
 def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
-  """Decodes an image file of any common format to [height, width, rgb] uint8.
+  """Decodes an image file of any common format to RGB.
 
-  Everything becomes RGB: grey by repetition, as in the 2012 code (facts, section 2), inks and palettes by Pillow's
-  rules, 16 bits by their upper eight; transparency is dropped, an animation shows its first picture, and a rotation
-  noted in EXIF is not applied. A JPEG in good order is decoded by libjpeg-turbo itself, in 0.4 of the time that Pillow
-  takes, to the same pixels. (To decode the crop only would save a sixth; no library that offers it is as fast as this
-  one is with the whole.)
+  Grey is repeated in three channels, as in the 2012 code (facts, section 2), and Pillow converts CMYK and palettes. Of
+  16 bits the upper eight remain. Transparency is dropped, an animation becomes its first frame, and the EXIF rotation
+  is not applied. libjpeg-turbo decodes an intact JPEG directly, to the same pixels as Pillow in 0.4 of the time.
+  Decoding only the crop would save a sixth, but no library that offers it decodes the whole image as fast.
 
   Args:
-    encoded: the file.
-    buffer: uint8, as large as the picture or larger; if given, a JPEG is decoded into it, and the result lies there.
+    encoded: contents of the file.
+    buffer: uint8 array. If it is at least as large as the image, a JPEG is decoded into it and the result is a view.
+
+  Returns:
+    [height, width, rgb] uint8.
 
   Raises:
-    ValueError: saying why the file cannot be decoded.
+    ValueError: if the file cannot be decoded; the message is the reason.
   """
   if encoded[:2] == b'\xff\xd8':
     try:
       height, width, colourspace, _ = simplejpeg.decode_jpeg_header(encoded)
       _check_size(width, height, encoded.count(START_OF_SCAN))
-      if colourspace in PLAIN_JPEG:
+      if colourspace in JPEG_COLOURSPACES:
         if buffer is not None and buffer.size < height * width * 3:
           buffer = None
         return simplejpeg.decode_jpeg(encoded, 'RGB', buffer=buffer)
-    except ValueError:  # not in good order; Pillow is more forgiving and knows what is too much
+    except ValueError:  # Pillow, below, tolerates more damage; the size is checked there too
       pass
   try:
     if encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP':
-      _check_size(*_webp_size(encoded))  # before Pillow takes memory for it
+      _check_size(*_webp_size(encoded))  # before Pillow allocates memory
     with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       _check_size(image.width, image.height, encoded.count(START_OF_SCAN) if image.format in ('JPEG', 'MPO') else 1)
       return _to_rgb(image)
-  except Exception as error:  # Pillow raises whatever the broken file leads it to
+  except Exception as error:  # on damaged files Pillow raises errors of many types
     raise ValueError(_reason(error)) from error
 
 
 def _check_size(width, height, num_scans=1):
   if width * height > MAX_PIXELS:
-    raise ValueError(f'{width} x {height} pixels are more than {MAX_PIXELS:,}')
-  if width * height * num_scans > MAX_SCANNED:
-    raise ValueError(f'{num_scans:,} scans of {width} x {height} pixels are more than any picture needs')
+    raise ValueError(f'{width} x {height} pixels are more than the maximum of {MAX_PIXELS:,}')
+  if width * height * num_scans > MAX_SCANNED_PIXELS:
+    raise ValueError(f'{num_scans:,} scans of {width} x {height} pixels are more than a genuine image requires')
 
 
 def _webp_size(encoded):
-  """Reads width and height from the header of a WebP's first chunk."""
+  """Returns width and height from the header of the first chunk of a WebP file."""
 
-  def number(first, last):
-    return int.from_bytes(encoded[first:last], 'little')
+  def read_integer(start, stop):
+    return int.from_bytes(encoded[start:stop], 'little')
 
   kind = encoded[12:16]
   if kind == b'VP8X':
-    return number(24, 27) + 1, number(27, 30) + 1
+    return read_integer(24, 27) + 1, read_integer(27, 30) + 1
   if kind == b'VP8L':
-    return number(21, 25) % 2**14 + 1, (number(21, 25) >> 14) % 2**14 + 1
-  return number(26, 28) % 2**14, number(28, 30) % 2**14
+    bits = read_integer(21, 25)
+    return bits % 2**14 + 1, (bits >> 14) % 2**14 + 1
+  return read_integer(26, 28) % 2**14, read_integer(28, 30) % 2**14
 
 
 def _to_rgb(image):
-  if image.mode.startswith(('I', 'F')):  # Pillow would cut at 255
+  if image.mode.startswith(('I', 'F')):  # Pillow would clip at 255
     grey = np.nan_to_num(np.asarray(image, np.float32))
     is_deep = image.mode.startswith('I;16') or grey.max() > 255
     grey = np.clip(grey / 256 if is_deep else grey, 0, 255).astype(np.uint8)
@@ -139,15 +149,21 @@ def _to_rgb(image):
 
 def _reason(error):
   if isinstance(error, PIL.UnidentifiedImageError):
-    return 'it is no image in a known format'
+    return 'not an image in a known format'
   return str(error).strip() or type(error).__name__
 
 
 def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
-  """Brings the short side to `size` and cuts out the centre [size, size, rgb] (section 2).
+  """Resizes the short side to `size` and crops the centre (section 2).
 
-  Shrinks by averaging over areas and enlarges by cubic interpolation (facts, section 2). The square is cut out first,
-  so that what is cut off is not resized.
+  Shrinks by averaging areas and enlarges by cubic interpolation (facts, section 2). Only the central square is resized.
+
+  Args:
+    image: [height, width, rgb] uint8.
+    size: side of the square image in pixels.
+
+  Returns:
+    [size, size, rgb] uint8; a view if the short side is `size` already.
   """
   height, width = image.shape[:2]
   short = min(height, width)
@@ -161,10 +177,13 @@ def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-  """Encodes [height, width, rgb] uint8 as a JPEG file, colours at half the resolution as is usual.
+  """Encodes an image as a JPEG file, with colours at half the resolution as is usual.
 
   Args:
-    image: the pixels.
-    quality: 1 to 100 in libjpeg's scale; 85 is what the names of the 2012 folders point to (facts, section 2).
+    image: [height, width, rgb] uint8.
+    quality: 1 to 100 on libjpeg's scale; the names of the 2012 folders suggest 85 (facts, section 2).
+
+  Returns:
+    Contents of the file.
   """
   return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, 'RGB', '420')

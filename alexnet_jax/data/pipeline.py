@@ -1,4 +1,10 @@
-"""Batches of crops."""
+"""Grain pipelines that assemble batches of crops.
+
+A training batch depends on (seed, step) alone, whatever the number of processes: every process makes the random draws
+of the whole batch and uses those of its shard. Each of Grain's threads assembles a whole batch. Threads keep all cores
+busy because decoding releases Python's global interpreter lock, and work that is done once per batch costs next to
+nothing per image.
+"""
 
 import functools
 import os
@@ -17,8 +23,7 @@ from alexnet_jax.runtime.errors import UsageError
 
 Batch = dict[str, np.ndarray]
 
-
-MAX_THREADS = 16  # a batch of 128 takes 19 MB, and each thread has up to two in the making
+MAX_THREADS = 16  # each holds up to two batches, and a batch of 128 images takes 19 MB
 
 
 def training_batches(
@@ -27,135 +32,140 @@ def training_batches(
   config: ConfigDict,
   *,
   first_step: int,
-  colour_steps: int,
-  share: tuple[int, int],
+  num_colour_steps: int,
+  shard: tuple[int, int],
 ) -> Iterator[Batch]:
-  """Streams augmented batches without end.
+  """Returns an infinite iterator over augmented batches.
 
   Args:
-    source: examples at the stored size, `model.image_size` + `model.border`.
-    covariance: [rgb, rgb] of the training pixels.
+    source: examples of the stored size, `model.image_size` + `model.border`.
+    covariance: [rgb, rgb] covariance of the training pixels, 0-255.
     config: the whole config.
-    first_step: the step whose batch comes first.
-    colour_steps: steps of the run whose images have their colours shifted; later ones keep theirs.
-    share: (index, count): which of `count` equal shares of each batch to yield.
+    first_step: training step of the first batch.
+    num_colour_steps: number of training steps, counted from step 0, whose images get a colour shift.
+    shard: (index, count): yields shard `index` of the `count` equal shards of each batch.
 
-  Yields:
-    What `step.train_step` takes, [batch / count, ...].
+  Returns:
+    Batches as `step.train_step` takes them, [batch / count, ...].
   """
-  index, count = share
+  index, count = shard
   size, batch_size = config.model.image_size, config.batch_size
-  mine = slice(index * batch_size // count, (index + 1) * batch_size // count)
+  rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
-  def load(step):
-    indices = _shown_at(step, len(source), config)[mine]
-    rng = _generator(config.seed, 'augmentation', step)
-    std = config.augment.colour_std if step < colour_steps else 0.0
+  def assemble(step):
+    indices = _image_indices(step, len(source), config)[rows]
+    rng = _random_generator(config.seed, 'augmentation', step)
+    std = config.augment.colour_std if step < num_colour_steps else 0.0
     crops = transforms.random_crops(rng, batch_size, config.augment, config.model.border)
     colours = transforms.colour_shifts(rng, batch_size, covariance, std)
-    crops = transforms.Crop(*(field[mine] for field in crops))
+    top, left, mirrored = (np.asarray(field)[rows] for field in crops)
+    crops = transforms.Crop(top, left, mirrored)
     mean_crops = transforms.mean_crop(crops, config.model.centre_mean, config.model.border)
-    batch = {
+    batch: Batch = {
       'image': np.empty((len(indices), size, size, 3), np.uint8),
-      'mirrored': crops.mirrored,
+      'mirrored': mirrored,
       'mean_offset': np.stack(mean_crops[:2], axis=1),
-      'mean_mirrored': mean_crops.mirrored,
-      'colour': colours[mine],
+      'mean_mirrored': np.asarray(mean_crops.mirrored),
+      'colour': colours[rows],
       'scale': np.full(len(indices), 1 / (1 + std) if config.augment.colour_rescale else 1, np.float32),
       'label': np.empty(len(indices), np.int32),
     }
-    corners = zip(crops.top.tolist(), crops.left.tolist(), strict=True)
-    for row, ((top, left), (image, label)) in enumerate(zip(corners, source.read(indices), strict=True)):
-      batch['image'][row] = image[top : top + size, left : left + size]
+    corners = zip(top.tolist(), left.tolist(), strict=True)
+    for row, ((y, x), (image, label)) in enumerate(zip(corners, source.read(indices), strict=True)):
+      batch['image'][row] = image[y : y + size, x : x + size]
       batch['label'][row] = label
     return batch
 
-  return iter(_read(grain.MapDataset.range(first_step, sys.maxsize).map(load), config))
+  return _prefetch(grain.MapDataset.range(first_step, sys.maxsize).map(assemble), config)
 
 
-def _shown_at(step, num_images, config):
-  """Returns which images the batch of a step shows: every epoch all of them, in an order of its own or always one."""
+def _image_indices(step, num_images, config):
+  """Returns the indices of a step's images; every epoch visits all images, in a new or always in the same order."""
   positions = range(step * config.batch_size, (step + 1) * config.batch_size)
   epochs = (position // num_images if config.data.reshuffle else 0 for position in positions)
   return [
-    int(_order(config.seed, epoch, num_images)[position % num_images])
+    int(_permutation(config.seed, epoch, num_images)[position % num_images])
     for epoch, position in zip(epochs, positions, strict=True)
   ]
 
 
-@functools.lru_cache(maxsize=2)  # the end of one epoch and the beginning of the next; 10 MB each for ImageNet
-def _order(seed, epoch, num_images):
-  return _generator(seed, 'order', epoch).permutation(num_images)
+@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next; 10 MB each for ImageNet
+def _permutation(seed, epoch, num_images):
+  return _random_generator(seed, 'order', epoch).permutation(num_images)
 
 
-def _generator(seed, purpose, number):
-  """Returns the source of the draws for one purpose in one step or epoch."""
-  return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), number)))
+def _random_generator(seed, purpose, index):
+  """Returns the generator of the draws for a purpose in the step or epoch with this index."""
+  return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), index)))
 
 
 def evaluation_batches(
-  source: Source, config: ConfigDict, *, share: tuple[int, int], first: int = 0
+  source: Source, config: ConfigDict, *, shard: tuple[int, int], first_batch: int = 0
 ) -> Iterator[Batch]:
-  """Streams every example once, in order; blanks of weight 0 fill up the last batch and stand for what is skipped.
+  """Returns an iterator over all examples in order.
+
+  The last batch is padded to full size. Padding and skipped examples are blank images of weight 0.
 
   Args:
-    source: examples at the stored size.
+    source: examples of the stored size.
     config: the whole config.
-    share: (index, count): which of `count` equal shares of each batch to yield.
-    first: batches to leave out at the beginning.
+    shard: (index, count): yields shard `index` of the `count` equal shards of each batch.
+    first_batch: number of batches to omit at the beginning.
 
-  Yields:
-    'image' [batch / count, size, size, rgb] uint8, 'label' [batch / count] int32, 'weight' [batch / count] float32.
+  Returns:
+    Batches of 'image' [batch / count, size, size, rgb] uint8, 'label' [batch / count] int32 and 'weight'
+    [batch / count] float32, 0 or 1.
   """
-  index, count = share
-  share_size = config.eval.batch_size // count
+  index, count = shard
+  shard_size = config.eval.batch_size // count
 
-  def load(number):
-    first = (number * count + index) * share_size
-    indices = range(first, min(first + share_size, len(source)))
-    batch = {
-      'image': np.zeros((share_size, source.size, source.size, 3), np.uint8),
-      'label': np.zeros(share_size, np.int32),
-      'weight': np.zeros(share_size, np.float32),
+  def assemble(batch_index):
+    first = (batch_index * count + index) * shard_size
+    indices = range(first, min(first + shard_size, len(source)))
+    batch: Batch = {
+      'image': np.zeros((shard_size, source.size, source.size, 3), np.uint8),
+      'label': np.zeros(shard_size, np.int32),
+      'weight': np.zeros(shard_size, np.float32),
     }
-    for row, example in enumerate(source.read_or_leave_out(indices)):
+    for row, example in enumerate(source.read_or_none(indices)):
       if example is not None:
-        (batch['image'][row], batch['label'][row]), batch['weight'][row] = example, 1
+        batch['image'][row], batch['label'][row] = example
+        batch['weight'][row] = 1
     return batch
 
   num_batches = -(-len(source) // config.eval.batch_size)
-  return iter(_read(grain.MapDataset.range(first, num_batches).map(load), config))
+  return _prefetch(grain.MapDataset.range(first_batch, num_batches).map(assemble), config)
 
 
-def _read(batches, config):
-  return batches.to_iter_dataset(grain.ReadOptions(*_threads_and_buffer(config.data)))
+def _prefetch(dataset, config):
+  return iter(dataset.to_iter_dataset(grain.ReadOptions(*_num_threads_and_prefetched(config.data))))
 
 
-def _threads_and_buffer(config):
-  num_threads = config.num_threads or min(os.cpu_count(), MAX_THREADS)
+def _num_threads_and_prefetched(config):
+  num_threads = config.num_threads or min(os.cpu_count() or 1, MAX_THREADS)
   return num_threads, config.num_prefetched or 2 * num_threads
 
 
-def check_memory(config: ConfigDict, share: tuple[int, int]) -> None:
-  """Finds batches that cannot be held.
+def check_memory(config: ConfigDict, shard: tuple[int, int]) -> None:
+  """Checks that the batches in preparation fit into the host's memory.
 
   Args:
     config: the whole config.
-    share: (index, count): which of `count` equal shares of each batch this process reads.
+    shard: (index, count): this process reads shard `index` of the `count` equal shards of each batch.
 
   Raises:
-    UsageError: if those made ahead take more memory than there is.
+    UsageError: if they do not fit.
   """
-  most = sum(_threads_and_buffer(config.data))
-  stored = config.model.image_size + config.model.border
+  num_batches = sum(_num_threads_and_prefetched(config.data))
+  stored_size = config.model.image_size + config.model.border
   sizes = (
     ('batch_size', config.batch_size, config.model.image_size),
-    ('eval.batch_size', config.eval.batch_size, stored),
+    ('eval.batch_size', config.eval.batch_size, stored_size),
   )
   for field, batch_size, side in sizes:
-    needed, there = most * batch_size * side**2 * 3 / share[1], host_memory.total_bytes()
-    if needed > there:
+    required, available = num_batches * batch_size * side**2 * 3 / shard[1], host_memory.total_bytes()
+    if required > available:
       raise UsageError(
-        f'{field}={batch_size} makes batches that take {needed / 1e9:,.0f} GB, up to {most} at a time, and there are '
-        f'{there / 1e9:,.0f}; choose a smaller one, or less of data.num_threads and data.num_prefetched.'
+        f'{field}={batch_size} requires {required / 1e9:,.0f} GB for the {num_batches} batches in preparation, but '
+        f'this machine has {available / 1e9:,.0f} GB; reduce {field}, data.num_threads or data.num_prefetched.'
       )

@@ -1,12 +1,8 @@
-"""From a TFDS dataset to batches of crops: sources and Grain pipelines. Imports no jax.
+"""Opens splits of TFDS datasets for random access to decoded and resized examples.
 
-A training batch depends on (seed, step) alone, whatever the number of processes: every random draw is made from the
-seed and the step, for the whole batch, and each process takes its share. Whole batches are what Grain's threads make:
-decoding lets go of Python's lock, so that threads keep all cores busy, and what is done once a batch costs an image
-next to nothing.
-
-A record that cannot be read ends the run or, with `data.unreadable` = 'skip', is named once and left out. In its place
-training shows the next that can be read: a batch still hangs on seed and step alone. Nothing else counts it.
+A record that cannot be read raises `RunError`. With `data.unreadable='skip'` it is reported once and skipped:
+`Source.read` substitutes the next readable record, which keeps a training batch a function of seed and step alone;
+evaluation and statistics omit the record.
 """
 
 import difflib
@@ -15,6 +11,7 @@ import pathlib
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -27,26 +24,27 @@ from alexnet_jax.data.imagenet import archives
 from alexnet_jax.data.imagenet.builder import Ilsvrc
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
-Example = tuple[np.ndarray, np.int32]  # [size, size, rgb] uint8, label
+Example = tuple[np.ndarray, np.int32]  # image [size, size, rgb] uint8, label
 
-CACHED_BYTES = 2**30  # splits that take no more are kept decoded: CIFAR-10 takes 154 MB, for `small` enlarged 778 MB
+# Splits up to this size are cached decoded: CIFAR-10 takes 154 MB, or 778 MB when enlarged for the variant `small`.
+MAX_CACHED_BYTES = 2**30
 
-SUGGESTIONS = 'digits, cifar10, imagenette/full-size-v2, ilsvrc/2012'
+SUGGESTED_DATASETS = 'digits, cifar10, imagenette/full-size-v2, ilsvrc/2012'
 
 
 class Source:
-  """The examples of one split of a TFDS dataset, decoded and brought to the stored size.
+  """A split of a TFDS dataset, whose images are decoded and resized to squares.
 
   Attributes:
-    dataset: name, config and version, such as 'cifar10/3.0.2'.
-    split: such as 'train[:90%]'.
-    directory: where TFDS keeps the dataset.
+    dataset: name, config and version of the dataset, such as 'cifar10/3.0.2'.
+    split: the split in TFDS's notation, such as 'train[:90%]'.
+    directory: folder of the prepared dataset.
     size: side of the images in pixels.
     num_classes: number of classes.
-    class_names: their names, in the order of the labels.
-    classes: the same where they were chosen; empty for all that the dataset has.
-    ilsvrc_ids: numbers of the classes in submissions to ILSVRC, in the order of the labels; empty for other datasets.
-    skipped: {index: why} of the records that could not be read so far, where such are skipped.
+    class_names: class names by label.
+    classes: class names by label if classes were selected; otherwise empty.
+    ilsvrc_ids: class ids in submissions to ILSVRC by label; empty for other datasets and for selected classes.
+    skipped: {index: reason} of the records skipped so far.
   """
 
   def __init__(
@@ -56,140 +54,135 @@ class Source:
     size: int,
     *,
     classes: Sequence[str] = (),
-    may_lack_labels: bool = False,
-    skips: bool = False,
+    allow_unlabelled: bool = False,
+    skip_unreadable: bool = False,
   ):
     """Opens a split.
 
     Args:
-      builder: of a dataset that is prepared.
-      split: in TFDS's notation.
-      size: side of the square images to make.
-      classes: names of those whose examples count, in the order of the new labels; none: all. To find them every record
-        is read once, with a progress bar where there are many.
-      may_lack_labels: whether -1, for an image whose class was not released, is a label, too.
-      skips: whether records that cannot be read are skipped.
+      builder: builder of a prepared dataset.
+      split: the split in TFDS's notation.
+      size: side of the square images in pixels.
+      classes: names of the classes to select, in the order of their new labels; empty selects all. Selecting classes
+        reads every record once.
+      allow_unlabelled: whether the label -1, of an image whose class was never released, is valid.
+      skip_unreadable: whether records that cannot be read are skipped.
 
     Raises:
-      UsageError: if there is no such split or class, or the examples are not images with one label.
+      UsageError: if the split or a class does not exist, the split is empty, or the examples are not images with one
+        label.
     """
-    self._image_key, self._label_key = _image_and_label(builder)
-    image = builder.info.features[self._image_key]
+    self._image_key, self._label_key = _image_and_label_keys(builder)
+    info = builder.info
+    image, label = info.features[self._image_key], info.features[self._label_key]
     self._raw_shape = None if isinstance(image, tfds.features.Image) else image.shape
-    try:
-      if builder.info.splits[split].num_examples < 1:
-        raise ValueError('no examples')
-      self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    except (ValueError, KeyError, AssertionError) as error:
-      raise UsageError(
-        f"{builder.info.full_name} has no split '{split}', or it is empty; it has "
-        f"{', '.join(sorted(builder.info.splits))}, and parts of them such as 'train[:90%]'."
-      ) from error
-    except NotImplementedError as error:
-      raise UsageError(
-        f'{builder.info.full_name} was prepared as {builder.info.file_format.value}, which cannot be read at random; '
-        'prepare it again in the array_record format.'
-      ) from error
-    label = builder.info.features[self._label_key]
-    self.dataset, self.split, self.directory, self.size = builder.info.full_name, split, builder.data_path, size
+    self._records = _open_records(builder, split)
+    self.dataset, self.split, self.directory, self.size = info.full_name, split, builder.data_path, size
     self.classes = tuple(classes)
     self.num_classes, self.class_names = len(classes) or label.num_classes, self.classes or tuple(label.names)
-    metadata = builder.info.metadata
-    self.ilsvrc_ids = tuple(metadata.get('ilsvrc_ids', ())) if isinstance(metadata, dict) and not classes else ()
-    self._new_labels = {}  # by that in the record, where classes were chosen
+    self.ilsvrc_ids: tuple[int, ...] = ()
+    if isinstance(info.metadata, dict) and not classes:
+      self.ilsvrc_ids = tuple(info.metadata.get('ilsvrc_ids', ()))
+    self._new_labels: dict[int, int] = {}  # by the dataset's label; empty unless classes are selected
     if classes:
-      self._new_labels = _numbers(self.dataset, self.classes, label.names)
-      self._records = _Some(self._records, self._is_chosen)
+      self._new_labels = _number_classes(self.dataset, self.classes, label.names)
+      self._records = _Subset(self._records, self._is_selected)
       if not len(self):
-        raise UsageError(f"split '{split}' of {self.dataset} has no image of {', '.join(classes)}; choose another.")
-    self._least_label = -1 if may_lack_labels else 0
-    self.skipped, self._skips, self._lock = {}, skips, threading.Lock()
-    self._kept = _Kept(len(self), size) if len(self) * size**2 * 3 <= CACHED_BYTES else None
+        raise UsageError(
+          f"split '{split}' of {self.dataset} contains no image of {', '.join(classes)}; choose another split."
+        )
+    self._min_label = -1 if allow_unlabelled else 0
+    self.skipped: dict[int, str] = {}
+    self._skip_unreadable, self._lock = skip_unreadable, threading.Lock()
+    self._cache = _Cache(len(self), size) if len(self) * size**2 * 3 <= MAX_CACHED_BYTES else None
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    """Returns {'image': [size, size, rgb] uint8, 'label': int32 scalar}; errors are those of `read`."""
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns {'image': [size, size, rgb] uint8, 'label': int32 scalar}; raises the errors of `read`."""
     ((image, label),) = self.read([index])
     return {'image': image, 'label': label}
 
   def read(self, indices: Sequence[int]) -> Iterator[Example]:
-    """Yields images and labels. Where records are skipped, the next that can be read stands in for one that cannot.
+    """Yields examples, replacing a skipped one by the next readable one.
 
-    Records are read one by one, in the thread that asks: where several threads do, that is three times as fast as
-    asking for them together, for which the reader starts threads of its own. After the last record comes the first.
+    The search for a replacement wraps around at the end of the split. Records are read one by one in the calling
+    thread. If several threads read, this is three times as fast as requesting several records in one call, for which
+    the record reader starts its own threads.
 
     Args:
-      indices: of the examples.
+      indices: indices of the examples.
 
     Yields:
-      [size, size, rgb] uint8, good until the next one is asked for, and its label.
+      image [size, size, rgb] uint8, valid until the next example is requested, and label.
 
     Raises:
-      RunError: if a record cannot be read and such are not skipped, none can be, or there is no label.
+      RunError: if a record cannot be read and is not skipped, no record can be read, or an example has no valid label.
     """
-    buffer = self._buffer()
+    buffer = self._make_buffer()
     for index in indices:
-      candidates = ((index + later) % len(self) for later in range(len(self)))
-      yield next(filter(None, (self._read(one, buffer) for one in candidates)))
+      candidates = ((index + distance) % len(self) for distance in range(len(self)))
+      yield next(filter(None, (self._read(candidate, buffer) for candidate in candidates)))
 
-  def read_together(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Does as `read`, but returns the images [image, size, size, rgb] uint8 and the labels [image] int."""
+  def read_batch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads examples like `read`, but returns arrays: images [image, size, size, rgb] uint8, labels [image] int32."""
     images, labels = zip(*((image.copy(), label) for image, label in self.read(indices)), strict=True)
     return np.stack(images), np.array(labels)
 
-  def read_or_leave_out(self, indices: Sequence[int]) -> Iterator[Example | None]:
-    """Does as `read`, but yields None in place of a record that is skipped."""
-    buffer = self._buffer()
+  def read_or_none(self, indices: Sequence[int]) -> Iterator[Example | None]:
+    """Yields examples like `read`, but None in place of a skipped one."""
+    buffer = self._make_buffer()
     return (self._read(index, buffer) for index in indices)
 
   def _read(self, index, buffer):
-    if self._kept and self._kept.there[index]:
-      return self._kept.images[index], self._kept.labels[index]
+    """Returns an example, whose image may be a view of `buffer`, or None if its record is skipped."""
+    if self._cache and self._cache.is_filled[index]:
+      return self._cache.images[index], self._cache.labels[index]
     if index in self.skipped:
       return self._skip(index, self.skipped[index])
     try:
-      features = _features(self._records[index])
+      features = _parse(self._records[index])
       image = self._decode(features[self._image_key].bytes_list.value[0], buffer)
-      label = self._label(features)
+      label = self._read_label(features)
       label = self._new_labels.get(label, label)
-    except Exception as error:  # broken bytes lead the readers to raise whatever they come upon
-      if self._skips:
+    except Exception as error:  # on damaged bytes the readers raise errors of many types
+      if self._skip_unreadable:
         return self._skip(index, first_line(error))
       raise RunError(
-        f'{self._name(index)} cannot be read or decoded ({error}); prepare the dataset again, or leave out what cannot '
-        'be read, with --config.data.unreadable=skip.'
+        f'{self._describe(index)} cannot be read or decoded ({error}); prepare the dataset again, or skip unreadable '
+        'images with --config.data.unreadable=skip.'
       ) from error
-    if not self._least_label <= label < self.num_classes:
-      raise RunError(f'{self._name(index)} has the label {label}, which is none; choose a split with labels.')
+    if not self._min_label <= label < self.num_classes:
+      raise RunError(f'{self._describe(index)} has no valid label ({label}); choose a split with labels.')
     image = image_io.resize_and_crop(image, self.size)
-    if self._kept:
-      self._kept.images[index], self._kept.labels[index] = image, label
-      self._kept.there[index] = True  # last, since other threads look at it
+    if self._cache:
+      self._cache.images[index], self._cache.labels[index] = image, label
+      self._cache.is_filled[index] = True  # last, because other threads read it
     return image, np.int32(label)
 
   def _skip(self, index, reason):
+    """Reports a skipped record once and returns None; raises `RunError` if no record is left."""
     with self._lock:  # several threads read
       if index not in self.skipped:
         self.skipped[index] = reason
-        tqdm.tqdm.write(f'skipped {self._name(index)}: {reason}', file=sys.stderr)
+        tqdm.tqdm.write(f'skipped {self._describe(index)}: {reason}', file=sys.stderr)
     if len(self.skipped) == len(self):
       raise RunError(
-        f"none of the {len(self):,} images of split '{self.split}' of {self.dataset} can be read; prepare the dataset "
+        f"none of the {len(self):,} images in split '{self.split}' of {self.dataset} can be read; prepare the dataset "
         'again.'
       )
 
-  def _is_chosen(self, record):
+  def _is_selected(self, record):
     try:
-      return self._label(_features(record)) in self._new_labels
-    except Exception:  # as in `_read`, where it is dealt with
+      return self._read_label(_parse(record)) in self._new_labels
+    except Exception:  # `_read` skips the record or reports the error
       return True
 
-  def _label(self, features):
+  def _read_label(self, features):
     return features[self._label_key].int64_list.value[0]
 
-  def _buffer(self):
+  def _make_buffer(self):
     return np.empty((self.size, self.size, 3), np.uint8)
 
   def _decode(self, encoded, buffer):
@@ -197,16 +190,16 @@ class Source:
       return np.frombuffer(encoded, np.uint8).reshape(self._raw_shape)
     return image_io.decode(encoded, buffer)
 
-  def _name(self, index):
+  def _describe(self, index):
     return f"image {index} of split '{self.split}' of {self.dataset}"
 
 
-class _Some:
-  """Records that meet a condition."""
+class _Subset:
+  """The records that meet a condition."""
 
   def __init__(self, records, condition):
     self._records = records
-    indices = tqdm.tqdm(range(len(records)), 'Looking for the classes', leave=False, mininterval=1, delay=5)
+    indices = tqdm.tqdm(range(len(records)), 'Selecting classes', leave=False, mininterval=1, delay=5)
     self._indices = [index for index in indices if condition(records[index])]
 
   def __len__(self) -> int:
@@ -216,96 +209,131 @@ class _Some:
     return self._records[self._indices[index]]
 
 
-def _features(record):
+class _Cache:
+  """The decoded examples of a small split, stored when they are first read."""
+
+  def __init__(self, num_images, size):
+    self.images = np.empty((num_images, size, size, 3), np.uint8)  # pages are allocated when first written
+    self.labels = np.empty(num_images, np.int32)
+    self.is_filled = np.zeros(num_images, bool)
+
+
+def _parse(record):
   return tf_example_pb2.Example.FromString(record).features.feature
 
 
-def _numbers(dataset, classes, names):
-  """Returns the new label of each chosen class by its old one."""
+def _open_records(builder, split):
+  """Opens the serialised records of a split for random access."""
+  info = builder.info
+  try:
+    if info.splits[split].num_examples < 1:
+      raise ValueError('no examples')
+    return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+  except (ValueError, KeyError, AssertionError) as error:
+    raise UsageError(
+      f"{info.full_name} has no split '{split}', or the split is empty; its splits are "
+      f"{', '.join(sorted(info.splits))}, and slices of them such as 'train[:90%]'."
+    ) from error
+  except NotImplementedError as error:
+    raise UsageError(
+      f'{info.full_name} was prepared as {info.file_format.value}, which does not support random access; prepare it '
+      'again in the array_record format.'
+    ) from error
+
+
+def _number_classes(dataset, classes, names):
+  """Returns the new label of each selected class by its label in the dataset."""
   if unknown := [name for name in classes if name not in names]:
-    known = f'they are {", ".join(names)}' if len(names) <= 30 else f'such as {", ".join(names[:10])}'
-    raise UsageError(f'data.classes names {", ".join(unknown)}, and {dataset} has no such classes; {known}.')
-  if len(classes) < 2 or len(set(classes)) < len(classes):
-    raise UsageError(f'data.classes={classes} must be two or more different classes.')
-  return {names.index(name): number for number, name in enumerate(classes)}
-
-
-class _Kept:
-  """Decoded examples of a small split, as far as they have been read."""
-
-  def __init__(self, num_images, size):
-    self.images = np.empty((num_images, size, size, 3), np.uint8)  # takes memory as it is filled
-    self.labels = np.empty(num_images, np.int32)
-    self.there = np.zeros(num_images, bool)
+    known = f'classes are {", ".join(names)}' if len(names) <= 30 else f'first classes are {", ".join(names[:10])}'
+    raise UsageError(f'data.classes contains {", ".join(unknown)}, which {dataset} does not have; its {known}.')
+  return {names.index(name): label for label, name in enumerate(classes)}
 
 
 def open_splits(
-  config: ConfigDict, size: int, splits: Sequence[str], *, may_lack_labels: Collection[str] = ()
+  config: ConfigDict, size: int, splits: Sequence[str], *, allow_unlabelled: Collection[str] = ()
 ) -> tuple[Source, ...]:
-  """Opens splits of the dataset that a config's `data` part names, each once, preparing it at first use.
+  """Opens splits of the dataset that a config names, and prepares the dataset if necessary.
 
-  With `data.dir` set nothing is downloaded: the dataset must be there (the embedded `digits` is built there).
+  If `data.dir` is set, nothing is downloaded: the folder must contain the prepared dataset. Only the embedded `digits`
+  is prepared in any folder.
 
   Args:
     config: the `data` part of a config.
-    size: side of the square images to make.
-    splits: in TFDS's notation.
-    may_lack_labels: those of the splits in which -1 is a label, too.
+    size: side of the square images in pixels.
+    splits: splits in TFDS's notation. A split that occurs twice is opened once.
+    allow_unlabelled: splits in which the label -1 is valid.
+
+  Returns:
+    One source for each element of `splits`.
 
   Raises:
-    UsageError: if there is no such dataset, folder, split or class, or it has no images with labels.
+    UsageError: if the dataset, folder, a split or a class does not exist, or the dataset has no labelled images.
     RunError: if the dataset cannot be prepared.
   """
-  directory = os.path.expanduser(config.dir) or None
-  if directory and not os.path.isdir(directory) and config.name != 'digits':
-    raise UsageError(f"data.dir='{config.dir}' is not a folder; name the one that holds '{config.name}'.")
-  try:
-    builder = tfds.builder(config.name, data_dir=directory, file_format='array_record')
-  except tfds.core.DatasetNotFoundError as error:
-    names = tfds.list_builders(with_community_datasets=False)  # those would be asked of the network
-    close = difflib.get_close_matches(config.name, names, n=5)
-    raise UsageError(
-      f"there is no dataset '{config.name}'; "
-      + (f'near it are {", ".join(close)}; ' if close else '')
-      + f'start with one of {SUGGESTIONS}, or any TFDS dataset of labelled images.'
-    ) from error
-  except (ValueError, AssertionError) as error:  # a config or a version that the dataset does not have
-    if config.name.startswith(f'{Ilsvrc.name}/'):
-      raise UsageError(
-        f"there is no '{config.name}' in {directory or tfds.core.constants.DATA_DIR}; {_how_to_prepare(config.name)}."
-      ) from error
-    raise UsageError(f"data.name='{config.name}' cannot be opened: {first_line(error)}") from error
+  builder = _make_builder(config)
   if not builder.is_prepared():
     _prepare(builder, config)
-  skips = config.unreadable == 'skip'
   sources = {
-    split: Source(builder, split, size, classes=config.classes, may_lack_labels=split in may_lack_labels, skips=skips)
+    split: Source(
+      builder,
+      split,
+      size,
+      classes=config.classes,
+      allow_unlabelled=split in allow_unlabelled,
+      skip_unreadable=config.unreadable == 'skip',
+    )
     for split in dict.fromkeys(splits)
   }
   return tuple(sources[split] for split in splits)
 
 
-def _prepare(builder, config):
-  if isinstance(builder, Ilsvrc):
-    place = pathlib.Path(builder.data_path)
-    others = [path.name for path in place.parent.glob('*') if path.is_dir()]
-    there = f'; what is there is {", ".join(sorted(others))}' if others else ''
-    raise UsageError(f"'{config.name}' is not prepared in {place}{there}; {_how_to_prepare(config.name)}.")
-  is_embedded = isinstance(builder, digits.Digits)
-  if config.dir and not is_embedded:
+def _make_builder(config):
+  directory = os.path.expanduser(config.dir) or None
+  if directory and not os.path.isdir(directory) and config.name != 'digits':
+    raise UsageError(f"data.dir='{config.dir}' is not a folder; name the folder that contains '{config.name}'.")
+  try:
+    return tfds.builder(config.name, data_dir=directory, file_format='array_record')
+  except tfds.core.DatasetNotFoundError as error:
+    names = tfds.list_builders(with_community_datasets=False)  # listing community datasets needs the network
+    similar = difflib.get_close_matches(config.name, names, n=5)
     raise UsageError(
-      f"data.dir='{config.dir}' holds no prepared '{config.name}' (looked for {builder.data_path}); name another "
-      'folder, or leave data.dir out and let TFDS fetch the dataset to its own.'
+      f"there is no dataset '{config.name}'; "
+      + (f'similar names are {", ".join(similar)}; ' if similar else '')
+      + f'choose {SUGGESTED_DATASETS}, or any other TFDS dataset of labelled images.'
+    ) from error
+  except (ValueError, AssertionError) as error:  # the dataset has no such config or version
+    if config.name.startswith(f'{Ilsvrc.name}/'):
+      raise UsageError(
+        f"'{config.name}' does not exist in {directory or tfds.core.constants.DATA_DIR}; "
+        f'{_preparation_hint(config.name)}.'
+      ) from error
+    raise UsageError(f"data.name='{config.name}' cannot be opened: {first_line(error)}") from error
+
+
+def _prepare(builder, config):
+  """Downloads and prepares a dataset, unless the user has to prepare it or provides its folder."""
+  if isinstance(builder, Ilsvrc):
+    path = pathlib.Path(builder.data_path)
+    siblings = sorted(sibling.name for sibling in path.parent.glob('*') if sibling.is_dir())
+    contents = f', which contains only {", ".join(siblings)}' if siblings else ''
+    raise UsageError(
+      f"'{config.name}' is not prepared: {path.name} is missing in {path.parent}{contents}; "
+      f'{_preparation_hint(config.name)}.'
+    )
+  if config.dir and not isinstance(builder, digits.Digits):
+    raise UsageError(
+      f"data.dir='{config.dir}' contains no prepared '{config.name}' (expected in {builder.data_path}); name another "
+      "folder, or omit data.dir to let TFDS download the dataset to TFDS's default folder."
     )
   try:
     builder.download_and_prepare()
-  except Exception as error:  # the network, the disk, a manual download that is not there: TFDS names each its own way
+  except Exception as error:  # network, disk, missing manual download: TFDS raises errors of many types
     raise RunError(
       f"the dataset '{config.name}' could not be prepared in {builder.data_path}: {first_line(error)}"
     ) from error
 
 
-def _how_to_prepare(name):
+def _preparation_hint(name):
   name = name.partition('/')[2].partition(':')[0] or '2012'
   layout = name.removesuffix('_raw')
   command = f'python -m alexnet_jax prepare {layout if layout in archives.LAYOUTS else "folder"} SOURCE'
@@ -313,31 +341,31 @@ def _how_to_prepare(name):
     command += f' --name={layout}'
   if name.endswith('_raw'):
     command += ' --encoding=raw'
-  return f'make it, or finish it, with {command}, or name the folder that holds it with --config.data.dir'
+  return (
+    f'prepare it, or resume its preparation, with {command}, or name the folder that contains it with --config.data.dir'
+  )
 
 
-def _image_and_label(builder):
-  """Finds the keys of an example's image and label."""
+def _image_and_label_keys(builder):
+  """Returns the keys of an example's image and label."""
   features = builder.info.features
-  pictures = [key for key, feature in features.items() if _is_image(feature)]
-  labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-  if (
-    isinstance(keys := builder.info.supervised_keys, tuple)
-    and len(keys) == 2
-    and keys[0] in pictures
-    and keys[1] in labels
-  ):
-    return keys
-  if len(pictures) == 1 and len(labels) == 1:
-    return pictures[0], labels[0]
+  image_keys = [key for key, feature in features.items() if _is_image(feature)]
+  label_keys = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+  supervised_keys = builder.info.supervised_keys
+  if isinstance(supervised_keys, tuple) and len(supervised_keys) == 2:
+    image_key, label_key = supervised_keys
+    if image_key in image_keys and label_key in label_keys:
+      return image_key, label_key
+  if len(image_keys) == 1 and len(label_keys) == 1:
+    return image_keys[0], label_keys[0]
   raise UsageError(
-    f'{builder.info.full_name} is not a dataset of images with one label (its features: {", ".join(features)}); '
-    f'choose another, such as {SUGGESTIONS}.'
+    f'{builder.info.full_name} is not a dataset of images with one label each (its features are '
+    f'{", ".join(features)}); choose another, such as {SUGGESTED_DATASETS}.'
   )
 
 
 def _is_image(feature):
-  """An encoded image, or plain pixels [height, width, rgb]."""
+  """Checks whether a feature is an encoded image or an array of pixels [height, width, rgb] uint8."""
   if isinstance(feature, tfds.features.Image):
     return True
   return type(feature) is tfds.features.Tensor and len(feature.shape) == 3 and feature.np_dtype == np.uint8

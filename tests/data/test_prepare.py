@@ -1,4 +1,4 @@
-"""From archives to a dataset, by the command, by TFDS, and by Beam."""
+"""Preparing a dataset from archives with the command, with TFDS, and with Beam."""
 
 import fcntl
 import json
@@ -31,21 +31,21 @@ from tests import miniature
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def records(place):
+def read_records(folder):
   """Reads {split: [record, ...]} of a prepared dataset, file by file."""
-  found = {}
-  for path in sorted(place.glob('*.array_record-*')):
+  records = {}
+  for path in sorted(folder.glob('*.array_record-*')):
     reader = ArrayRecordReader(str(path))
-    found.setdefault(path.name.split('.')[0], []).extend(reader.read_all())
+    records.setdefault(path.name.split('.')[0], []).extend(reader.read_all())
     reader.close()
-  return found
+  return records
 
 
-def in_order(found):
-  """TFDS leaves the order of the features in a record to chance."""
+def sort_features(records_by_split):
+  """Serialises the records again with sorted features; TFDS writes the features of a record in random order."""
   return {
-    split: [tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True) for record in of_split]
-    for split, of_split in found.items()
+    split: [tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True) for record in records]
+    for split, records in records_by_split.items()
   }
 
 
@@ -55,11 +55,11 @@ def run(*arguments):
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory):
-  """The miniatures, prepared by one process; (folder of downloads, data_dir)."""
+  """The miniature archives, prepared by one process: (folder of the archives, data_dir)."""
   root = tmp_path_factory.mktemp('prepared')
-  miniature.ilsvrc2012(root / 'in' / '2012')
-  miniature.ilsvrc2010(root / 'in' / '2010')
-  (root / 'in' / 'fall.tar').write_bytes(miniature.tar(miniature.synset_tars(20)))
+  miniature.write_ilsvrc2012(root / 'in' / '2012')
+  miniature.write_ilsvrc2010(root / 'in' / '2010')
+  (root / 'in' / 'fall.tar').write_bytes(miniature.make_tar(miniature.make_synset_tars(20)))
   common = ('--data_dir', root / 'out', '--workers=1', '--max_skipped=0.2')
   assert run('2012', root / 'in' / '2012', '--any_count', *common) == 3
   assert run('2010', root / 'in' / '2010', '--any_count', *common) == 3
@@ -75,14 +75,14 @@ def prepared(tmp_path_factory):
     ('fall', {'train': 31, 'test': 30}),
   ],
 )
-def test_tfds_reads_what_was_prepared(prepared, name, expected):
+def test_tfds_reads_the_prepared_datasets(prepared, name, expected):
   _, data_dir = prepared
   dataset = tfds.builder(f'ilsvrc/{name}', data_dir=data_dir)
   counts = {split: info.num_examples for split, info in dataset.info.splits.items()}
   assert sum(counts.values()) == sum(expected.values())
-  if name != 'fall':  # there it depends on chance in which half the broken ones are
+  if name != 'fall':  # whose undecodable images are in random halves
     assert counts == expected
-    assert dataset.info.features['label'].names == miniature.NAMES
+    assert dataset.info.features['label'].names == miniature.CLASS_NAMES
     assert dataset.info.metadata['ilsvrc_ids'] == [2, 3, 1]
   for split in expected:
     for example in tfds.data_source(f'ilsvrc/{name}', data_dir=data_dir, split=split):
@@ -92,75 +92,75 @@ def test_tfds_reads_what_was_prepared(prepared, name, expected):
         assert example['file_name'].decode().startswith(name_of_label[:9])
 
 
-def test_images_are_the_pictures_squared_and_encoded(prepared):
+def test_stored_images_are_resized_cropped_and_encoded(prepared):
   downloads, data_dir = prepared
-  pictures = {p.key: p for p in archives.ilsvrc2012(downloads / '2012').splits['train']}
+  images = {image.key: image for image in archives.index_ilsvrc2012(downloads / '2012').splits['train']}
   examples = tfds.data_source('ilsvrc/2012', data_dir=data_dir, split='train')
   for example in examples:
-    picture = pictures[example['file_name'].decode()]
-    expected = image_io.resize_and_crop(image_io.decode(picture.read()), 256)
+    image = images[example['file_name'].decode()]
+    expected = image_io.resize_and_crop(image_io.decode(image.read()), 256)
     np.testing.assert_array_equal(example['image'], image_io.decode(image_io.encode_jpeg(expected, 85)))
-    assert example['label'] == picture.label
+    assert example['label'] == image.label
 
 
-def test_the_report_lists_exactly_what_cannot_be_decoded(prepared):
+def test_the_report_lists_exactly_the_undecodable_images(prepared):
   downloads, data_dir = prepared
   archive = downloads / '2012' / 'ILSVRC2012_img_train.tar'
   report = (data_dir / 'ilsvrc' / '2012' / '1.0.0' / 'skipped-train.txt').read_text().splitlines()
   assert len(report) == 2
-  for line, (name, reason) in zip(report, sorted(miniature.BROKEN.items()), strict=True):
+  for line, (name, reason) in zip(report, sorted(miniature.UNDECODABLE.items()), strict=True):
     assert line.startswith(f'n02119789_{name} in {archive}: ')
     assert reason in line
   assert (data_dir / 'ilsvrc' / '2012' / '1.0.0' / 'skipped-validation.txt').read_text() == ''
 
 
-def test_statistics_are_those_of_a_plain_computation(prepared):
+def test_statistics_equal_those_of_numpy(prepared):
   _, data_dir = prepared
   pixels = np.stack([e['image'] for e in tfds.data_source('ilsvrc/2012', data_dir=data_dir, split='train')])
-  kept = pixel_statistics.load(data_dir / 'ilsvrc' / '2012' / '1.0.0' / pixel_statistics.file_name('train', 256))
-  np.testing.assert_allclose(kept.mean_image, pixels.mean(0, dtype=np.float64), rtol=1e-12)
-  np.testing.assert_allclose(kept.covariance, np.cov(pixels.reshape(-1, 3).T, bias=True), rtol=1e-6)
-  assert kept.num_images == 16
+  stats = pixel_statistics.load(data_dir / 'ilsvrc' / '2012' / '1.0.0' / pixel_statistics.file_name('train', 256))
+  np.testing.assert_allclose(stats.mean_image, pixels.mean(0, dtype=np.float64), rtol=1e-12)
+  np.testing.assert_allclose(stats.covariance, np.cov(pixels.reshape(-1, 3).T, bias=True), rtol=1e-6)
+  assert stats.num_images == 16
 
 
 @pytest.mark.parametrize(
   ('layout', 'source', 'name'), [('2012', '2012', '2012'), ('2010', '2010', '2010'), ('synsets', 'fall.tar', 'fall')]
 )
-def test_two_processes_make_the_same(prepared, tmp_path, layout, source, name):
+def test_two_processes_make_the_same_dataset(prepared, tmp_path, layout, source, name):
   downloads, data_dir = prepared
   options = ('--data_dir', tmp_path, f'--name={name}', '--any_count', '--max_skipped=0.2')
   assert run(layout, downloads / source, *options, '--workers=2') == 3
   ours, theirs = (folder / 'ilsvrc' / name / '1.0.0' for folder in (tmp_path, data_dir))
   assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
   for path in ours.iterdir():
-    if path.suffix != '.npz':  # which notes the time
+    if path.suffix != '.npz':  # which contains the time
       assert path.read_bytes() == (theirs / path.name).read_bytes(), path.name
   stats = pixel_statistics.file_name('train', 256)
-  for one, other in zip(pixel_statistics.load(ours / stats), pixel_statistics.load(theirs / stats), strict=True):
-    np.testing.assert_array_equal(one, other)
+  for our_value, their_value in zip(
+    pixel_statistics.load(ours / stats), pixel_statistics.load(theirs / stats), strict=True
+  ):
+    np.testing.assert_array_equal(our_value, their_value)
 
 
 @pytest.mark.parametrize(
   ('layout', 'source', 'name'), [('2012', '2012', '2012'), ('2010', '2010', '2010'), ('synsets', 'fall.tar', 'fall')]
 )
-def test_tfds_itself_makes_the_same_records_in_the_same_order(prepared, tmp_path, layout, source, name):
-  """What `tfds build` does."""
+def test_tfds_build_makes_the_same_records_in_the_same_order(prepared, tmp_path, layout, source, name):
   downloads, data_dir = prepared
   config = name if name == layout else IlsvrcConfig(name=name, layout=layout)
   job = Job(source=downloads / source, max_skipped=0.2)
   dataset = Ilsvrc(config=config, job=job, data_dir=tmp_path, file_format='array_record')
   dataset.download_and_prepare()
-  assert in_order(records(tmp_path / 'ilsvrc' / name / '1.0.0')) == records(data_dir / 'ilsvrc' / name / '1.0.0')
-  skipped = 'skipped-train.txt'
-  places = [folder / 'ilsvrc' / name / '1.0.0' / skipped for folder in (tmp_path, data_dir)]
-  assert places[0].read_text() == places[1].read_text()
+  ours, theirs = (folder / 'ilsvrc' / name / '1.0.0' for folder in (tmp_path, data_dir))
+  assert sort_features(read_records(ours)) == read_records(theirs)
+  assert (ours / 'skipped-train.txt').read_text() == (theirs / 'skipped-train.txt').read_text()
 
 
-def on_beam(*arguments):
-  """Runs the command in the environment of requirements-beam.txt, which `make test-all` sets up."""
+def run_on_beam(*arguments):
+  """Runs the command in the environment of requirements-beam.txt, which `make test-all` creates."""
   python = ROOT / '.venv-beam' / 'bin' / 'python'
   if not python.exists():
-    pytest.skip('Apache Beam wants an environment of its own, .venv-beam: `make test-all` makes it')
+    pytest.skip('Apache Beam requires a separate environment, .venv-beam, which `make test-all` creates')
   command = [str(python), '-m', 'alexnet_jax', 'prepare', *map(str, arguments), '--beam=DirectRunner']
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
@@ -169,26 +169,26 @@ def on_beam(*arguments):
 def test_beam_makes_the_same_records_in_the_same_order(prepared, tmp_path):
   downloads, data_dir = prepared
   arguments = ('2012', downloads / '2012', '--data_dir', tmp_path, '--any_count')
-  refused = on_beam(*arguments)
-  assert refused.returncode == 1
-  assert 'error: the pipeline on DirectRunner failed: ' in refused.stderr
-  assert '2 of 18 pictures in train cannot be decoded' in refused.stderr
-  result = on_beam(*arguments, '--max_skipped=0.2')
+  rejected = run_on_beam(*arguments)
+  assert rejected.returncode == 1
+  assert 'error: The pipeline on DirectRunner failed: ' in rejected.stderr
+  assert '2 of 18 images in train cannot be decoded' in rejected.stderr
+  result = run_on_beam(*arguments, '--max_skipped=0.2')
   assert result.returncode == 3, result.stderr
   ours, theirs = (folder / 'ilsvrc' / '2012' / '1.0.0' for folder in (tmp_path, data_dir))
-  assert in_order(records(ours)) == records(theirs)
+  assert sort_features(read_records(ours)) == read_records(theirs)
   assert (ours / 'skipped-train.txt').read_text() == (theirs / 'skipped-train.txt').read_text()
 
 
-def test_raw_pixels_are_those_before_encoding(prepared, tmp_path):
+def test_raw_pixels_equal_those_before_encoding(prepared, tmp_path):
   downloads, _ = prepared
   options = ('--data_dir', tmp_path, '--any_count', '--max_skipped=0.2', '--encoding=raw', '--workers=1')
   assert run('2012', downloads / '2012', *options) == 3
-  pictures = {p.key: p for p in archives.ilsvrc2012(downloads / '2012').splits['train']}
+  images = {image.key: image for image in archives.index_ilsvrc2012(downloads / '2012').splits['train']}
   examples = tfds.data_source('ilsvrc/2012_raw', data_dir=tmp_path, split='train')
   assert len(examples) == 16
   for example in examples:
-    expected = image_io.resize_and_crop(image_io.decode(pictures[example['file_name'].decode()].read()), 256)
+    expected = image_io.resize_and_crop(image_io.decode(images[example['file_name'].decode()].read()), 256)
     np.testing.assert_array_equal(example['image'], expected)
 
 
@@ -201,18 +201,20 @@ def test_the_pipeline_reads_both_encodings(prepared, tmp_path, config, name):
     assert run('2012', downloads / '2012', *options) == 3
   config.data.name, config.data.dir, config.model.image_size = f'ilsvrc/{name}', str(data_dir), 224
   (train,) = sources.open_splits(config.data, 256, ['train'])
-  assert train.class_names == tuple(miniature.NAMES)
+  assert train.class_names == tuple(miniature.CLASS_NAMES)
   stats = pixel_statistics.load_or_compute(train)
-  batch = next(pipeline.training_batches(train, stats.covariance, config, first_step=0, colour_steps=9, share=(0, 1)))
+  batch = next(
+    pipeline.training_batches(train, stats.covariance, config, first_step=0, num_colour_steps=9, shard=(0, 1))
+  )
   assert batch['image'].shape == (8, 224, 224, 3)
   stored = [train[i]['image'].copy() for i in range(len(train))]
   for crop, (top, left), label in zip(batch['image'], batch['mean_offset'], batch['label'], strict=True):
     crops = [image[top : top + 224, left : left + 224] for image in stored]
-    assert any(np.array_equal(crop, other) and label == train[i]['label'] for i, other in enumerate(crops))
+    assert any(np.array_equal(crop, expected) and label == train[i]['label'] for i, expected in enumerate(crops))
 
 
 def start(tmp_path, name, *, pipe=None):
-  """Begins to prepare the tree in tmp_path/in into tmp_path/name, in a process of its own."""
+  """Starts a process that prepares the class folders in tmp_path/in as a dataset in tmp_path/name."""
   command = [sys.executable, '-m', 'alexnet_jax', 'prepare', 'folder', str(tmp_path / 'in'), '--workers=2']
   return subprocess.Popen(
     [*command, f'--data_dir={tmp_path / name}'],
@@ -223,53 +225,53 @@ def start(tmp_path, name, *, pipe=None):
   )
 
 
-def test_training_ends_with_a_submission_for_images_without_labels(prepared, tmp_path, config):
+def test_training_writes_a_submission_for_images_without_labels(prepared, tmp_path, config):
   config.data.name, config.data.dir, config.data.test_split = 'ilsvrc/2012', str(prepared[1]), 'test'
   config.data.train_split, config.data.validation_split = 'train', 'validation'
   config.num_steps, config.eval.submission, config.eval.ten_view = 1, True, False
   results = loop.train_and_evaluate(config, tmp_path)
-  assert not results['centre']  # nothing to count
-  best = [line.split() for line in (tmp_path / 'submission.txt').read_text().splitlines()]
-  assert [len(ids) for ids in best] == [3, 3]  # there are three classes
+  assert not results['centre']  # without labels there are no errors
+  submission = [line.split() for line in (tmp_path / 'submission.txt').read_text().splitlines()]
+  assert [len(ids) for ids in submission] == [3, 3]  # the dataset has three classes
 
 
 @pytest.mark.parametrize('num_kills', [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_killed_preparation_goes_on_to_the_same_dataset(tmp_path, num_kills):
-  miniature.tree(tmp_path / 'in', per_class=300)
-  began = time.monotonic()
-  assert start(tmp_path, 'whole').wait(timeout=300) == 0
-  seconds = time.monotonic() - began
-  place = pathlib.Path('ilsvrc', 'folder', '1.0.0')
-  whole = records(tmp_path / 'whole' / place)
-  assert sum(map(len, whole.values())) == 604
+def test_a_killed_preparation_resumes_to_the_same_dataset(tmp_path, num_kills):
+  miniature.write_class_folders(tmp_path / 'in', per_class=300)
+  start_time = time.monotonic()
+  assert start(tmp_path, 'complete').wait(timeout=300) == 0
+  seconds = time.monotonic() - start_time
+  folder = pathlib.Path('ilsvrc', 'folder', '1.0.0')
+  records = read_records(tmp_path / 'complete' / folder)
+  assert sum(map(len, records.values())) == 604
   stats = pixel_statistics.file_name('train', 256)
 
   def is_the_same():
-    kept = [pixel_statistics.load(tmp_path / name / place / stats) for name in ('killed', 'whole')]
-    same_statistics = all(np.array_equal(one, other) for one, other in zip(*kept, strict=True))
-    return same_statistics and records(tmp_path / 'killed' / place) == whole
+    statistics = [pixel_statistics.load(tmp_path / name / folder / stats) for name in ('killed', 'complete')]
+    same_statistics = all(np.array_equal(killed, complete) for killed, complete in zip(*statistics, strict=True))
+    return same_statistics and read_records(tmp_path / 'killed' / folder) == records
 
-  dice = random.Random(num_kills)
+  rng = random.Random(num_kills)
   kills = 0
-  while kills < num_kills:  # at any moment: of a preparation that begins, goes on, or ends
+  while kills < num_kills:  # at random times, while a preparation starts, runs or finishes
     process = start(tmp_path, 'killed')
     try:
-      process.wait(timeout=dice.uniform(0.1, 1.0) * seconds)
+      process.wait(timeout=rng.uniform(0.1, 1.0) * seconds)
       assert process.returncode == 0
     except subprocess.TimeoutExpired:
       process.send_signal(signal.SIGKILL)
       process.wait()
       kills += 1
-      time.sleep(1)  # its workers notice, and end themselves
-    if (tmp_path / 'killed' / place).exists():  # what looks whole is whole; another one is begun
+      time.sleep(1)  # until its workers notice and exit
+    if (tmp_path / 'killed' / folder).exists():  # then the dataset must be complete, and another one is started
       assert is_the_same()
       shutil.rmtree(tmp_path / 'killed')
   assert start(tmp_path, 'killed').wait(timeout=300) == 0
   assert is_the_same()
 
 
-def test_being_told_to_stop_is_status_75_and_keeps_what_is_done(tmp_path):
-  miniature.tree(tmp_path / 'in', per_class=300)
+def test_sigterm_gives_status_75_and_saves_finished_shards(tmp_path):
+  miniature.write_class_folders(tmp_path / 'in', per_class=300)
   working = tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0.preparing'
   process = start(tmp_path, 'out', pipe=True)
   while not list(working.glob('parts/*-of-*.json')):
@@ -283,70 +285,70 @@ def test_being_told_to_stop_is_status_75_and_keeps_what_is_done(tmp_path):
   again = start(tmp_path, 'out', pipe=True)
   stdout, stderr = again.communicate(timeout=300)
   assert again.returncode == 0, stderr
-  assert 'going on: ' in stdout
+  assert 'Resuming: ' in stdout
 
 
-def plain(tmp_path):
-  """Makes a small tree; returns the command line that prepares it."""
-  miniature.tree(tmp_path / 'in')
+def small_source(tmp_path):
+  """Writes a few class folders; returns the arguments of the command that prepares them."""
+  miniature.write_class_folders(tmp_path / 'in')
   return ['folder', tmp_path / 'in', '--data_dir', tmp_path / 'out', '--workers=1']
 
 
-def test_what_is_there_is_left_alone_unless_it_was_made_otherwise(tmp_path, capsys):
-  arguments = plain(tmp_path)
+def test_a_prepared_dataset_is_not_changed(tmp_path, capsys):
+  arguments = small_source(tmp_path)
   assert run(*arguments) == 0
   before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')}
   assert run(*arguments) == 0
-  assert 'is there and whole; nothing to do' in capsys.readouterr().out
+  assert 'is already prepared' in capsys.readouterr().out
   assert run(*arguments, '--quality=50') == 2
-  assert 'was made otherwise' in capsys.readouterr().err
+  assert 'was prepared with other settings' in capsys.readouterr().err
   assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')} == before
 
 
-def test_too_many_undecodable_pictures_stop_the_job_and_leave_nothing_that_looks_whole(tmp_path, capsys):
-  arguments = plain(tmp_path)
+def test_too_many_undecodable_images_are_an_error_and_leave_no_dataset(tmp_path, capsys):
+  arguments = small_source(tmp_path)
   (tmp_path / 'in' / 'train' / 'cat' / '9.jpg').write_bytes(b'garbage')
   assert run(*arguments) == 1
   error = capsys.readouterr().err
-  assert '1 of 13 pictures in train cannot be decoded, more than max_skipped=0.001' in error
-  assert 'cat/9.jpg: it is no image' in error
+  assert '1 of 13 images in train cannot be decoded, more than max_skipped=0.001' in error
+  assert 'cat/9.jpg: not an image' in error
   assert not (tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0').exists()
-  assert run(*arguments, '--max_skipped=0.5') == 3  # and what was done is not done again
-  assert 'going on: 17 of 17' in capsys.readouterr().out
+  assert run(*arguments, '--max_skipped=0.5') == 3
+  assert 'Resuming: 17 of 17' in capsys.readouterr().out
 
 
-def test_another_source_or_something_else_in_its_place_is_not_taken_for_it(tmp_path, capsys):
-  arguments = plain(tmp_path)
+def test_another_dataset_or_other_files_in_the_destination_are_an_error(tmp_path, capsys):
+  arguments = small_source(tmp_path)
   assert run(*arguments) == 0
-  other = miniature.tree(tmp_path / 'other')
+  other = miniature.write_class_folders(tmp_path / 'other')
   assert run('folder', other, *arguments[2:]) == 2
-  assert 'was made otherwise' in capsys.readouterr().err
-  strange = tmp_path / 'out' / 'ilsvrc' / 'strange' / '1.0.0'
-  strange.mkdir(parents=True)
-  (strange / 'junk').write_text('')
-  assert run(*arguments, '--name=strange') == 2
-  assert 'holds something else' in capsys.readouterr().err
-  (strange / 'dataset_info.json').write_text('{"half')
-  assert run(*arguments, '--name=strange') == 2
+  assert 'was prepared with other settings' in capsys.readouterr().err
+  occupied = tmp_path / 'out' / 'ilsvrc' / 'occupied' / '1.0.0'
+  occupied.mkdir(parents=True)
+  (occupied / 'junk').write_text('')
+  assert run(*arguments, '--name=occupied') == 2
+  assert 'already contains other files' in capsys.readouterr().err
+  (occupied / 'dataset_info.json').write_text('{"half')
+  assert run(*arguments, '--name=occupied') == 2
   assert 'cannot be read' in capsys.readouterr().err
 
 
-def test_a_preparation_that_another_process_finished_meanwhile_leaves_it_alone(tmp_path, capsys, monkeypatch):
-  arguments = plain(tmp_path)
-  original = archives.folder_of_classes
+def test_a_dataset_that_another_process_prepares_meanwhile_is_not_changed(tmp_path, capsys, monkeypatch):
+  arguments = small_source(tmp_path)
+  original = archives.LAYOUTS['folder']
 
-  def slowly(folder, seed):
+  def prepare_first(folder, seed):
     monkeypatch.setitem(archives.LAYOUTS, 'folder', original)
     assert run(*arguments) == 0
     return original(folder, seed)
 
-  monkeypatch.setitem(archives.LAYOUTS, 'folder', slowly)
+  monkeypatch.setitem(archives.LAYOUTS, 'folder', prepare_first)
   assert run(*arguments) == 2
-  assert 'holds something else' in capsys.readouterr().err
+  assert 'already contains other files' in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_at_the_end_is_a_sentence(tmp_path, capsys, monkeypatch):
-  arguments = plain(tmp_path)
+def test_a_disk_that_is_full_at_the_end_is_an_error(tmp_path, capsys, monkeypatch):
+  arguments = small_source(tmp_path)
 
   def full(*_, **__):
     raise OSError(28, 'No space left on device')
@@ -354,31 +356,33 @@ def test_a_disk_that_is_full_at_the_end_is_a_sentence(tmp_path, capsys, monkeypa
   with monkeypatch.context() as patched:
     patched.setattr(prepare, 'write_report', full)
     assert run(*arguments) == 1
-  assert 'cannot be finished (No space left on device); what is done is kept' in capsys.readouterr().err
+  assert 'cannot be completed (No space left on device). Finished parts are saved' in capsys.readouterr().err
   assert not (tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0').exists()
   assert run(*arguments) == 0
-  assert 'going on: 16 of 16' in capsys.readouterr().out
+  assert 'Resuming: 16 of 16' in capsys.readouterr().out
 
 
-def test_an_archive_without_pictures_says_so(tmp_path, capsys):
-  (tmp_path / 'fall.tar').write_bytes(miniature.tar({'n1.tar': miniature.tar({'a.JPEG': miniature.picture(0)})}))
+def test_an_archive_without_images_is_an_error(tmp_path, capsys):
+  (tmp_path / 'fall.tar').write_bytes(
+    miniature.make_tar({'n1.tar': miniature.make_tar({'a.JPEG': miniature.make_image(0)})})
+  )
   assert run('synsets', tmp_path / 'fall.tar', '--data_dir', tmp_path) == 2
-  assert 'test has no picture at all' in capsys.readouterr().err
+  assert 'test contains no images' in capsys.readouterr().err
 
 
-def test_the_command_line_knows_every_layout():
+def test_the_command_line_accepts_every_layout():
   assert [cli.parser().parse_args(['prepare', layout, 'in']).layout for layout in archives.LAYOUTS] == list(
     archives.LAYOUTS
   )
 
 
 @pytest.mark.parametrize('held_out', ['val', 'test'])
-def test_at_the_end_it_says_how_to_train(tmp_path, capsys, held_out):
-  _, source, *flags = plain(tmp_path)
+def test_the_last_line_is_the_command_that_trains(tmp_path, capsys, held_out):
+  _, source, *flags = small_source(tmp_path)
   (source / 'val').rename(source / held_out)
   assert run('folder', source, '--name=flowers', *flags) == 0
   line = capsys.readouterr().out.splitlines()[-1]
-  command, config, *fields = line.removeprefix('train on it: ').split(' --config')
+  command, config, *fields = line.removeprefix('To train on it: ').split(' --config')
   assert command == 'python main.py'
   config = config_files.load_config(config.removeprefix('='))
   for field in fields:
@@ -389,7 +393,7 @@ def test_at_the_end_it_says_how_to_train(tmp_path, capsys, held_out):
   assert all(len(source) for source in sources.open_splits(config.data, 96, splits))
 
 
-def test_every_layout_and_variant_is_known_to_the_configs():
+def test_the_configs_have_every_layout_and_variant():
   assert set(archives.LAYOUTS) < set(prepare.VARIANTS)
   for name, variant in prepare.VARIANTS.items():
     config = config_files.load_config(f'configs/alexnet.py:{variant}')
@@ -397,23 +401,23 @@ def test_every_layout_and_variant_is_known_to_the_configs():
 
 
 def test_counts_are_verified(tmp_path, capsys):
-  miniature.ilsvrc2012(tmp_path / 'in')
+  miniature.write_ilsvrc2012(tmp_path / 'in')
   assert run('2012', tmp_path / 'in', '--data_dir', tmp_path / 'out') == 2
-  assert 'train has 18 pictures and should have 1,281,167; is the archive whole?' in capsys.readouterr().err
+  assert 'train contains 18 images instead of 1,281,167; is the archive incomplete?' in capsys.readouterr().err
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_preparation_begun_otherwise_is_not_mixed(tmp_path, capsys):
-  arguments = plain(tmp_path)
+def test_a_preparation_does_not_resume_with_other_settings(tmp_path, capsys):
+  arguments = small_source(tmp_path)
   parts = tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0.preparing' / 'parts'
   parts.mkdir(parents=True)
   (parts / 'job.json').write_text(json.dumps({'layout': 'folder', 'quality': 30}))
   assert run(*arguments) == 2
-  assert 'was begun otherwise' in capsys.readouterr().err
+  assert 'was started with other settings' in capsys.readouterr().err
 
 
-def test_two_preparations_of_one_dataset_do_not_meet(tmp_path, capsys):
-  arguments = plain(tmp_path)
+def test_two_processes_cannot_prepare_the_same_dataset(tmp_path, capsys):
+  arguments = small_source(tmp_path)
   parts = tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0.preparing' / 'parts'
   parts.mkdir(parents=True)
   with open(parts / 'lock', 'w') as lock:
@@ -422,16 +426,18 @@ def test_two_preparations_of_one_dataset_do_not_meet(tmp_path, capsys):
   assert 'is being prepared by another process' in capsys.readouterr().err
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing_that_looks_whole(tmp_path):
-  """A limit on the size of files stands in for the disk."""
-  miniature.tree(tmp_path / 'in', per_class=40)
-  (shard,) = writer.plan('train', archives.folder_of_classes(tmp_path / 'in').splits['train'], tmp_path, 'raw', 85)
+def test_a_full_disk_is_an_error_and_leaves_no_shard(tmp_path):
+  """A limit on the size of files simulates the full disk."""
+  miniature.write_class_folders(tmp_path / 'in', per_class=40)
+  (shard,) = writer.plan_shards(
+    'train', archives.index_class_folders(tmp_path / 'in').splits['train'], tmp_path, 'raw', 85
+  )
   shard.parts.mkdir()
   code = (
     'import pickle, resource, signal, sys\n'
     'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
     'resource.setrlimit(resource.RLIMIT_FSIZE, (2**21, 2**21))\n'
-    'pickle.loads(sys.stdin.buffer.read()).make()\n'
+    'pickle.loads(sys.stdin.buffer.read()).write()\n'
   )
   result = subprocess.run(
     [sys.executable, '-c', code],
@@ -442,60 +448,62 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_that_looks_whole(tmp_path)
   )
   assert b'RunError' in result.stderr, result.stderr
   assert b'cannot be written' in result.stderr
-  assert b'make room and start again' in result.stderr
-  assert not shard.is_made()
-  shard.make()
-  assert shard.is_made()
+  assert b'free some space and run the same command to resume' in result.stderr
+  assert not shard.is_complete()
+  shard.write()
+  assert shard.is_complete()
 
 
-def test_hostile_files_in_an_archive_do_not_stop_the_job(shared_data, tmp_path):
+def test_hostile_files_in_an_archive_are_skipped(shared_data, tmp_path):
   from tests.data.test_image_io import UNDECODABLE
 
   hostile = {path.name: path.read_bytes() for path in (shared_data / 'hostile_images').iterdir()}
-  photographs = {f'{i}.JPEG': miniature.picture(i) for i in range(10)}
+  photographs = {f'{i}.JPEG': miniature.make_image(i) for i in range(10)}
   archive = tmp_path / 'fall.tar'
-  archive.write_bytes(miniature.tar({'n1.tar': miniature.tar(hostile), 'n2.tar': miniature.tar(photographs)}))
+  archive.write_bytes(
+    miniature.make_tar({'n1.tar': miniature.make_tar(hostile), 'n2.tar': miniature.make_tar(photographs)})
+  )
   assert run('synsets', archive, '--data_dir', tmp_path, '--max_skipped=1') == 3
-  place = tmp_path / 'ilsvrc' / 'synsets' / '1.0.0'
-  report = ''.join((place / f'skipped-{split}.txt').read_text() for split in ('train', 'test'))
+  folder = tmp_path / 'ilsvrc' / 'synsets' / '1.0.0'
+  report = ''.join((folder / f'skipped-{split}.txt').read_text() for split in ('train', 'test'))
   assert sorted(line.split(' in ')[0] for line in report.splitlines()) == sorted(UNDECODABLE)
-  assert sum(map(len, records(place).values())) == 28 - len(UNDECODABLE) + 10
+  assert sum(map(len, read_records(folder).values())) == 28 - len(UNDECODABLE) + 10
 
 
-def test_an_archive_that_vanishes_is_named(tmp_path):
-  pictures = archives.folder_of_classes(miniature.tree(tmp_path / 'in')).splits['train']
-  (shard,) = writer.plan('train', pictures, tmp_path, 'jpeg', 85)
+def test_the_error_names_a_missing_file(tmp_path):
+  images = archives.index_class_folders(miniature.write_class_folders(tmp_path / 'in')).splits['train']
+  (shard,) = writer.plan_shards('train', images, tmp_path, 'jpeg', 85)
   shard.parts.mkdir()
-  os.remove(pictures[0].path)
+  os.remove(images[0].path)
   with pytest.raises(RunError, match=r'cat/0.jpg cannot be read \(No such file'):
-    shard.make()
+    shard.write()
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'sentence'),
+  ('arguments', 'message'),
   [
     (('folder', 'nowhere'), 'nowhere does not exist'),
     (('folder', '.', '--quality=0'), 'must be 1 to 100'),
     (('folder', '.', '--workers=0'), 'must be 1 or more'),
-    (('folder', '.', '--max_skipped=2'), 'is a share'),
-    (('folder', '.', '--name=a/b'), 'letters, digits'),
+    (('folder', '.', '--max_skipped=2'), 'is a fraction'),
+    (('folder', '.', '--name=a/b'), 'may contain only letters, digits'),
     (('synsets', '.', '--seed=-1'), 'must be 0 or more'),
     (('folder', 'README.md'), 'is not a folder'),
-    (('2012', '.'), r"holds no 'ILSVRC2012_devkit\*'"),
+    (('2012', '.'), r"contains no 'ILSVRC2012_devkit\*'"),
     (('synsets', '.', '--name=x'), 'is not a file'),
     (('folder', 'IN', '--data_dir=README.md'), 'cannot be written to|cannot be used'),
   ],
 )
-def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, arguments, sentence):
+def test_wrong_usage_gives_an_error_and_status_2(tmp_path, monkeypatch, capsys, arguments, message):
   monkeypatch.chdir(ROOT)
   if 'IN' in arguments:
-    arguments = [str(miniature.tree(tmp_path / 'in')) if a == 'IN' else a for a in arguments]
+    arguments = [str(miniature.write_class_folders(tmp_path / 'in')) if a == 'IN' else a for a in arguments]
   default = () if any('data_dir' in argument for argument in arguments) else (f'--data_dir={tmp_path}',)
   assert run(*arguments, *default) == 2
-  assert re.search(f'error: .*({sentence})', capsys.readouterr().err)
+  assert re.search(f'error: .*({message})', capsys.readouterr().err)
 
 
-def test_help_is_there_at_once():
+def test_help_imports_no_heavy_library():
   code = "import sys; sys.argv = ['alexnet', 'prepare', '--help']; import runpy\n"
   code += "try: runpy.run_module('alexnet_jax', run_name='__main__')\nexcept SystemExit as end: print(end.code)\n"
   code += "print([name for name in ('tensorflow', 'tensorflow_datasets', 'jax') if name in sys.modules])"
@@ -503,7 +511,7 @@ def test_help_is_there_at_once():
   assert result.stdout.splitlines()[-2:] == ['0', '[]']
 
 
-def test_the_pipeline_says_how_to_prepare_what_is_not_there(config, tmp_path):
+def test_the_error_for_a_missing_dataset_contains_the_command_that_prepares_it(config, tmp_path):
   config.data.dir = str(tmp_path)
   for name, command in {
     'ilsvrc/2012': 'prepare 2012 SOURCE',
@@ -517,7 +525,5 @@ def test_the_pipeline_says_how_to_prepare_what_is_not_there(config, tmp_path):
       sources.open_splits(config.data, 256, ['train'])
   (tmp_path / 'ilsvrc' / '2012' / '1.0.0.preparing').mkdir(parents=True)
   config.data.name = 'ilsvrc/2012'
-  with pytest.raises(
-    UsageError, match=r'is not prepared in .*; what is there is 1.0.0.preparing; make it, or finish it'
-  ):
+  with pytest.raises(UsageError, match=r'is not prepared: .*, which contains only 1.0.0.preparing; prepare it, or'):
     sources.open_splits(config.data, 256, ['train'])

@@ -1,8 +1,8 @@
-"""What is in the archives of ImageNet as they are downloaded, found without unpacking them.
+"""Indexes ImageNet's archives as they are downloaded, without unpacking them.
 
-An archive is read once, header by header, to learn where each picture lies; pictures are then read from there, in any
-order and by any number of processes. Archives that are compressed as a whole cannot be read like that and are refused
-(the official ones hold JPEGs and are not).
+An archive is scanned once, header by header, to find the offset of every image. The images can then be read in any
+order and by any number of processes. Archives that are compressed as a whole do not allow this and are rejected; the
+official archives contain JPEGs and are not compressed.
 """
 
 import io
@@ -20,15 +20,15 @@ from scipy.io.matlab import MatReadError
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 
-class Picture(NamedTuple):
-  """Where the file of one example lies.
+class ArchivedImage(NamedTuple):
+  """The location of an encoded image: part of an archive, or a separate file.
 
   Attributes:
-    key: its name, unique in its split.
-    label: class, or -1 where none is known.
-    path: of the archive, or of the file itself.
-    offset: first byte there.
-    size: bytes.
+    key: name of the image, unique in its split.
+    label: class, or -1 if it is unknown.
+    path: archive, or image file.
+    offset: position of the first byte in `path`.
+    size: number of bytes.
   """
 
   key: str
@@ -38,10 +38,10 @@ class Picture(NamedTuple):
   size: int
 
   def read(self) -> bytes:
-    """Reads the file.
+    """Reads the encoded image.
 
     Raises:
-      OSError: if it cannot be read.
+      OSError: if the file cannot be read.
     """
     with open(self.path, 'rb') as file:
       file.seek(self.offset)
@@ -52,160 +52,154 @@ class Picture(NamedTuple):
 
 
 class Contents(NamedTuple):
-  """What a dataset is made from.
+  """The images and classes of a source.
 
   Attributes:
-    splits: pictures by split.
-    class_names: in the order of the labels; for ImageNet the WordNet id and its words, 'n01440764 tench, Tinca tinca'.
-    ilsvrc_ids: in the order of the labels, the numbers of the classes in submissions and ground truth; or none.
-    expected: how many pictures the official archives hold, by split; empty where nobody knows.
+    splits: images by split.
+    class_names: class names by label; for ImageNet WordNet id and words, such as 'n01440764 tench, Tinca tinca'.
+    ilsvrc_ids: class ids in submissions and ground truth, by label; empty if the source defines none.
+    expected_counts: number of images in the official archives, by split; empty if it is not known.
   """
 
-  splits: dict[str, list[Picture]]
+  splits: dict[str, list[ArchivedImage]]
   class_names: list[str]
   ilsvrc_ids: list[int]
-  expected: dict[str, int]
+  expected_counts: dict[str, int]
 
 
-def ilsvrc2012(folder: pathlib.Path, seed: int = 0) -> Contents:
-  """Finds the pictures of ILSVRC-2012 in the folder of its downloads.
-
-  These are ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz and, if it is there, the test
-  archive, whose labels were never released.
+def index_ilsvrc2012(folder: pathlib.Path) -> Contents:
+  """Indexes the archives of ILSVRC-2012.
 
   Args:
-    folder: that holds them.
-    seed: not used.
+    folder: contains ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz and, optionally, the
+      test archive, whose labels were never released.
 
   Raises:
-    UsageError: if one is missing or of another year.
-    RunError: if one is damaged.
+    UsageError: if an archive is missing or belongs to another year.
+    RunError: if an archive is damaged.
   """
-  del seed
-  kit = _DevelopmentKit(_find(folder, 'ILSVRC2012_devkit*'), 'ILSVRC2012')
-  tests = sorted(folder.glob('ILSVRC2012_img_test*.tar'))
+  kit = _DevelopmentKit(_find_download(folder, 'ILSVRC2012_devkit*'), 'ILSVRC2012')
   splits = {
-    'train': _tar_of_tars(_find(folder, 'ILSVRC2012_img_train.tar'), kit.label_of_synset),
-    'validation': _numbered(_find(folder, 'ILSVRC2012_img_val.tar'), 'ILSVRC2012_val', kit.ground_truth('validation')),
-  }
-  if tests:
-    splits['test'] = _numbered(tests[0], 'ILSVRC2012_test', None)
-  expected = {'train': 1_281_167, 'validation': 50_000, 'test': 100_000}
-  return Contents(splits, kit.class_names, kit.ilsvrc_ids, expected)
-
-
-def ilsvrc2010(folder: pathlib.Path, seed: int = 0) -> Contents:
-  """Finds the pictures of ILSVRC-2010, whose test labels are known, in the folder of its downloads.
-
-  These are ILSVRC2010_images_train.tar, _val.tar and _test.tar, the development kit, ILSVRC2010_test_ground_truth.txt,
-  and, if it is there, patch_images.tar, whose pictures replace those of the same name.
-
-  Args:
-    folder: that holds them.
-    seed: not used.
-
-  Raises:
-    UsageError: if one is missing or of another year.
-    RunError: if one is damaged.
-  """
-  del seed
-  kit = _DevelopmentKit(_find(folder, '*devkit-1.0*'), 'ILSVRC2010')
-  splits = {
-    'train': _tar_of_tars(_find(folder, 'ILSVRC2010_images_train.tar'), kit.label_of_synset),
-    'validation': _numbered(
-      _find(folder, 'ILSVRC2010_images_val.tar'), 'ILSVRC2010_val', kit.ground_truth('validation')
+    'train': _index_nested_tars(_find_download(folder, 'ILSVRC2012_img_train.tar'), kit.label_of_synset),
+    'validation': _index_numbered_images(
+      _find_download(folder, 'ILSVRC2012_img_val.tar'), 'ILSVRC2012_val', kit.read_ground_truth('validation')
     ),
-    'test': _numbered(_find(folder, 'ILSVRC2010_images_test.tar'), 'ILSVRC2010_test', kit.ground_truth('test')),
+  }
+  if test_archives := sorted(folder.glob('ILSVRC2012_img_test*.tar')):
+    splits['test'] = _index_numbered_images(test_archives[0], 'ILSVRC2012_test', None)
+  expected_counts = {'train': 1_281_167, 'validation': 50_000, 'test': 100_000}
+  return Contents(splits, kit.class_names, kit.ilsvrc_ids, expected_counts)
+
+
+def index_ilsvrc2010(folder: pathlib.Path) -> Contents:
+  """Indexes the archives of ILSVRC-2010, whose test labels are public.
+
+  Args:
+    folder: contains ILSVRC2010_images_train.tar, _val.tar and _test.tar, the development kit,
+      ILSVRC2010_test_ground_truth.txt and, optionally, patch_images.tar, whose images replace those of the same name.
+
+  Raises:
+    UsageError: if an archive is missing or belongs to another year.
+    RunError: if an archive is damaged.
+  """
+  kit = _DevelopmentKit(_find_download(folder, '*devkit-1.0*'), 'ILSVRC2010')
+  splits = {
+    'train': _index_nested_tars(_find_download(folder, 'ILSVRC2010_images_train.tar'), kit.label_of_synset),
+    'validation': _index_numbered_images(
+      _find_download(folder, 'ILSVRC2010_images_val.tar'), 'ILSVRC2010_val', kit.read_ground_truth('validation')
+    ),
+    'test': _index_numbered_images(
+      _find_download(folder, 'ILSVRC2010_images_test.tar'), 'ILSVRC2010_test', kit.read_ground_truth('test')
+    ),
   }
   if (patch := folder / 'patch_images.tar').exists():
-    patched = {pathlib.PurePath(name).name: place for name, *place in _tar(patch)}
-    for name, pictures in splits.items():
-      splits[name] = [
-        p._replace(path=str(patch), offset=patched[p.key][0], size=patched[p.key][1]) if p.key in patched else p
-        for p in pictures
-      ]
-  return Contents(splits, kit.class_names, kit.ilsvrc_ids, {'train': 1_261_406, 'validation': 50_000, 'test': 150_000})
+    patches = {
+      pathlib.PurePath(name).name: {'path': str(patch), 'offset': offset, 'size': size}
+      for name, offset, size in _list_tar(patch)
+    }
+    splits = {
+      split: [image._replace(**patches.get(image.key, {})) for image in images] for split, images in splits.items()
+    }
+  expected_counts = {'train': 1_261_406, 'validation': 50_000, 'test': 150_000}
+  return Contents(splits, kit.class_names, kit.ilsvrc_ids, expected_counts)
 
 
-def synsets(archive: pathlib.Path, seed: int = 0) -> Contents:
-  """Finds the pictures in a tar of one tar a synset, such as ImageNet's releases of Fall 2009 and Fall 2011.
+def index_synsets(archive: pathlib.Path, seed: int = 0) -> Contents:
+  """Indexes a tar of one tar per synset, such as ImageNet's releases of Fall 2009 and Fall 2011.
 
-  They have no held-out part: as in section 6 of the paper one half, drawn at random, is for training and the other for
-  testing.
+  These releases have no test set. As in section 6 of the paper, a random half of the images is used for training and
+  the other half for testing.
 
   Args:
     archive: the tar.
-    seed: of the draw.
+    seed: seed of the random split.
 
   Raises:
-    UsageError: if it is not there.
-    RunError: if it is damaged.
+    UsageError: if the archive does not exist.
+    RunError: if the archive is damaged.
   """
   if not archive.is_file():
-    raise UsageError(f'{archive} is not a file; name the tar that holds one tar for each synset.')
-  names = sorted(pathlib.PurePath(name).stem for name, _, _ in _tar(archive))
-  pictures = _tar_of_tars(archive, {name: label for label, name in enumerate(names)})
-  pictures.sort()
-  order = np.random.default_rng(seed).permutation(len(pictures))
-  half = (len(pictures) + 1) // 2
-  splits = {'train': order[:half], 'test': order[half:]}
-  return Contents({name: [pictures[i] for i in sorted(chosen)] for name, chosen in splits.items()}, names, [], {})
+    raise UsageError(f'{archive} is not a file; SOURCE must be a tar that contains one tar per synset.')
+  class_names = sorted(pathlib.PurePath(name).stem for name, _, _ in _list_tar(archive))
+  images = sorted(_index_nested_tars(archive, {name: label for label, name in enumerate(class_names)}))
+  order = np.random.default_rng(seed).permutation(len(images))
+  half = (len(images) + 1) // 2
+  splits = {
+    split: [images[index] for index in sorted(indices)]
+    for split, indices in (('train', order[:half]), ('test', order[half:]))
+  }
+  return Contents(splits, class_names, [], {})
 
 
-def folder_of_classes(folder: pathlib.Path, seed: int = 0) -> Contents:
-  """Finds the pictures in a tree split/class/picture; 'val' is called validation.
+def index_class_folders(folder: pathlib.Path) -> Contents:
+  """Indexes a folder tree SPLIT/CLASS/IMAGE.
 
   Args:
-    folder: the tree. Files and folders whose names begin with a dot do not count.
-    seed: not used.
+    folder: the tree, with `train` and optionally `val` (or `validation`) and `test`. Hidden files and folders are
+      ignored.
 
   Raises:
-    UsageError: if there is no such tree, a class without pictures, or one that was not in training.
+    UsageError: if the tree has another layout, or a class has no images or does not occur in `train`.
   """
-  del seed
-  splits = {('validation' if path.name == 'val' else path.name): path for path in _inside(folder) if path.is_dir()}
+  split_folders = {('validation' if path.name == 'val' else path.name): path for path in _list_subfolders(folder)}
   if (folder / 'val').is_dir() and (folder / 'validation').is_dir():
-    raise UsageError(f'{folder} has val and validation, which are one split; put them together.')
-  if 'train' not in splits:
-    raise UsageError(f'{folder} has no folder train; what is wanted is {folder}/train/CLASS/PICTURE, and val or test.')
-  class_names = [path.name for path in _inside(splits['train']) if path.is_dir()]
-  labels = {name: label for label, name in enumerate(class_names)}
-  found = {}
-  for split, root in splits.items():
-    found[split] = []
-    for class_folder in (path for path in _inside(root) if path.is_dir()):
-      if class_folder.name not in labels:
-        raise UsageError(f'{class_folder} is a class that {splits["train"]} does not have; move or rename one of them.')
-      files = list(_inside(class_folder))
-      if strange := [path for path in files if not path.is_file()]:
-        raise UsageError(f'{strange[0]} is a folder or a link to nothing; a folder of a class is for pictures alone.')
-      if not files:
-        raise UsageError(f'{class_folder} holds no picture; put some there, or remove the folder.')
-      found[split] += [
-        Picture(f'{path.parent.name}/{path.name}', labels[path.parent.name], str(path), 0, path.stat().st_size)
-        for path in files
-      ]
-    if not found[split]:
-      raise UsageError(f'{root} holds no folder of pictures; what is wanted is {root}/CLASS/PICTURE.')
-  return Contents(found, class_names, [], {})
+    raise UsageError(f'{folder} contains both val and validation, which are the same split; merge them.')
+  if 'train' not in split_folders:
+    raise UsageError(
+      f'{folder} contains no folder train; the expected layout is {folder}/train/CLASS/IMAGE, plus val or test.'
+    )
+  class_names = [path.name for path in _list_subfolders(split_folders['train'])]
+  splits: dict[str, list[ArchivedImage]] = {}
+  for split, split_folder in split_folders.items():
+    splits[split] = []
+    for class_folder in _list_subfolders(split_folder):
+      if class_folder.name not in class_names:
+        raise UsageError(
+          f'{class_folder} is a class that {split_folders["train"]} does not contain; move or rename one of them.'
+        )
+      splits[split] += _index_class_folder(class_folder, class_names.index(class_folder.name))
+    if not splits[split]:
+      raise UsageError(f'{split_folder} contains no class folders; the expected layout is {split_folder}/CLASS/IMAGE.')
+  return Contents(splits, class_names, [], {})
 
 
+# Each takes the source and the seed of random splits.
 LAYOUTS: dict[str, Callable[[pathlib.Path, int], Contents]] = {
-  '2012': ilsvrc2012,
-  '2010': ilsvrc2010,
-  'synsets': synsets,
-  'folder': folder_of_classes,
+  '2012': lambda folder, _: index_ilsvrc2012(folder),
+  '2010': lambda folder, _: index_ilsvrc2010(folder),
+  'synsets': index_synsets,
+  'folder': lambda folder, _: index_class_folders(folder),
 }
 
 
 class _DevelopmentKit:
-  """What the kit of a challenge says of its classes; labels are the ranks of the WordNet ids."""
+  """Classes and ground truth of a challenge; a class's label is the rank of its WordNet id."""
 
   def __init__(self, path: pathlib.Path, challenge: str):
     self._path, self._challenge = path, challenge
-    self._files = self._open()
+    self._members = self._read_members()
     try:
-      table = np.atleast_1d(scipy.io.loadmat(io.BytesIO(self._file('meta.mat')), squeeze_me=True)['synsets'])
+      table = np.atleast_1d(scipy.io.loadmat(io.BytesIO(self._read('meta.mat')), squeeze_me=True)['synsets'])
     except (ValueError, KeyError, TypeError, NotImplementedError, OSError, MatReadError) as error:
       raise RunError(f'meta.mat of {path} is damaged ({error}); download it again.') from error
     try:
@@ -213,95 +207,123 @@ class _DevelopmentKit:
       rows.sort(key=lambda row: row['WNID'])
       self.ilsvrc_ids = [int(row[f'{challenge}_ID']) for row in rows]
     except (KeyError, ValueError, IndexError) as error:
-      raise UsageError(f'{path} is not the development kit of {challenge}; put that one into {path.parent}.') from error
+      raise UsageError(f'{path} is not the development kit of {challenge}; put that kit into {path.parent}.') from error
     self.class_names = [f'{row["WNID"]} {row["words"]}' for row in rows]
     self.label_of_synset = {str(row['WNID']): label for label, row in enumerate(rows)}
 
-  def _open(self):
-    try:
-      with tarfile.open(self._path, 'r:*') as tar:  # a few hundred kilobytes, compressed
-        return {pathlib.PurePath(member.name).name: tar.extractfile(member).read() for member in tar if member.isreg()}
-    except (tarfile.TarError, OSError, EOFError) as error:
-      raise RunError(f'{self._path} is damaged or no archive ({error}); download it again.') from error
-
-  def _file(self, name):
-    beside = self._path.parent / name
-    if name not in self._files and not beside.is_file():
-      raise UsageError(f'{name} is neither in {self._path} nor beside it; put it into {self._path.parent}.')
-    return self._files[name] if name in self._files else beside.read_bytes()
-
-  def ground_truth(self, split):
-    """Returns the labels of a split in the order of its pictures' numbers."""
+  def read_ground_truth(self, split):
+    """Returns the labels of a split in the order of its image numbers."""
     label_of_id = {ilsvrc_id: label for label, ilsvrc_id in enumerate(self.ilsvrc_ids)}
     name = f'{self._challenge}_{split}_ground_truth.txt'
     try:
-      return [label_of_id[int(line)] for line in self._file(name).split()]
+      return [label_of_id[int(line)] for line in self._read(name).split()]
     except (ValueError, KeyError) as error:
       raise UsageError(
-        f'{name} names the class {error}, which {self._path} does not have; download both again.'
+        f'{name} contains the class {error}, which {self._path} does not define; download both again.'
       ) from error
 
+  def _read_members(self):
+    try:
+      with tarfile.open(self._path, 'r:*') as tar:  # a few hundred kilobytes, compressed
+        return {
+          pathlib.PurePath(member.name).name: file.read()
+          for member in tar
+          if member.isreg() and (file := tar.extractfile(member))
+        }
+    except (tarfile.TarError, OSError, EOFError) as error:
+      raise RunError(f'{self._path} is damaged or not an archive ({error}); download it again.') from error
 
-def _find(folder, pattern):
-  found = sorted(path for path in folder.glob(pattern) if path.is_file())
-  if not found:
-    raise UsageError(f"{folder} holds no '{pattern}'; download it there, or name the folder that has it.")
-  return found[0]
+  def _read(self, name):
+    if name in self._members:
+      return self._members[name]
+    path = self._path.parent / name
+    if not path.is_file():
+      raise UsageError(f'{name} is neither in {self._path} nor next to it; put it into {self._path.parent}.')
+    return path.read_bytes()
 
 
-def _inside(folder):
+def _find_download(folder, pattern):
+  paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+  if not paths:
+    raise UsageError(f"{folder} contains no '{pattern}'; download it there, or name the folder that contains it.")
+  return paths[0]
+
+
+def _list_subfolders(folder):
+  return [path for path in _list_visible(folder) if path.is_dir()]
+
+
+def _list_visible(folder):
   if not folder.is_dir():
-    raise UsageError(f'{folder} is not a folder; name the one that holds train/CLASS/PICTURE.')
+    raise UsageError(f'{folder} is not a folder; SOURCE must be a folder that contains train/CLASS/IMAGE.')
   return sorted(path for path in folder.iterdir() if not _check_name(path.name, folder).startswith('.'))
 
 
-def _check_name(name, place):
-  """Passes a name on, unless a record or a list of names could not hold it."""
+def _check_name(name, container):
+  """Returns the name unchanged; raises `UsageError` if it cannot be written to a record or a list of names."""
   if not name.isprintable():
-    raise UsageError(f'{place} holds {name!r}, a name with a line break or no text at all; rename it.')
+    raise UsageError(f'{container} contains {name!r}, a name with line breaks or unprintable characters; rename it.')
   return name
 
 
-def _tar_of_tars(path, labels):
-  """Lists the pictures of a tar that holds one tar for each class, named by it."""
-  pictures = []
+def _index_class_folder(folder, label):
+  files = list(_list_visible(folder))
+  if others := [path for path in files if not path.is_file()]:
+    raise UsageError(f'{others[0]} is a folder or a broken link; a class folder may contain only image files.')
+  if not files:
+    raise UsageError(f'{folder} contains no image; add images, or remove the folder.')
+  return [ArchivedImage(f'{folder.name}/{path.name}', label, str(path), 0, path.stat().st_size) for path in files]
+
+
+def _index_nested_tars(path, label_of_synset):
+  """Lists the images of a tar that contains one tar per class, named after the class."""
+  images = []
   with tqdm.tqdm(total=os.path.getsize(path), desc=path.name, unit='B', unit_scale=True, leave=False) as bar:
-    for name, offset, size in _tar(path):
-      synset = pathlib.PurePath(name).stem
-      if not name.endswith('.tar') or synset not in labels:
+    for class_tar, start, length in _list_tar(path):
+      synset = pathlib.PurePath(class_tar).stem
+      if not class_tar.endswith('.tar') or synset not in label_of_synset:
         raise UsageError(
-          f'{path} holds {name}, which is no tar of a class; is it of another year, or not this archive?'
+          f'{path} contains {class_tar}, which is not the tar of a class; is this another archive, or another year?'
         )
-      for inner, place, length in _tar(path, offset, size):
-        pictures.append(Picture(pathlib.PurePath(inner).name, labels[synset], str(path), place, length))
-      bar.update(offset + size - bar.n)
-  return pictures
+      for name, offset, size in _list_tar(path, start, length):
+        images.append(ArchivedImage(pathlib.PurePath(name).name, label_of_synset[synset], str(path), offset, size))
+      bar.update(start + length - bar.n)
+  return images
 
 
-def _numbered(path, prefix, labels):
-  """Lists the pictures of a tar that are numbered from 1: prefix_00000001.JPEG and so on."""
-  places = sorted((pathlib.PurePath(name).name, offset, size) for name, offset, size in _tar(path))
+def _index_numbered_images(path, prefix, labels):
+  """Lists the images of a tar that are numbered from 1: prefix_00000001.JPEG and so on; without labels, all have -1."""
+  files = sorted((pathlib.PurePath(name).name, offset, size) for name, offset, size in _list_tar(path))
   if labels is None:
-    labels = [-1] * len(places)
-  if len(places) != len(labels):
+    labels = [-1] * len(files)
+  if len(files) != len(labels):
     raise UsageError(
-      f'{path} holds {len(places):,} pictures and the ground truth has {len(labels):,} labels; '
-      'is one of them of another year, or not whole?'
+      f'{path} contains {len(files):,} images, but the ground truth has {len(labels):,} labels; is one of them '
+      'incomplete, or from another year?'
     )
-  for number, (name, _, _) in enumerate(places, 1):
+  for number, (name, _, _) in enumerate(files, 1):
     if pathlib.PurePath(name).stem != (expected := f'{prefix}_{number:08d}'):
-      raise UsageError(f'{path} holds {name} where {expected} should be; is it of another year, or not whole?')
+      raise UsageError(f'{path} contains {name} instead of {expected}; is it incomplete, or from another year?')
   return [
-    Picture(name, label, str(path), offset, size) for (name, offset, size), label in zip(places, labels, strict=True)
+    ArchivedImage(name, label, str(path), offset, size)
+    for (name, offset, size), label in zip(files, labels, strict=True)
   ]
 
 
-def _tar(path: pathlib.Path, start: int = 0, length: int | None = None) -> Iterator[tuple[str, int, int]]:
-  """Lists the files of a tar, or of one that lies inside another, as (name, offset in the file, size).
+def _list_tar(path: pathlib.Path, start: int = 0, length: int | None = None) -> Iterator[tuple[str, int, int]]:
+  """Lists the files of a tar.
+
+  Args:
+    path: the tar, or the tar that contains it.
+    start: position of the first byte of the tar in `path`.
+    length: number of bytes of the tar; by default it ends with `path`.
+
+  Yields:
+    Name, offset in `path` and size in bytes of each file.
 
   Raises:
-    RunError: if it is damaged or ends too soon.
-    UsageError: if it is compressed, or holds what such an archive does not.
+    RunError: if the tar is damaged, truncated or compressed.
+    UsageError: if it contains links, or paths outside the archive.
   """
   try:
     with open(path, 'rb') as file:
@@ -309,20 +331,20 @@ def _tar(path: pathlib.Path, start: int = 0, length: int | None = None) -> Itera
       file.seek(start)
       tar = tarfile.TarFile(fileobj=file)
       while (member := tar.next()) is not None:
-        tar.members.clear()  # or a million of them would stay in memory
+        tar.members.clear()  # type: ignore[attr-defined]  # TarFile would hold a million of them in memory
         name = _check_name(member.name, path)
-        outside = os.path.isabs(name) or '..' in pathlib.PurePath(name).parts
-        if outside or not (member.isreg() or member.isdir()):
-          raise UsageError(f"{path} holds '{name}', a link or a path that leads outside; such an archive is not used.")
+        is_outside = os.path.isabs(name) or '..' in pathlib.PurePath(name).parts
+        if is_outside or not (member.isreg() or member.isdir()):
+          raise UsageError(f"{path} contains '{name}', a link or a path outside the archive, which is not supported.")
         if member.offset_data + member.size > end:
           raise RunError(f'{path} ends in the middle of {name}; download it again.')
         if member.isreg():
           yield name, member.offset_data, member.size
       file.seek(tar.offset)
       if tar.offset + tarfile.BLOCKSIZE > end or file.read(tarfile.BLOCKSIZE).strip(b'\0'):
-        raise tarfile.ReadError('no end mark')
+        raise tarfile.ReadError('the end-of-archive marker is missing')
   except (tarfile.TarError, OSError, EOFError) as error:
-    inside = f' in the part that begins at byte {start:,}' if start else ''
+    part = f', in the tar that starts at byte {start:,}' if start else ''
     raise RunError(
-      f'{path} is damaged, cut short, unreadable or no plain tar{inside} ({error}); download it again.'
+      f'{path} is damaged, truncated, unreadable or not an uncompressed tar ({error}{part}); download it again.'
     ) from error

@@ -1,10 +1,11 @@
-"""The pictures of ImageNet as the network takes them, 256 x 256, as a TFDS dataset (section 2).
+r"""TFDS builder of ImageNet datasets whose images are 256 x 256, as the paper stores them (section 2).
 
-    python -m alexnet_jax prepare 2012 FOLDER       # with all cores, and goes on after it was stopped
-    PYTHONPATH=. tfds build alexnet_jax/datasets/ilsvrc.py --config=2012 --manual_dir=FOLDER --file_format=array_record
+    python -m alexnet_jax prepare 2012 FOLDER       # uses all cores; an interrupted preparation resumes
+    PYTHONPATH=. tfds build alexnet_jax/data/imagenet/builder.py --config=2012 --manual_dir=FOLDER \
+        --file_format=array_record
 
-Both make the same records in the same order; the first also makes the statistics of the training set. (The second is
-TFDS's own command, which wants apache-beam, mlcroissant and tensorflow to be installed.)
+Both commands write the same records in the same order. `prepare` also computes the statistics of the training set.
+`tfds build` is TFDS's own command; it requires apache-beam, mlcroissant and tensorflow.
 """
 
 import dataclasses
@@ -21,18 +22,18 @@ from alexnet_jax.runtime.errors import RunError
 
 SIZE = 256  # section 2
 
-_DESCRIPTION = """\
-Pictures brought to 256 x 256 pixels as in section 2 of the AlexNet paper: the short side to 256, the centre cut out.
-"""
+_DESCRIPTION = (
+  'Images of 256 x 256 pixels as in section 2 of the AlexNet paper: shorter side resized to 256, centre cropped.'
+)
 
 
 @dataclasses.dataclass(kw_only=True)
 class IlsvrcConfig(tfds.core.BuilderConfig):
-  """Which dataset it is.
+  """A dataset that the builder can make.
 
   Attributes:
-    layout: '2012', '2010', 'synsets' or 'folder': what it is made from; see `archives.py`.
-    encoding: of the images, 'jpeg', or 'raw' for plain pixels, ten times as large and without decoding.
+    layout: layout of the source, a key of `archives.LAYOUTS`.
+    encoding: encoding of the images, 'jpeg' or 'raw'; raw pixels take ten times the space and need no decoding.
   """
 
   layout: str = 'folder'
@@ -40,41 +41,47 @@ class IlsvrcConfig(tfds.core.BuilderConfig):
 
 
 class Job(NamedTuple):
-  """How to make it.
+  """How to prepare a dataset.
 
   Attributes:
-    source: folder of the archives, tar of the synsets, or tree of classes; None for TFDS's folder of manual downloads.
-    quality: of JPEGs, 1 to 100.
-    seed: of what is drawn at random, the halves of the synsets.
-    max_skipped: share of the pictures that may be undecodable before the job stops.
-    beam: whether to run as an Apache Beam pipeline.
-    contents: what is in the source, where that is known already.
+    source: folder of the archives, tar of the synsets, or class folders; None for TFDS's folder of manual downloads.
+    quality: JPEG quality, 1 to 100.
+    seed: seed of random splits.
+    max_skipped: fraction of a split's images that may be undecodable, 0 to 1.
+    use_beam: whether to run as an Apache Beam pipeline.
+    contents: images and classes of the source, if it is already indexed.
   """
 
   source: pathlib.Path | None = None
   quality: int = 85
   seed: int = 0
   max_skipped: float = 0.001
-  beam: bool = False
+  use_beam: bool = False
   contents: archives.Contents | None = None
 
 
-class Skipped(NamedTuple):
-  """A picture that could not be decoded, where it lies and why."""
+class SkippedImage(NamedTuple):
+  """An image that cannot be decoded.
+
+  Attributes:
+    key: name of the image, unique in its split.
+    location: file, or name and archive.
+    reason: error message of the decoder.
+  """
 
   key: str
-  place: str
+  location: str
   reason: str
 
   def __str__(self) -> str:
-    return f'{self.place}: {self.reason}'
+    return f'{self.location}: {self.reason}'
 
 
 class Ilsvrc(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of ImageNet's challenges, of its synset archives, and of any folder of classes."""
+  """TFDS builder for the ILSVRC challenges, ImageNet's synset archives, and class folders."""
 
   VERSION = tfds.core.Version('1.0.0')
-  MANUAL_DOWNLOAD_INSTRUCTIONS = 'Put the archives that alexnet_jax/datasets/archives.py names into this folder.'
+  MANUAL_DOWNLOAD_INSTRUCTIONS = 'Put the archives that alexnet_jax/data/imagenet/archives.py lists into this folder.'
   BUILDER_CONFIGS: ClassVar = [
     IlsvrcConfig(name=f'{layout}_raw' if encoding == 'raw' else layout, layout=layout, encoding=encoding)
     for layout in archives.LAYOUTS
@@ -82,7 +89,12 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
   ]
 
   def __init__(self, *, job: Job | None = None, **kwargs):
-    """Takes what every TFDS builder takes, and how to make the dataset if it is not there."""
+    """Initialises the builder.
+
+    Args:
+      job: how to prepare the dataset if it does not exist.
+      **kwargs: arguments of every TFDS builder.
+    """
     self.job = job or Job()
     super().__init__(**kwargs)
 
@@ -90,13 +102,16 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=_DESCRIPTION,
-      features=features(self.builder_config.encoding),
+      features=_make_features(self.builder_config.encoding),
       supervised_keys=('image', 'label'),
       metadata=tfds.core.MetadataDict(),
     )
 
   def recipe(self) -> dict:
-    """Returns what the records depend on. Of official archives there is one, of folders and synsets there are many."""
+    """Returns the settings on which the records depend.
+
+    The source is None for the official archives, of which there is only one version.
+    """
     config, job = self.builder_config, self.job
     is_official = config.layout in ('2012', '2010')
     return {
@@ -107,8 +122,8 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
       'seed': job.seed if config.layout == 'synsets' else None,
     }
 
-  def describe(self, contents: archives.Contents) -> None:
-    """Adds to the dataset's info what only the archives know: names, ILSVRC ids, and how it was made."""
+  def set_metadata(self, contents: archives.Contents) -> None:
+    """Adds the class names, the ILSVRC ids and the recipe to the dataset's info."""
     self.info.features['label'].names = contents.class_names
     self.info.metadata.update(ilsvrc_ids=contents.ilsvrc_ids, recipe=self.recipe())
 
@@ -117,44 +132,41 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     if contents is None:
       source = self.job.source or pathlib.Path(dl_manager.manual_dir)
       contents = archives.LAYOUTS[self.builder_config.layout](source, self.job.seed)
-    self.describe(contents)
-    return {split: self._generate_examples(split, pictures) for split, pictures in contents.splits.items()}
+    self.set_metadata(contents)
+    return {split: self._generate_examples(split, images) for split, images in contents.splits.items()}
 
-  def _generate_examples(self, split, pictures):
-    make = functools.partial(example, encoding=self.builder_config.encoding, quality=self.job.quality)
+  def _generate_examples(self, split, images):
+    make = functools.partial(make_example, encoding=self.builder_config.encoding, quality=self.job.quality)
     report = functools.partial(
-      write_report, self.data_path, split, num_pictures=len(pictures), max_skipped=self.job.max_skipped
+      write_report, self.data_path, split, num_images=len(images), max_skipped=self.job.max_skipped
     )
-    return (_on_beam if self.job.beam else _in_turn)(pictures, make, report)
+    return (_generate_on_beam if self.job.use_beam else _generate_serially)(images, make, report)
 
 
-def _in_turn(pictures, make, report):
+def _generate_serially(images, make, report):
   skipped = []
-  for picture in pictures:
-    made = make(picture)
-    if isinstance(made, Skipped):
-      skipped.append(made)
+  for image in images:
+    example = make(image)
+    if isinstance(example, SkippedImage):
+      skipped.append(example)
     else:
-      yield picture.key, made
+      yield image.key, example
   report(skipped)
 
 
-def _on_beam(pictures, make, report):
-  import apache_beam as beam
+def _generate_on_beam(images, make, report):
+  import apache_beam as beam  # optional: requirements-beam.txt
 
   def process(collection):
-    made = (
-      collection | beam.Create(pictures) | beam.Reshuffle() | beam.Map(lambda picture: (picture.key, make(picture)))
-    )
-    skipped = made | beam.Values() | beam.Filter(lambda example: isinstance(example, Skipped))
+    examples = collection | beam.Create(images) | beam.Reshuffle() | beam.Map(lambda image: (image.key, make(image)))
+    skipped = examples | beam.Values() | beam.Filter(lambda example: isinstance(example, SkippedImage))
     _ = skipped | beam.combiners.ToList() | beam.Map(report)
-    return made | 'Decoded' >> beam.Filter(lambda keyed: not isinstance(keyed[1], Skipped))
+    return examples | 'Decoded' >> beam.Filter(lambda keyed: not isinstance(keyed[1], SkippedImage))
 
   return beam.ptransform_fn(process)()
 
 
-def features(encoding: str) -> tfds.features.FeaturesDict:
-  """Returns the features of an example: image [256, 256, rgb] uint8 in an encoding, label, file_name."""
+def _make_features(encoding):
   shape = (SIZE, SIZE, 3)
   image = (
     tfds.features.Image(shape=shape, encoding_format='jpeg')
@@ -166,36 +178,51 @@ def features(encoding: str) -> tfds.features.FeaturesDict:
   )
 
 
-def example(picture: archives.Picture, encoding: str, quality: int) -> dict | Skipped:
-  """Makes the example of a picture, or says why there is none.
+def make_example(image: archives.ArchivedImage, encoding: str, quality: int) -> dict | SkippedImage:
+  """Decodes, resizes, crops and encodes an image.
+
+  Args:
+    image: location of the image.
+    encoding: 'jpeg' or 'raw'.
+    quality: JPEG quality, 1 to 100.
+
+  Returns:
+    {'image': JPEG bytes or [256, 256, rgb] uint8, 'label': int, 'file_name': str}, or a `SkippedImage` if the image
+    cannot be decoded.
 
   Raises:
     RunError: if the archive cannot be read.
   """
   try:
-    encoded = picture.read()
+    encoded = image.read()
   except OSError as error:
-    raise RunError(f'{picture} cannot be read ({error.strerror}); is the archive still there?') from error
+    raise RunError(f'{image} cannot be read ({error.strerror}); does the archive still exist?') from error
   try:
-    image = image_io.resize_and_crop(image_io.decode(encoded), SIZE)
+    pixels = image_io.resize_and_crop(image_io.decode(encoded), SIZE)
   except ValueError as error:
-    return Skipped(picture.key, str(picture), str(error))
-  stored = image_io.encode_jpeg(image, quality) if encoding == 'jpeg' else np.ascontiguousarray(image)
-  return {'image': stored, 'label': picture.label, 'file_name': picture.key}
+    return SkippedImage(image.key, str(image), str(error))
+  stored = image_io.encode_jpeg(pixels, quality) if encoding == 'jpeg' else np.ascontiguousarray(pixels)
+  return {'image': stored, 'label': image.label, 'file_name': image.key}
 
 
 def write_report(
-  folder: pathlib.Path, split: str, skipped: list[Skipped], *, num_pictures: int, max_skipped: float
+  folder: pathlib.Path, split: str, skipped: list[SkippedImage], *, num_images: int, max_skipped: float
 ) -> None:
-  """Writes which pictures of a split could not be decoded, a line each: `skipped-SPLIT.txt`.
+  """Writes `skipped-SPLIT.txt`, which lists the undecodable images of a split, one per line.
+
+  Args:
+    folder: folder of the dataset.
+    split: name of the split.
+    skipped: the undecodable images.
+    num_images: number of images in the split, including those.
+    max_skipped: fraction of the images that may be undecodable, 0 to 1.
 
   Raises:
-    RunError: if they are more than the share `max_skipped`.
+    RunError: if more images than that are undecodable.
   """
-  lines = [f'{one}\n' for one in sorted(skipped)]
-  (pathlib.Path(folder) / f'skipped-{split}.txt').write_text(''.join(lines))
-  if len(skipped) > max_skipped * num_pictures:
+  (pathlib.Path(folder) / f'skipped-{split}.txt').write_text(''.join(f'{image}\n' for image in sorted(skipped)))
+  if len(skipped) > max_skipped * num_images:
     raise RunError(
-      f'{len(skipped):,} of {num_pictures:,} pictures in {split} cannot be decoded, more than max_skipped='
-      f'{max_skipped:g} allows; the first is {min(skipped)}. Download the archive again, or allow more.'
+      f'{len(skipped):,} of {num_images:,} images in {split} cannot be decoded, more than max_skipped={max_skipped:g} '
+      f'allows; the first is {min(skipped)}. Download the archive again, or raise max_skipped.'
     )

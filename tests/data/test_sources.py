@@ -1,0 +1,134 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from sklearn import datasets
+
+from alexnet_jax.data import sources
+from alexnet_jax.runtime.errors import RunError, UsageError
+from tests.data.conftest import encode_example
+
+
+def test_digits_are_those_of_scikit_learn(config):
+  train, test = sources.open_splits(config.data, 96, ['train', 'test'])
+  assert (len(train), len(test)) == (1437, 360)
+  assert train.class_names == tuple('0123456789')
+  records = tfds.data_source('digits', data_dir=config.data.dir)
+  images = np.concatenate([[record['image'][:, :, 0] for record in records[split]] for split in ('train', 'test')])
+  labels = np.concatenate([[record['label'] for record in records[split]] for split in ('train', 'test')])
+  digits = datasets.load_digits()
+  examples = sorted((label, image.tobytes()) for label, image in zip(labels, images, strict=True))
+  pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)
+  assert examples == sorted((label, image.tobytes()) for label, image in zip(digits.target, pixels, strict=True))
+  assert min(np.bincount([int(test[i]['label']) for i in range(360)])) >= 25  # every class is tested
+
+
+def test_selected_classes_have_all_their_examples_and_new_labels(config):
+  config.data.classes = ('7', '1', '4')
+  train, test = sources.open_splits(config.data, 96, ['train', 'test'])
+  config.data.classes = ()
+  (all_classes,) = sources.open_splits(config.data, 96, ['test'])
+  assert (test.num_classes, test.class_names) == (3, ('7', '1', '4'))
+  examples = [all_classes[index] for index in range(len(all_classes))]
+  expected = [example for example in examples if example['label'] in (7, 1, 4)]
+  assert len(test) == len(expected)
+  assert len(train) + len(test) == sum(label in (7, 1, 4) for label in datasets.load_digits().target)
+  for index, example in enumerate(expected):
+    np.testing.assert_array_equal(test[index]['image'], example['image'])
+    assert (7, 1, 4)[test[index]['label']] == example['label']
+
+
+def test_an_unknown_class_raises_an_error(config):
+  config.data.classes = ('1', 'one')
+  message = 'data.classes contains one, which digits/1.0.0 does not have; its classes are 0, 1, 2'
+  with pytest.raises(UsageError, match=message):
+    sources.open_splits(config.data, 96, ['test'])
+
+
+def test_read_replaces_a_skipped_record_by_the_next_readable_one(damaged_sources, capsys):
+  source, _ = damaged_sources
+  examples = [(image.copy(), label) for image, label in source.read([4, 5, 6, 7, len(source) - 1, 0, 5])]
+  for (image, label), replacement in zip(examples, [4, 7, 7, 7, 0, 0, 7], strict=True):
+    np.testing.assert_array_equal(image, source[replacement]['image'])
+    assert label == source[replacement]['label']
+  assert sorted(source.skipped) == [5, 6, 1436]
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0] == "skipped image 5 of split 'train' of digits/1.0.0: not an image in a known format"
+  assert len(lines) == 3  # each record is reported once
+
+
+def test_a_split_that_is_listed_twice_is_opened_once(config):
+  first, second, train = sources.open_splits(config.data, 96, ['test', 'test', 'train'])
+  assert first is second
+  assert train is not first
+
+
+@pytest.mark.parametrize('record', [b'', b'\xff' * 20, encode_example(b'', 0)[:5]], ids=['empty', 'noise', 'truncated'])
+def test_the_error_for_a_damaged_record_contains_its_index(train_source, record):
+  train_source._records = [record]
+  with pytest.raises(RunError, match=r"image 0 of split 'train' of digits/1.0.0 cannot be read or decoded"):
+    train_source[0]
+
+
+def test_an_image_without_a_label_raises_an_error(train_source):
+  image = io.BytesIO()
+  PIL.Image.new('RGB', (8, 8)).save(image, 'PNG')
+  train_source._records = [encode_example(image.getvalue(), -1)]
+  with pytest.raises(RunError, match=r'has no valid label \(-1\); choose a split with labels'):
+    train_source[0]
+
+
+def test_cifar10_prepared_by_tfds_is_read(shared_data, config):
+  config.data.name, config.data.dir = 'cifar10', str(shared_data / 'tfds')
+  train, test = sources.open_splits(config.data, 256, ['train[:90%]', 'test'])
+  assert (len(train), len(test), train.num_classes) == (45_000, 10_000, 10)
+  assert train.class_names[0] == 'airplane'
+  example = train[0]
+  assert (example['image'].shape, example['image'].dtype) == ((256, 256, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('name', 'digit', r"no dataset 'digit'; similar names are .*digits"),
+    ('name', 'cifar10', r"contains no prepared 'cifar10'"),
+    ('name', 'cifar10/nonsense', 'cannot be opened'),
+    ('train_split', 'trian', r"no split 'trian', .* its splits are test, train"),
+    ('train_split', 'train[:0]', 'no split .*:0.*, or the split is empty'),
+    ('train_split', 'train[5:3]', 'no split .*5:3.*, or the split is empty'),
+  ],
+)
+def test_the_error_for_a_dataset_or_split_that_cannot_be_opened_contains_the_reason(config, field, value, message):
+  config.data[field] = value
+  with pytest.raises(UsageError, match=message):
+    sources.open_splits(config.data, 96, [config.data.train_split])
+
+
+def test_a_missing_folder_raises_an_error(config, tmp_path):
+  config.data.name, config.data.dir = 'cifar10', str(tmp_path / 'nowhere')
+  with pytest.raises(UsageError, match='is not a folder'):
+    sources.open_splits(config.data, 96, ['train'])
+
+
+class NoImages(tfds.core.GeneratorBasedBuilder):
+  """A dataset of numbers without images."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({'number': np.int64}))
+
+  def _split_generators(self, dl_manager):
+    return {'train': ((i, {'number': i}) for i in range(3))}
+
+  def _generate_examples(self):
+    raise AssertionError('not called')
+
+
+def test_a_dataset_without_images_and_labels_raises_an_error(config):
+  NoImages(data_dir=config.data.dir, file_format='array_record').download_and_prepare()
+  config.data.name = 'no_images'
+  with pytest.raises(UsageError, match='not a dataset of images with one label'):
+    sources.open_splits(config.data, 96, ['train'])
