@@ -1,1 +1,1 @@
-"""Other programs' weights."""
+"""Weights of other programs: reading and writing their files, and importing and exporting runs."""

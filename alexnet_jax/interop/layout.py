@@ -1,40 +1,44 @@
-"""The parameters of a network as users of Caffe and PyTorch expect them, with all that others need to use them.
+"""The interchange layout of weights, and conversion between it and the parameters of our networks.
 
-conv1.weight ... [out, in / groups, height, width]; tower 0 holds the first half of the outputs of every layer
-fc6.weight ...   [out, in], the inputs of fc6 in channel, row, column order; fc8 has a row for each class and no more
+The layout is that of Caffe and PyTorch:
+
+conv1.weight ... [out, in / groups, height, width]; tower 0 holds the first half of every layer's outputs
+fc6.weight ...   [out, in]; the inputs of fc6 are in channel, row, column order; fc8 has one row per class
 conv1.bias ...   [out]
 
-Dropout: our networks halve the outputs of fc6 and fc7 at test time, as published; those of Caffe and PyTorch do not. So
-the half is part of the weights here, those of the layers which read fc6 and fc7: a plain network has the same logits.
+Dropout: our networks halve the outputs of fc6 and fc7 at test time, as published (section 4.2); those of Caffe and
+PyTorch do not. The weights of the layers that read fc6 and fc7 therefore include the factor of 0.5, and a network
+without the halving computes the same logits.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.configs import alexnet
 from alexnet_jax.models import towers
 from alexnet_jax.models.alexnet import require_alexnet
 from alexnet_jax.models.registry import build
-from alexnet_jax.runs import config_checks
+from alexnet_jax.runs import config_checks, config_files
 from alexnet_jax.runtime.errors import UsageError
 
 FORMAT, FORMAT_VERSION = 'alexnet_jax', 1
 
 
 class Weights(NamedTuple):
-  """A network as it travels in a file.
+  """The contents of a file of weights.
 
   Attributes:
-    config: the whole config of its run; the `model` part describes the network.
-    tensors: {'conv1.weight': array, 'conv1.bias': array, ...} float32, in the layout above.
-    mean_image: [size, size, rgb] float32, 0-255; None where the file does not hold it.
-    class_names: in the order of the labels.
-    num_steps: steps it was trained for.
+    config: config of the run; its `model` part describes the network.
+    tensors: {'conv1.weight': array, 'conv1.bias': array, ...} float32, in the interchange layout.
+    mean_image: [height, width, rgb] float32, 0-255; None if the file does not contain it.
+    class_names: class names by label.
+    num_steps: number of training steps.
   """
 
   config: ConfigDict
@@ -44,38 +48,43 @@ class Weights(NamedTuple):
   num_steps: int
 
   def params(self, num_towers: int = 0) -> dict[str, dict[str, np.ndarray]]:
-    """Returns the parameters as the network wants them.
+    """Returns the parameters of the network, {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}.
 
     Args:
-      num_towers: length of their tower axis; 0 for that of the config. Layers that read both towers fit any number of
-        towers that divides their outputs; of the others, each kernel goes on reading what it read.
+      num_towers: length of the tower axis; 0 for that of the config. A layer that reads both towers can be split into
+        any number of towers; the kernels of the other layers retain their number of input channels.
     """
     return to_params(self.tensors, self.config.model, num_towers or self.config.model.num_towers)
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Returns the arrays of an exported file: the tensors and `mean_image`, which must not be None."""
+    assert self.mean_image is not None
+    return self.tensors | {'mean_image': self.mean_image}
+
 
 def to_tensors(params: dict, config: ConfigDict, num_classes: int) -> dict[str, np.ndarray]:
-  """Rearranges parameters to the layout above.
+  """Converts parameters to the interchange layout.
 
   Args:
     params: {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}.
     config: the `model` part of a config.
-    num_classes: without the unit that is surplus where their number is odd.
+    num_classes: number of classes; if it is odd, the unused last unit of fc8 is dropped.
 
   Raises:
-    UsageError: if the network is no AlexNet.
+    UsageError: if the network is not an AlexNet.
   """
   require_alexnet(config, 'the exchange of weights')
   tensors = {}
   for name, layer in params.items():
     kernel, bias = np.asarray(layer['kernel']), np.asarray(layer['bias'])
     num_towers, num_out = kernel.shape[0], kernel.shape[-1]
-    if name == 'fc6':  # rows, columns, channels -> channels, rows, columns
-      channels = _channels_seen_by_fc6({layer: params[layer]['bias'].size for layer in params}, config)
-      side = math.isqrt(kernel.shape[1] // channels)
-      by_pixel = kernel.reshape(num_towers, side, side, channels, num_out)
+    if name == 'fc6':  # row, column, channel -> channel, row, column
+      num_channels = _num_fc6_channels({layer: params[layer]['bias'].size for layer in params}, config)
+      side = math.isqrt(kernel.shape[1] // num_channels)
+      by_pixel = kernel.reshape(num_towers, side, side, num_channels, num_out)
       kernel = by_pixel.transpose(0, 3, 1, 2, 4).reshape(kernel.shape)
     weight = np.moveaxis(kernel, (-1, -2), (1, 2))  # [tower, out, in, ...]
-    weight = weight.reshape(num_towers * num_out, *weight.shape[2:]) * np.float32(_halving(name, params, config))
+    weight = weight.reshape(num_towers * num_out, *weight.shape[2:]) * np.float32(_input_factor(name, params, config))
     num_out = num_classes if name == 'fc8' else len(weight)
     tensors[f'{name}.weight'] = np.ascontiguousarray(weight[:num_out])
     tensors[f'{name}.bias'] = np.ascontiguousarray(bias.reshape(-1)[:num_out])
@@ -83,92 +92,115 @@ def to_tensors(params: dict, config: ConfigDict, num_classes: int) -> dict[str, 
 
 
 def to_params(tensors: Mapping[str, np.ndarray], config: ConfigDict, num_towers: int) -> dict:
-  """Rearranges tensors in the layout above to parameters, the inverse of `to_tensors`; surplus units are zero."""
+  """Converts tensors in the interchange layout to parameters, the inverse of `to_tensors`; unused units are zero.
+
+  Args:
+    tensors: {'conv1.weight': array, 'conv1.bias': array, ...}.
+    config: the `model` part of a config.
+    num_towers: length of the tower axis of the parameters.
+
+  Returns:
+    {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...} float32.
+  """
   names = [name.removesuffix('.weight') for name in tensors if name.endswith('.weight')]
   params = {}
   for name in names:
     weight, bias = (np.asarray(tensors[f'{name}.{part}'], np.float32) for part in ('weight', 'bias'))
     num_out = math.ceil(len(bias) / num_towers)
-    surplus = num_out * num_towers - len(bias)
-    weight = np.pad(weight, [(0, surplus)] + [(0, 0)] * (weight.ndim - 1)) / np.float32(_halving(name, names, config))
+    num_unused = num_out * num_towers - len(bias)
+    weight = np.pad(weight, [(0, num_unused)] + [(0, 0)] * (weight.ndim - 1))
+    weight = weight / np.float32(_input_factor(name, names, config))
     weight = weight.reshape(num_towers, num_out, *weight.shape[1:])
     kernel = np.moveaxis(weight, (1, 2), (-1, -2))  # [tower, ..., in, out]
-    if name == 'fc6':  # channels, rows, columns -> rows, columns, channels
-      channels = _channels_seen_by_fc6({layer: len(tensors[f'{layer}.bias']) for layer in names}, config)
-      side = math.isqrt(kernel.shape[1] // channels)
-      by_channel = kernel.reshape(num_towers, channels, side, side, num_out)
+    if name == 'fc6':  # channel, row, column -> row, column, channel
+      num_channels = _num_fc6_channels({layer: len(tensors[f'{layer}.bias']) for layer in names}, config)
+      side = math.isqrt(kernel.shape[1] // num_channels)
+      by_channel = kernel.reshape(num_towers, num_channels, side, side, num_out)
       kernel = by_channel.transpose(0, 2, 3, 1, 4).reshape(kernel.shape)
-    bias = np.pad(bias, (0, surplus)).reshape(num_towers, num_out)
+    bias = np.pad(bias, (0, num_unused)).reshape(num_towers, num_out)
     params[name] = {'kernel': np.ascontiguousarray(kernel), 'bias': bias}
   return params
 
 
-def _channels_seen_by_fc6(num_out, config):
+def _num_fc6_channels(num_out, config):
+  """Returns the number of maps that a unit of fc6 reads, given each layer's number of outputs over all towers."""
   last = max(name for name in num_out if name.startswith('conv'))
   return num_out[last] if 'fc6' in config.meet else num_out[last] // config.num_towers
 
 
-def _halving(name, names, config):
-  """The factor of the outputs that a layer reads, at test time."""
+def _input_factor(name, names, config):
+  """Returns the factor by which dropout scales a layer's inputs at test time."""
   reads_dropout = name == 'fc7' or name == ('bottleneck' if 'bottleneck' in names else 'fc8')
   return 0.5 if config.dropout and reads_dropout else 1.0
 
 
-def shapes(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of the tensors of a network.
+def tensor_shapes(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of a network's tensors in the interchange layout.
+
+  Args:
+    config: the `model` part of a config.
+    num_classes: number of classes.
 
   Raises:
-    UsageError: if the fields of the config's `model` part do not make a network.
+    UsageError: if the config does not describe an AlexNet.
   """
   require_alexnet(config, 'the exchange of weights')
   with jax.set_mesh(towers.make_mesh(1, 1, num_towers=config.num_towers, batches={})):
     params = jax.eval_shape(build(config, num_classes).init, jax.random.key(0))
-  found = {}
+  shapes: dict[str, tuple[int, ...]] = {}
   for name, layer in params.items():
     num_towers, *window, num_in, num_out = layer['kernel'].shape
     num_out = num_classes if name == 'fc8' else num_towers * num_out
-    found |= {f'{name}.weight': (num_out, num_in, *window), f'{name}.bias': (num_out,)}
-  return found
+    shapes |= {f'{name}.weight': (num_out, num_in, *window), f'{name}.bias': (num_out,)}
+  return shapes
 
 
-def check_shapes(file: object, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
-  """Compares the shapes of the tensors in a file with those of the network that it should hold.
+def check_shapes(path: object, tensors: Mapping[str, np.ndarray], expected: Mapping[str, Sequence[int]]) -> None:
+  """Checks that a file contains exactly the tensors of its network.
+
+  Args:
+    path: the file, for the message.
+    tensors: the tensors in the file.
+    expected: the shapes of the network's tensors.
 
   Raises:
-    UsageError: naming every tensor that is missing, surplus, or of another shape.
+    UsageError: naming every tensor that is missing, unexpected or of a wrong shape.
   """
-  wrong = [f'{name} is missing' for name in expected if name not in found]
-  wrong += [f'{name} is surplus' for name in found if name not in expected]
-  wrong += [
-    f'{name} is {_by(found[name])} and should be {_by(shape)}'
+  errors = [f'{name} is missing' for name in expected if name not in tensors]
+  errors += [f'{name} is unexpected' for name in tensors if name not in expected]
+  errors += [
+    f'{name} is {format_shape(tensors[name].shape)} and should be {format_shape(shape)}'
     for name, shape in expected.items()
-    if name in found and tuple(found[name]) != tuple(shape)
+    if name in tensors and tensors[name].shape != tuple(shape)
   ]
-  if wrong:
-    raise UsageError(f'{file} does not hold the tensors of its network: {"; ".join(wrong)}; choose a whole file.')
+  if errors:
+    raise UsageError(
+      f'{path} does not contain the tensors of its network: {"; ".join(errors)}; choose a complete file.'
+    )
 
 
-def _by(shape):
+def format_shape(shape: Iterable[int]) -> str:
+  """Formats a shape: (96, 3, 11, 11) -> '96 x 3 x 11 x 11'."""
   return ' x '.join(map(str, shape))
 
 
-def metadata(weights: Weights) -> dict[str, str]:
-  """Writes down all of a network but its arrays, as JSON by name."""
+def to_metadata(weights: Weights) -> dict[str, str]:
+  """Returns the metadata of an exported file, all of `weights` but its arrays."""
   config = weights.config.model
-  stored, patch = config.image_size + config.border, config.image_size
+  stored, crop = config.image_size + config.border, config.image_size
   first = config.border // 2
   preprocessing = {
     'colours': 'RGB',
     'range': [0, 255],
     'stored_size': stored,
-    'patch_size': patch,
+    'patch_size': crop,
     'first_row_and_column': first,
-    'words': f'RGB pixels, 0 to 255, neither divided nor scaled; the short side is brought to {stored} pixels and the '
-    f'centre {stored} x {stored} cut out; mean_image [{stored}, {stored}, RGB] is subtracted; of the difference the '
-    f'network sees the centre {patch} x {patch}, rows and columns {first} to {first + patch - 1}',
+    'words': f'RGB pixels, 0 to 255, not rescaled; resize the shorter side to {stored} pixels, crop the central '
+    f'{stored} x {stored}, subtract mean_image [{stored}, {stored}, RGB], and crop the central {crop} x {crop} (rows '
+    f'and columns {first} to {first + crop - 1}), the input of the network',
   }
   dropout = (
-    'the outputs of fc6 and fc7 count half at test time; the half is part of the weights of the layers that read them'
+    'the outputs of fc6 and fc7 are halved at test time; the weights of the layers that read them include this factor'
     if config.dropout
     else 'none'
   )
@@ -183,27 +215,63 @@ def metadata(weights: Weights) -> dict[str, str]:
   }
 
 
-def from_metadata(file: object, texts: Mapping[str, str], tensors: dict[str, np.ndarray]) -> Weights:
-  """Puts a network together from what `metadata` wrote and the tensors, among them the mean image.
+def from_metadata(path: object, metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> Weights:
+  """Returns the weights in an exported file, the inverse of `to_metadata` and `Weights.arrays`.
+
+  Args:
+    path: the file, for the messages.
+    metadata: the metadata of the file.
+    arrays: the tensors in the interchange layout and `mean_image`.
 
   Raises:
-    UsageError: if the file is not ours, its metadata is damaged, or its tensors are not those of its network.
+    UsageError: if the file was not exported by this project, its metadata is damaged, or its tensors do not fit its
+      config.
   """
-  if texts.get('format') != FORMAT:
-    raise UsageError(f'{file} was not exported by this project: its metadata does not say so; export it with weights.')
-  if texts.get('format_version') != str(FORMAT_VERSION):
+  if metadata.get('format') != FORMAT:
     raise UsageError(
-      f'{file} has format version {texts.get("format_version")} and this program reads {FORMAT_VERSION}; '
+      f'{path} was not exported by this project; export a run with `python -m alexnet_jax weights export`.'
+    )
+  if metadata.get('format_version') != str(FORMAT_VERSION):
+    raise UsageError(
+      f'{path} has format version {metadata.get("format_version")}, and this program reads version {FORMAT_VERSION}; '
       'use the version of the project that wrote it.'
     )
   try:
-    config = config_checks.add_missing_fields(ConfigDict(json.loads(texts['config'])))
-    class_names, num_steps = json.loads(texts['class_names']), int(texts['num_steps'])
+    config = config_files.add_missing_fields(ConfigDict(json.loads(metadata['config'])))
+    class_names, num_steps = json.loads(metadata['class_names']), int(metadata['num_steps'])
     config_checks.check(config)
-    expected = shapes(config.model, len(class_names))
+    expected = tensor_shapes(config.model, len(class_names))
   except (KeyError, ValueError, TypeError, AttributeError, UsageError) as error:
-    raise UsageError(f'the metadata of {file} is damaged ({str(error).rstrip(".")}); export it again.') from error
+    raise UsageError(f'The metadata of {path} is damaged ({str(error).rstrip(".")}); export it again.') from error
   size = config.model.image_size + config.model.border
-  check_shapes(file, {name: x.shape for name, x in tensors.items()}, expected | {'mean_image': (size, size, 3)})
-  layers = {name: x for name, x in tensors.items() if name != 'mean_image'}
-  return Weights(config, layers, tensors['mean_image'], class_names, num_steps)
+  check_shapes(path, arrays, expected | {'mean_image': (size, size, 3)})
+  tensors = {name: x for name, x in arrays.items() if name != 'mean_image'}
+  return Weights(config, tensors, arrays['mean_image'], class_names, num_steps)
+
+
+def infer_config(variant: str, tensors: Mapping[str, np.ndarray], num_towers: int) -> tuple[ConfigDict, int]:
+  """Returns a config for the tensors of another program.
+
+  The recipe is that of `imagenet2012` with a variant; the widths of the layers are those of the tensors.
+
+  Args:
+    variant: variant of configs/alexnet.py that describes the network.
+    tensors: {'conv1.weight': array, ...}; they may be incomplete or of wrong shapes.
+    num_towers: number of towers.
+
+  Returns:
+    The config and the number of classes.
+  """
+  config = alexnet.get_config(f'imagenet2012,{variant}')
+  config.model.num_towers = num_towers
+  num_out: dict[str, int] = {}
+  for name, x in tensors.items():
+    num_out.setdefault(name.partition('.')[0], x.shape[0] if x.shape else 1)
+  for layer in config.model.kernels.keys() & num_out.keys():
+    config.model.kernels[layer] = max(1, num_out[layer] // num_towers)
+  return config, num_out.get('fc8', 1000)
+
+
+def number_classes(num_classes: int) -> list[str]:
+  """Returns class names for a file that contains none: 'class 0', 'class 1', ..."""
+  return [f'class {label}' for label in range(num_classes)]

@@ -1,14 +1,15 @@
-"""The AlexNet of torchvision: its names of tensors, its preprocessing, and how to read its files without it."""
+"""Reads the AlexNet of torchvision, without torchvision."""
 
 import pathlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from alexnet_jax.interop import layout
 from alexnet_jax.runtime.errors import UsageError
 
-NAMES = {
+MODULES = {  # torchvision's name of each layer
   'conv1': 'features.0',
   'conv2': 'features.3',
   'conv3': 'features.6',
@@ -18,58 +19,75 @@ NAMES = {
   'fc7': 'classifier.4',
   'fc8': 'classifier.6',
 }
-# It sees (pixel / 255 - mean) / std, in RGB.
+# torchvision normalises RGB images to (pixel / 255 - MEAN) / STD.
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 
 
-def is_state_dict(names: Mapping) -> bool:
-  """Says whether names of tensors are torchvision's."""
+def read(path: pathlib.Path) -> layout.Weights:
+  """Reads the state dict of torchvision's AlexNet from a file that `torch.save` wrote.
+
+  Raises:
+    UsageError: if torch is not installed, the file cannot be read, or it contains anything but the tensors of an
+      AlexNet.
+  """
+  return from_state_dict(path, _load_state_dict(path))
+
+
+def from_state_dict(path: pathlib.Path, state_dict: Mapping[str, np.ndarray]) -> layout.Weights:
+  """Converts the state dict of torchvision's AlexNet.
+
+  The converted network takes pixels of 0-255 minus a mean image, because the division by 255 and by `STD` becomes part
+  of conv1.
+
+  Args:
+    path: the file, for the message.
+    state_dict: {'features.0.weight': array, ...}.
+
+  Raises:
+    UsageError: naming the tensors that do not fit.
+  """
+  names = {f'{module}.{part}': f'{layer}.{part}' for layer, module in MODULES.items() for part in ('weight', 'bias')}
+  tensors = {names.get(name, name): x for name, x in state_dict.items()}
+  config, num_classes = layout.infer_config('torchvision', tensors, num_towers=1)
+  shapes = layout.tensor_shapes(config.model, num_classes)
+  layout.check_shapes(path, state_dict, {torchvision_name(name): shape for name, shape in shapes.items()})
+
+  tensors['conv1.weight'] = tensors['conv1.weight'] / (255 * STD)[:, None, None]
+  tensors = {name: np.asarray(x, np.float32) for name, x in tensors.items()}
+  size = config.model.image_size + config.model.border
+  mean_image = np.broadcast_to(255 * MEAN, (size, size, 3)).astype(np.float32)
+  return layout.Weights(config, tensors, mean_image, layout.number_classes(num_classes), 0)
+
+
+def is_state_dict(names: Iterable[str]) -> bool:
+  """Returns whether names of tensors are torchvision's."""
   return any(name.startswith(('features.', 'classifier.')) for name in names)
 
 
 def torchvision_name(name: str) -> str:
-  """Translates the name of a tensor: 'conv1.weight' -> 'features.0.weight'."""
+  """Returns torchvision's name of a tensor: 'conv1.weight' -> 'features.0.weight'."""
   layer, _, part = name.partition('.')
-  return f'{NAMES[layer]}.{part}'
+  return f'{MODULES[layer]}.{part}'
 
 
-def fold_preprocessing(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Makes the network one for pixels of 0 to 255 less a mean: conv1 takes over the division by 255 and by std.
-
-  Args:
-    tensors: {'conv1.weight': array, ...}.
-  """
-  weight = tensors['conv1.weight'] / (255 * STD)[:, None, None]
-  return tensors | {'conv1.weight': weight.astype(np.float32)}
-
-
-def mean_image(size: int) -> np.ndarray:
-  """Returns its mean as an image [size, size, rgb] float32, 0-255."""
-  return np.broadcast_to(255 * MEAN, (size, size, 3)).astype(np.float32)
-
-
-def read_state_dict(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a state dict that `torch.save` wrote; nothing but tensors is ever unpickled.
-
-  Raises:
-    UsageError: if torch is not installed, or the file holds anything else.
-  """
+def _load_state_dict(path):
+  """Loads a state dict as float32 arrays; objects other than tensors are not unpickled."""
   try:
-    import torch
+    import torch  # optional, and heavy
   except ImportError as error:
     raise UsageError(
-      f'{file} can be read by PyTorch alone; install torch, or save the tensors as .safetensors where it is.'
+      f'Reading {path} requires PyTorch; install torch, or convert the file to .safetensors on a machine that has it.'
     ) from error
   try:
-    found = torch.load(file, map_location='cpu', weights_only=True)
+    state_dict = torch.load(path, map_location='cpu', weights_only=True)
   except OSError as error:
-    raise UsageError(f'{file} cannot be read ({error.strerror}); name another file.') from error
+    raise UsageError(f'{path} cannot be read ({error.strerror}); choose another file.') from error
   except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
     raise UsageError(
-      f'{file} is no file of tensors alone, or is cut short, and torch refuses to load it with weights_only=True; '
-      'save the state dict of the network by itself.'
+      f'{path} is truncated or contains objects other than tensors, which torch does not load with weights_only=True; '
+      'save the state dict of the network alone.'
     ) from error
-  if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
-    raise UsageError(f'{file} holds no state dict, tensors by name; save network.state_dict() by itself.')
-  return {name: x.to(torch.float32).numpy() for name, x in found.items()}
+  if not isinstance(state_dict, dict) or not all(isinstance(x, torch.Tensor) for x in state_dict.values()):
+    raise UsageError(f'{path} does not contain a state dict (tensors by name); save network.state_dict() alone.')
+  return {name: x.to(torch.float32).numpy() for name, x in state_dict.items()}
