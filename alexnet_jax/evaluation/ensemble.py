@@ -1,4 +1,4 @@
-"""Averages of what several networks predict (section 6), and weights for them, found as in 2012 (facts, 5)."""
+"""Averages of the predictions of several networks (section 6), and the search for their weights of 2012 (facts, 5)."""
 
 import collections
 import functools
@@ -10,6 +10,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from alexnet_jax.data import transforms
+from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.metrics import SKIPPED, top_k_credit
 from alexnet_jax.models import towers
@@ -19,74 +20,95 @@ from alexnet_jax.runtime.errors import UsageError
 
 NUM_PASSES = 5
 CANDIDATES = np.arange(21) / 20  # 0, 0.05, ..., 1
-START = 0.5
+INITIAL_WEIGHT = 0.5
 ERRORS = ('top1_error', 'top5_error')
-LONGEST_NAME = 200  # of a folder; file systems take 255 bytes
+MAX_NAME_LENGTH = 200  # of a folder; file systems allow 255 bytes
 
 
 def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> dict:
-  """Averages the predictions of several runs, and scores the average beside its members.
+  """Evaluates the average of the predictions of several runs, and each run.
 
-  The members may be of different recipes. Each keeps its predictions in its folder, and where it has kept those of its
-  newest checkpoint it is not asked again; predictions without a checkpoint will do. The results go to a folder beside
-  that of the first run, named after all.
+  The runs may have different recipes. The predictions of each are saved in its folder and used again until the run has
+  a newer checkpoint; a folder with predictions needs no checkpoint. The results are written to a folder next to that of
+  the first run, named after all runs.
 
   Args:
-    config: supplies the data and how to evaluate; the models are those of the runs. With `eval.ensemble` = 'search' the
-      weights are those that are best on the validation split.
-    folders: of the runs.
+    config: the whole config; the data and the evaluation are taken from it, but the networks are those of the runs.
+      With `eval.ensemble` = 'search' the weights are those with the lowest errors on the validation split.
+    folders: folders of the runs.
 
   Returns:
-    What `results.json` holds: what it holds of a single run, and 'members', the same of each of them, and 'weights'.
+    The content of `results.json`: that of a single run, with 'members', the same of each run, and 'weights'.
 
   Raises:
-    UsageError: if there is no run, or they tell different classes apart.
-    RunError: if the data cannot be read, or a file cannot be written.
+    UsageError: if the config is invalid, there is no run, or the runs have different classes.
+    RunError: if the data or a checkpoint cannot be read, or a file cannot be written.
   """
   config_checks.check(config)
-  if config.eval.ensemble not in ('mean', 'search'):
-    raise UsageError(f"eval.ensemble='{config.eval.ensemble}' is unknown; choose 'mean' or 'search'.")
-  print(towers.versions())
-  class_names = run_folder.load_classes(folders[0])
-  for folder in folders[1:]:
-    if run_folder.load_classes(folder) != class_names:
-      raise UsageError(f'{folder} tells other classes apart than {folders[0]}; average runs on the same data.')
   is_searched = config.eval.ensemble == 'search'
-  crop_sets, test, validation = evaluate.crop_sets(config), config.data.test_split, config.data.validation_split
-  sources, predicted = {}, collections.defaultdict(list)  # predictions of every member, by split and protocol
-  for folder in folders:
-    model = run_folder.load_config(folder).model
-    network = functools.cache(functools.partial(evaluate.open_run, config, folder))
-    for split in dict.fromkeys((test, validation) if is_searched else (test,)):
-      source = evaluate.open_split(config, split, model.image_size + model.border, len(class_names), folder)
-      evaluate.check_submission(source, config)
-      sources[split] = source
-      for crop_set in crop_sets:
-        predicted[split, crop_set].append(evaluate.cached_predictions(network, source, config, crop_set, folder))
-
-  source = sources[test]
-  results = {'dataset': source.dataset, 'split': test, 'num_examples': len(source), 'weights': {}}
-  results['skipped'] = {split: count for split in sources if (count := _num_skipped(predicted[split, crop_sets[0]]))}
+  print(towers.versions())
+  class_names = _common_classes(folders)
+  test, validation = config.data.test_split, config.data.validation_split
+  splits = dict.fromkeys((test, validation) if is_searched else (test,))
+  sources, predictions = _predict_splits(config, folders, list(splits), len(class_names))
+  crop_sets, source = evaluate.list_crop_sets(config), sources[test]
+  skipped = {split: num for split in sources if (num := _num_skipped(predictions[split, crop_sets[0]]))}
+  results = {'dataset': source.dataset, 'split': test, 'num_examples': len(source), 'weights': {}, 'skipped': skipped}
   results['members'] = [{'workdir': str(folder)} for folder in folders]
   for crop_set in crop_sets:
-    members = predicted[test, crop_set]
-    weights = search_weights(predicted[validation, crop_set]) if is_searched else [1 / len(folders)] * len(folders)
+    members = predictions[test, crop_set]
+    weights = search_weights(predictions[validation, crop_set]) if is_searched else [1 / len(folders)] * len(folders)
     results['weights'][crop_set] = weights
-    tally = evaluate.count_errors(average(members, weights), class_names)
-    results[crop_set], results['num_examples'] = tally.result(), tally.num_examples
+    counter = evaluate.count_errors(average(members, weights), class_names)
+    results[crop_set], results['num_examples'] = counter.result(), counter.num_examples
     for row, member in zip(results['members'], members, strict=True):
       row |= {'step': member.num_steps, crop_set: evaluate.count_errors(member.blocks(), class_names).result()}
-  print(table(results))
-  folder = folders[0].parent / '+'.join(folder.name for folder in folders)[:LONGEST_NAME]
+  print(format_table(results))
+  folder = folders[0].parent / '+'.join(folder.name for folder in folders)[:MAX_NAME_LENGTH]
   folder.mkdir(exist_ok=True)
   evaluate.write_results(results, folder)
   if config.eval.submission:
-    evaluate.submit(average(members, weights), source, folder)
+    evaluate.write_submission(average(members, weights), source, folder)
   return results
 
 
-def table(results: dict) -> str:
-  """Sets out the members of an ensemble for a reader."""
+def _common_classes(folders):
+  """Returns the class names of the runs, or raises `UsageError` if they differ."""
+  class_names = run_folder.load_classes(folders[0])
+  for folder in folders[1:]:
+    if run_folder.load_classes(folder) != class_names:
+      raise UsageError(f'{folder} and {folders[0]} have different classes; choose runs on the same data.')
+  return class_names
+
+
+def _predict_splits(
+  config: ConfigDict, folders: Sequence[pathlib.Path], splits: Sequence[str], num_classes: int
+) -> tuple[dict[str, Source], dict[tuple[str, str], list[SavedPredictions]]]:
+  """Loads or computes the predictions of every run for every split.
+
+  Returns:
+    The splits by name, and the predictions of all runs by split and crop set.
+  """
+  sources = {}
+  predictions: dict[tuple[str, str], list[SavedPredictions]] = collections.defaultdict(list)
+  for folder in folders:
+    model_config = run_folder.load_config(folder).model
+    load_model = functools.cache(functools.partial(evaluate.open_run, config, folder))
+    for split in splits:
+      size = model_config.image_size + model_config.border
+      source = sources[split] = evaluate.open_split(config, split, size, num_classes, folder)
+      evaluate.check_submission(source, config)
+      for crop_set in evaluate.list_crop_sets(config):
+        predictions[split, crop_set].append(evaluate.load_or_predict(load_model, source, config, crop_set, folder))
+  return sources, predictions
+
+
+def _num_skipped(members):
+  return int(np.count_nonzero(np.minimum.reduce([member.labels for member in members]) == SKIPPED))
+
+
+def format_table(results: dict) -> str:
+  """Formats the members of an ensemble as a table."""
   lines = [f'{"":10}{"top-1 error":>13}{"top-5 error":>13}{"weight":>9}']
   for crop_set, weights in results['weights'].items():
     for row, weight in zip(results['members'], weights, strict=True):
@@ -98,41 +120,44 @@ def table(results: dict) -> str:
 
 
 def average(members: Sequence[SavedPredictions], weights: Sequence[float]) -> Iterator[Block]:
-  """Yields the logarithm of the weighted mean of the probabilities, image by image.
+  """Averages the probabilities that several networks predict.
 
   Args:
     members: predictions for the same images.
-    weights: one for each member, 0 or more, not all 0; only their ratios count.
+    weights: one weight per member, 0 or more, not all 0. They are normalised to sum to 1.
+
+  Yields:
+    Logarithm of the weighted mean of the probabilities, and labels, block by block.
   """
-  weights = np.asarray(weights, np.float64) / np.sum(weights)
+  normalised = np.asarray(weights, np.float64) / np.sum(weights)
   for blocks in zip(*(member.blocks() for member in members), strict=True):
     probs = sum(
-      weight * np.exp(log_probs.astype(np.float64)) for weight, (log_probs, _) in zip(weights, blocks, strict=True)
+      weight * np.exp(log_probs.astype(np.float64)) for weight, (log_probs, _) in zip(normalised, blocks, strict=True)
     )
     with np.errstate(divide='ignore'):
-      yield np.log(probs).astype(np.float32), _labels(blocks)
+      yield np.log(probs).astype(np.float32), _common_labels(blocks)
 
 
 def search_weights(members: Sequence[SavedPredictions]) -> list[float]:
-  """Finds weights for a weighted mean, one after the other, over and over.
+  """Searches the weights of a weighted mean by coordinate descent on a grid.
 
-  Each weight in turn takes the value of 0, 0.05, ... 1 with which most images have their class among the five best; of
-  equals, among them the one with most images right, and of these the one it had. It starts from the plain mean and
-  moves for the better alone. The 2012 tool did the same with the first criterion only (avg-valid; facts, 5).
+  The search starts from the plain mean. Each weight in turn is set to the value of 0, 0.05, ... 1 that gives the
+  highest top-5 accuracy; ties are broken by the top-1 accuracy, then in favour of the current value. The 2012 tool used
+  the top-5 accuracy only (avg-valid; facts, 5).
 
   Args:
-    members: predictions, two or more, for the same images, with labels.
+    members: predictions of two or more networks for the same labelled images.
 
   Returns:
-    One weight for each member; they sum to 1.
+    One weight per member; they sum to 1.
   """
-  weights = np.full(len(members), START)
+  weights = np.full(len(members), INITIAL_WEIGHT)
   progress = tqdm.tqdm(total=NUM_PASSES * len(members), desc='weights of the ensemble', leave=False, mininterval=1)
   for _ in range(NUM_PASSES):
     before = weights.copy()
-    for member in range(len(members)):
-      credit = _credit(members, weights, member)
-      weights[member] = max(credit, key=lambda value: (*credit[value], value == weights[member]))
+    for index in range(len(members)):
+      credit = _candidate_credit(members, weights, index)
+      weights[index] = max(credit, key=lambda value: (*credit[value], value == weights[index]))
       progress.update()
     if np.array_equal(weights, before):
       break
@@ -140,27 +165,22 @@ def search_weights(members: Sequence[SavedPredictions]) -> list[float]:
   return (weights / weights.sum()).tolist()
 
 
-def _credit(members, weights, member):
-  """Counts, for every candidate weight of a member, the images with their class among the best five, and the best."""
-  alone = not np.delete(weights, member).any()  # then a weight of 0 would leave nothing
-  credit = {value: np.zeros(2) for value in CANDIDATES.tolist()[alone:]}
-  for blocks in zip(*(other.blocks() for other in members), strict=True):
-    labels = _labels(blocks)
-    known = labels >= 0
-    probs = [np.exp(log_probs[known]) for log_probs, _ in blocks]
-    others = sum(
-      np.float32(weight) * p for i, (weight, p) in enumerate(zip(weights, probs, strict=True)) if i != member
-    )
+def _candidate_credit(members, weights, index):
+  """Computes the top-5 and top-1 credit for each candidate weight of a member: {candidate: [top-5, top-1]}."""
+  others_are_zero = not np.delete(weights, index).any()
+  candidates = CANDIDATES[1:] if others_are_zero else CANDIDATES  # not all weights may be 0
+  credit = {value: np.zeros(2) for value in candidates.tolist()}
+  for blocks in zip(*(member.blocks() for member in members), strict=True):
+    labels = _common_labels(blocks)
+    is_labelled = labels >= 0
+    probs = [np.exp(log_probs[is_labelled]) for log_probs, _ in blocks]
+    others = sum(np.float32(weight) * p for i, (weight, p) in enumerate(zip(weights, probs, strict=True)) if i != index)
     for value in credit:
-      mixed = others + np.float32(value) * probs[member]
-      credit[value] += [top_k_credit(mixed, labels[known], k).sum() for k in (5, 1)]
+      mixed = others + np.float32(value) * probs[index]
+      credit[value] += [top_k_credit(mixed, labels[is_labelled], k).sum() for k in (5, 1)]
   return credit
 
 
-def _labels(blocks):
-  """Returns the labels of the images, `SKIPPED` where a member could not read its own."""
+def _common_labels(blocks):
+  """Returns the labels of the images, `SKIPPED` for an image that any member could not read."""
   return np.minimum.reduce([labels for _, labels in blocks])
-
-
-def _num_skipped(members):
-  return int(np.count_nonzero(np.minimum.reduce([member.labels for member in members]) == SKIPPED))

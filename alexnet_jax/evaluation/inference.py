@@ -1,4 +1,4 @@
-"""Inference."""
+"""Jitted computations of a trained network on one crop of every image."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def log_probs(
   network: Network,
   image_size: int,
 ) -> jax.Array:
-  """Looks at one view of every image, as at test time.
+  """Computes the log-probabilities of all classes for a crop of every image.
 
   Args:
-    params: of the network.
+    params: parameters of the network.
     images: stored images [batch, height, width, rgb] uint8.
-    mean_image: [height, width, rgb] float32.
-    crop: which patch of the images to look at.
-    mean_crop: which patch of the mean image to subtract from it.
-    network: whose parameters these are.
-    image_size: side of the view in pixels.
+    mean_image: [height, width, rgb] float32, 0-255.
+    crop: crop of the images.
+    mean_crop: crop of the mean image, which is subtracted.
+    network: the network.
+    image_size: side of the crops, pixels.
 
   Returns:
-    Log-probabilities [batch, class] float32, nats.
+    [batch, class] float32, nats.
   """
-  return jax.nn.log_softmax(network.apply(params, _centred(images, mean_image, crop, mean_crop, image_size)))
+  return jax.nn.log_softmax(network.apply(params, _network_inputs(images, mean_image, crop, mean_crop, image_size)))
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'image_size', 'layer'))
@@ -53,12 +53,14 @@ def activations(
   image_size: int,
   layer: str,
 ) -> jax.Array:
-  """Computes what one stage of the network says of a view of every image; the arguments are those of `log_probs`.
+  """Computes the output of one layer, such as 'fc7', for a crop of every image.
+
+  The other arguments are those of `log_probs`.
 
   Returns:
-    [batch, height, width, channel] or [batch, unit] float32, see `network.Network`.
+    [batch, height, width, channel] or [batch, unit] float32, see `registry.Network`.
   """
-  return network.activations(params, _centred(images, mean_image, crop, mean_crop, image_size))[layer]
+  return network.activations(params, _network_inputs(images, mean_image, crop, mean_crop, image_size))[layer]
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'image_size'))
@@ -72,28 +74,28 @@ def saliency(
   network: Network,
   image_size: int,
 ) -> jax.Array:
-  """Computes how the log-probability of each image's top class changes with each of the pixels in a view.
+  """Computes the gradient of the log-probability of each image's top class with respect to the pixels of a crop.
 
   The arguments are those of `log_probs`.
 
   Returns:
-    [batch, height, width, rgb] float32, nats for a grey level, in the places of the view.
+    [batch, height, width, rgb] float32, nats per grey level, in the coordinates of the crop.
   """
 
   def top_log_prob(x):
     scores = jax.nn.log_softmax(network.apply(params, x))
     return jnp.sum(label_log_prob(scores, jnp.argmax(scores, axis=-1)))
 
-  return jax.grad(top_log_prob)(_centred(images, mean_image, crop, mean_crop, image_size))
+  return jax.grad(top_log_prob)(_network_inputs(images, mean_image, crop, mean_crop, image_size))
 
 
-def _centred(images, mean_image, crop, mean_crop, image_size):
+def _network_inputs(images, mean_image, crop, mean_crop, image_size):
   return cut(images.astype(jnp.float32), crop, image_size) - cut(mean_image, mean_crop, image_size)
 
 
 def cut(image: jax.Array, crop: Crop, size: int) -> jax.Array:
-  """Cuts a view out of images: [..., height, width, rgb] -> [..., size, size, rgb]."""
-  # In one piece: of two, XLA 0.10.2 makes one whose name may be that of another in the same program, and then fails.
+  """Cuts a crop out of images: [..., height, width, rgb] -> [..., size, size, rgb]."""
+  # One slice over all axes: XLA 0.10.2 merges two slices into one, whose name may clash with another, and then fails.
   *batch, _, _, rgb = image.shape
   x = lax.dynamic_slice(image, (*(0 for _ in batch), crop.top, crop.left, 0), (*batch, size, size, rgb))
   return jnp.where(crop.mirrored, x[..., ::-1, :], x)

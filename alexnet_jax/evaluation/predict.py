@@ -1,4 +1,4 @@
-"""What pictures show: the five best classes of each image file, as a table, as JSON, or drawn (figure 4, left)."""
+"""Classification of image files: their five most probable classes, as text, JSON or a figure (figure 4, left)."""
 
 import json
 import pathlib
@@ -16,18 +16,18 @@ from alexnet_jax.evaluation.trained_model import TrainedModel, load
 from alexnet_jax.models import towers
 from alexnet_jax.runtime.errors import RunError, UsageError
 
-NUM_SHOWN = 5  # classes of each picture
-MOST_DRAWN = 40  # pictures on one page
+NUM_CLASSES_SHOWN = 5  # per image
+MAX_IMAGES_DRAWN = 40
 BATCH_SIZE = 32
-DRAWN = ('.png', '.svg', '.pdf')
+FIGURE_SUFFIXES = ('.png', '.svg', '.pdf')
 
 
 class Prediction(NamedTuple):
-  """What a network says of an image file.
+  """The prediction for an image file.
 
   Attributes:
-    path: of the file.
-    image: [size, size, rgb] uint8, as the network was given it.
+    path: path of the file.
+    image: stored image [size, size, rgb] uint8.
     log_probs: [class] float32, nats.
   """
 
@@ -36,98 +36,119 @@ class Prediction(NamedTuple):
   log_probs: np.ndarray
 
 
+Draw = Callable[[Sequence[Prediction], Sequence[str], pathlib.Path], None]
+
+
 def predict_files(
   paths: Sequence[str],
   folder: pathlib.Path,
   config: ConfigDict,
   output: str | None = None,
-  draw: Callable[[Sequence['Prediction'], Sequence[str], pathlib.Path], None] | None = None,
+  draw: Draw | None = None,
 ) -> int:
-  """Prints the five best classes of image files, and writes them where that is asked for.
+  """Prints the five most probable classes of image files, and optionally writes them to a file.
 
   Args:
-    paths: files, folders and patterns, see `images.find`.
-    folder: of the run whose newest checkpoint is asked.
-    config: `eval.ten_view` says whether it looks at ten views or at the centre; a network that was trained without
-      mirror images (`augment.mirror`) looks at the centre, since half of the views are such. `mesh` says on which
-      devices.
-    output: FILE.json; or FILE.png, .svg or .pdf for at most 40 images with their classes.
-    draw: draws predictions, given the class names, to an image file; required for such an `output`.
+    paths: files, folders and patterns, see `image_io.find_images`.
+    folder: folder of the run, whose newest checkpoint is used.
+    config: the whole config. Its `mesh` part selects the devices, and its `eval` part the crop set. A network trained
+      without mirroring (`augment.mirror`) predicts the centre crop, because half of the ten crops are mirrored.
+    output: file to write: .json; or .png, .svg or .pdf, for 40 images or fewer.
+    draw: function that draws predictions, given the class names, to a file; required if `output` is a figure.
 
   Returns:
-    How many files were skipped because they cannot be read; each is named on stderr.
+    Number of files that could not be read; they are listed on stderr.
 
   Raises:
-    UsageError: if there is no such run or no picture, or `output` is of another kind.
-    RunError: if none of the pictures can be read, or `output` cannot be written.
+    UsageError: if there is no such run or image, or `output` has another suffix.
+    RunError: if no image can be read, or `output` cannot be written.
   """
-  suffix = pathlib.Path(output).suffix.lower() if output else ''
-  if output and suffix not in ('.json', *DRAWN):
-    raise UsageError(f'--output={output} must end in .json, {", ".join(DRAWN[:-1])} or {DRAWN[-1]}.')
-  if not paths:
-    raise UsageError('name pictures: files, folders, or patterns in quotes.')
-  found = image_io.find_images(paths)
-  if suffix in DRAWN and len(found) > MOST_DRAWN:
-    raise UsageError(f'{output} would show {len(found):,} pictures; draw {MOST_DRAWN} or fewer, or write a .json.')
-  batch_size = min(BATCH_SIZE, len(found))
-  trained = load(folder, batch_size=batch_size, num_data=config.mesh.data or 1, num_tower=config.mesh.tower)
-  crop_set = evaluate.crop_sets(config)[-1] if config.augment.mirror else 'centre'
-  skipped, drawn, listed = [], [], []
-  for prediction in predict(trained, found, crop_set, batch_size, skipped):
-    best = metrics.best_classes(prediction.log_probs[None], NUM_SHOWN)[0].tolist()
-    classes = [(trained.class_names[label], float(np.exp(prediction.log_probs[label]))) for label in best]
-    tqdm.tqdm.write('\n'.join((str(prediction.path), *(f'  {100 * p:5.1f} %  {name}' for name, p in classes))))
-    listed.append({'file': str(prediction.path), 'classes': [{'class': name, 'probability': p} for name, p in classes]})
-    if suffix in DRAWN:
-      drawn.append(prediction)
-  for sentence in skipped:
-    print(f'skipped {sentence}', file=sys.stderr)
-  if not listed:
-    raise RunError(f'none of the {len(found):,} pictures can be read.')
+  output_path = pathlib.Path(output) if output else None
+  images = _find_images(paths, output_path)
+  batch_size = min(BATCH_SIZE, len(images))
+  model = load(folder, batch_size=batch_size, num_data=config.mesh.data or 1, num_tower=config.mesh.tower)
+  crop_set = evaluate.list_crop_sets(config)[-1] if config.augment.mirror else 'centre'
+  skipped: list[str] = []
+  predictions: list[Prediction] = []
+  rows = []
+  for prediction in predict(model, images, crop_set, batch_size, skipped):
+    rows.append(_best_classes(prediction, model.class_names))
+    lines = (f'  {100 * row["probability"]:5.1f} %  {row["class"]}' for row in rows[-1]['classes'])
+    tqdm.tqdm.write('\n'.join((rows[-1]['file'], *lines)))
+    if output_path and output_path.suffix.lower() in FIGURE_SUFFIXES:
+      predictions.append(prediction)
+  for message in skipped:
+    print(f'skipped {message}', file=sys.stderr)
+  if not rows:
+    raise RunError(f'none of the {len(images):,} images can be read.')
   try:
-    if suffix == '.json':
-      pathlib.Path(output).write_text(json.dumps({'pictures': listed, 'skipped': skipped}, indent=2) + '\n')
-    elif suffix:
-      draw(drawn, trained.class_names, pathlib.Path(output))
+    if output_path and predictions:
+      assert draw is not None
+      draw(predictions, model.class_names, output_path)
+    elif output_path:
+      output_path.write_text(json.dumps({'pictures': rows, 'skipped': skipped}, indent=2) + '\n')
   except OSError as error:
     raise RunError(f'{output} cannot be written ({error.strerror}).') from error
   return len(skipped)
 
 
+def _find_images(paths, output_path):
+  """Returns the paths of the images; raises `UsageError` if there are none, or `output_path` does not fit them."""
+  suffix = output_path.suffix.lower() if output_path else '.json'
+  if suffix not in ('.json', *FIGURE_SUFFIXES):
+    *others, last = ('.json', *FIGURE_SUFFIXES)
+    raise UsageError(f'--output={output_path} must end in {", ".join(others)} or {last}.')
+  if not paths:
+    raise UsageError('name images: files, folders, or quoted patterns.')
+  images = image_io.find_images(paths)
+  if suffix in FIGURE_SUFFIXES and len(images) > MAX_IMAGES_DRAWN:
+    raise UsageError(
+      f'{output_path} would show {len(images):,} images; name {MAX_IMAGES_DRAWN} or fewer, or write a .json file.'
+    )
+  return images
+
+
+def _best_classes(prediction, class_names):
+  """Returns the file and its most probable classes as written to JSON."""
+  best = metrics.best_classes(prediction.log_probs[None], NUM_CLASSES_SHOWN)[0].tolist()
+  classes = [{'class': class_names[label], 'probability': float(np.exp(prediction.log_probs[label]))} for label in best]
+  return {'file': str(prediction.path), 'classes': classes}
+
+
 def predict(
-  trained: TrainedModel, paths: Sequence[pathlib.Path], crop_set: str, batch_size: int, skipped: list[str]
+  model: TrainedModel, paths: Sequence[pathlib.Path], crop_set: str, batch_size: int, skipped: list[str]
 ) -> Iterator[Prediction]:
-  """Asks a network about image files, one batch after the other.
+  """Classifies image files, batch by batch.
 
   Args:
-    trained: the network.
-    paths: of the files.
+    model: the trained network.
+    paths: paths of the files.
     crop_set: 'centre', 'ten_view' or 'nine_view'.
-    batch_size: how many it is asked about at a time.
-    skipped: takes a sentence for each file that cannot be read.
+    batch_size: number of images per batch.
+    skipped: list to which a message is appended for each file that cannot be read.
 
   Yields:
-    A prediction for each file that can be read, in order.
+    The predictions for the readable files, in order.
   """
-  size = trained.stored_size
-  batch, names = np.zeros((batch_size, size, size, 3), np.uint8), []
+  size = model.stored_size
+  batch = np.zeros((batch_size, size, size, 3), np.uint8)
+  batch_paths: list[pathlib.Path] = []
+  crops = transforms.TEST_TIME_CROPS[crop_set](model.config.border)
 
-  def ask():
-    log_probs = towers.to_host(
-      trained.mesh, trained.log_probs(batch, transforms.TEST_TIME_CROPS[crop_set](trained.config.border))
-    )
-    for path, image, row in zip(names, batch.copy(), log_probs, strict=False):  # the last batch may not be full
+  def predict_batch():
+    log_probs = towers.to_host(model.mesh, model.log_probs(batch, crops))
+    for path, image, row in zip(batch_paths, batch.copy(), log_probs, strict=False):  # the last batch may not be full
       yield Prediction(path, image, row)
 
-  for path in tqdm.tqdm(paths, unit=' pictures', leave=False, disable=len(paths) <= batch_size):
+  for path in tqdm.tqdm(paths, unit=' images', leave=False, disable=len(paths) <= batch_size):
     try:
-      batch[len(names)] = image_io.read_square(path, size)
+      batch[len(batch_paths)] = image_io.read_square(path, size)
     except ValueError as error:
       skipped.append(f'{path}: {error}')
       continue
-    names.append(path)
-    if len(names) == batch_size:
-      yield from ask()
-      names = []
-  if names:
-    yield from ask()
+    batch_paths.append(path)
+    if len(batch_paths) == batch_size:
+      yield from predict_batch()
+      batch_paths = []
+  if batch_paths:
+    yield from predict_batch()

@@ -1,8 +1,8 @@
-"""A trained network, and what one can ask it about images."""
+"""A trained network: its predictions, activations and saliency for stored images."""
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,22 +18,22 @@ from alexnet_jax.models.registry import Network, build
 from alexnet_jax.runs import checkpoints, run_folder
 from alexnet_jax.runtime.errors import UsageError
 
-IMAGES_PER_DEVICE = 64  # images looked at together, for each device
+IMAGES_PER_DEVICE = 64  # default batch size of `TrainedModel.in_batches`, per device
 
 
 class TrainedModel(NamedTuple):
-  """A network with its parameters, and what belongs to them.
+  """A network with its parameters, preprocessing and class names.
 
-  Images are always stored images, [batch, size, size, rgb] uint8, `config.border` pixels larger than what the network
-  sees (section 4.1): a view cuts its patch out and subtracts its part of the mean image. Their number must be a
-  multiple of the data axis of the mesh.
+  All methods take stored images, [batch, size, size, rgb] uint8, which are `config.border` pixels larger than the crops
+  that the network reads (section 4.1). They cut out the crops and subtract the same crops of the mean image. The number
+  of images must be a multiple of the mesh's data axis.
 
   Attributes:
     network: the network.
     params: its parameters, on the devices of the mesh.
-    mean_image: [size, size, rgb] float32 of its training set, 0-255.
-    class_names: in the order of the labels.
-    num_steps: steps it was trained for.
+    mean_image: [size, size, rgb] float32 mean of the training set, 0-255.
+    class_names: class names by label.
+    num_steps: number of training steps.
     config: the `model` part of its config.
     mesh: the devices.
   """
@@ -48,123 +48,136 @@ class TrainedModel(NamedTuple):
 
   @property
   def stored_size(self) -> int:
-    """Side of the images it is asked about, pixels."""
+    """Side of the stored images, pixels."""
     return self.mean_image.shape[0]
 
-  def log_probs(self, images: np.ndarray, crops: Sequence[transforms.Crop]) -> jax.Array:
-    """Averages the probabilities predicted for several views of each image (section 4.1).
+  def log_probs(self, images: np.ndarray | jax.Array, crops: Sequence[transforms.Crop]) -> jax.Array:
+    """Averages the predicted probabilities over crops of each image (section 4.1).
 
     Args:
-      images: stored images, on the devices or this process's share of them.
-      crops: the crops.
+      images: stored images, on the devices or this process's shard of them on the host.
+      crops: the crops, one or more.
 
     Returns:
       Logarithm of the mean probabilities, [batch, class] float32, nats.
     """
-    ask = functools.partial(inference.log_probs, network=self.network, image_size=self.config.image_size)
+    compute = functools.partial(inference.log_probs, network=self.network, image_size=self.config.image_size)
     with jax.set_mesh(self.mesh):
       images = self._put(images)
-      looks = (ask(self.params, images, self.mean_image, *self._traced(crop)) for crop in crops)
-      return functools.reduce(jnp.logaddexp, looks) - np.float32(np.log(len(crops)))
+      log_probs = (compute(self.params, images, self.mean_image, *self._crop_arrays(crop)) for crop in crops)
+      return functools.reduce(jnp.logaddexp, log_probs) - np.float32(np.log(len(crops)))
 
-  def centre_patches(self, images: np.ndarray) -> np.ndarray:
-    """Cuts out of stored images [..., height, width, rgb] what the network sees of them."""
+  def centre_crops(self, images: np.ndarray) -> np.ndarray:
+    """Cuts the centre crops out of stored images: [..., height, width, rgb] -> [..., image_size, image_size, rgb]."""
     top, left, _ = transforms.centre_crop(self.config.border)
     return images[..., top : top + self.config.image_size, left : left + self.config.image_size, :]
 
   def in_batches(
-    self, question: Callable[[np.ndarray], jax.Array], images: np.ndarray, for_each_device: int = IMAGES_PER_DEVICE
+    self,
+    function: Callable[[np.ndarray], jax.Array],
+    images: np.ndarray,
+    images_per_device: int = IMAGES_PER_DEVICE,
   ) -> np.ndarray:
-    """Asks about any number of images, as many at a time as the devices take, the last ones filled up with black.
+    """Applies a function to any number of images, batch by batch.
 
     Args:
-      question: a method of this class, or a function of it, of a batch of images.
-      images: stored images, at least one.
-      for_each_device: the most images that a device is asked about at a time.
+      function: function of a batch of stored images, such as a method of this class. The last batch is padded with
+        black images, whose outputs are dropped.
+      images: stored images, one or more.
+      images_per_device: largest number of images per device in a batch.
 
     Returns:
-      [image, ...], the answers.
+      [image, ...], the outputs of the function.
     """
     num_data = self.mesh.shape['data']
-    size = num_data * min(for_each_device, -(-len(images) // num_data))
-    answers = []
-    for start in range(0, len(images), size):
-      some = images[start : start + size]
-      filled = np.concatenate([some, np.zeros((size - len(some), *some.shape[1:]), np.uint8)])
-      answers.append(np.asarray(question(filled))[: len(some)])
-    return np.concatenate(answers)
+    batch_size = num_data * min(images_per_device, -(-len(images) // num_data))
+    outputs = []
+    for start in range(0, len(images), batch_size):
+      batch = images[start : start + batch_size]
+      padding = np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)
+      outputs.append(np.asarray(function(np.concatenate([batch, padding])))[: len(batch)])
+    return np.concatenate(outputs)
 
-  def activations(self, images: np.ndarray, layer: str, crop: transforms.Crop | None = None) -> jax.Array:
-    """Computes what a stage of the network says of a view of each image.
+  def activations(self, images: np.ndarray | jax.Array, layer: str, crop: transforms.Crop | None = None) -> jax.Array:
+    """Computes the output of a layer for a crop of each image.
 
     Args:
-      images: stored images, on the devices or this process's share of them.
+      images: stored images, on the devices or this process's shard of them on the host.
       layer: 'conv1', 'pool1', 'conv2', ... 'fc7', 'fc8', see `layer_shapes`.
-      crop: the crop; the centre patch if none is given.
+      crop: the crop; by default the centre crop.
 
     Returns:
-      [batch, height, width, channel] or [batch, unit] float32, see `network.Network`.
+      [batch, height, width, channel] or [batch, unit] float32, see `registry.Network`.
 
     Raises:
-      UsageError: if the network has no such stage.
+      UsageError: if the network has no such layer.
     """
-    crop = crop or transforms.centre_crop(self.config.border)
-    if layer not in self.network.layer_names:
-      self.layer_shape(layer)  # says what there is
-    ask = functools.partial(inference.activations, network=self.network, image_size=self.config.image_size, layer=layer)
+    self.check_layer(layer)
+    compute = functools.partial(
+      inference.activations, network=self.network, image_size=self.config.image_size, layer=layer
+    )
     with jax.set_mesh(self.mesh):
-      return ask(self.params, self._put(images), self.mean_image, *self._traced(crop))
+      return compute(self.params, self._put(images), self.mean_image, *self._crop_arrays(crop))
 
-  def saliency(self, images: np.ndarray, crop: transforms.Crop | None = None) -> jax.Array:
-    """Computes how the log-probability of each image's top class changes with the pixels of a view.
+  def saliency(self, images: np.ndarray | jax.Array, crop: transforms.Crop | None = None) -> jax.Array:
+    """Computes the gradient of the log-probability of each image's top class with respect to the pixels of a crop.
 
     Args:
-      images: stored images, on the devices or this process's share of them.
-      crop: the crop; the centre patch if none is given.
+      images: stored images, on the devices or this process's shard of them on the host.
+      crop: the crop; by default the centre crop.
 
     Returns:
-      [batch, height, width, rgb] float32, nats for a grey level, in the places of the view.
+      [batch, height, width, rgb] float32, nats per grey level, in the coordinates of the crop.
     """
-    crop = crop or transforms.centre_crop(self.config.border)
-    ask = functools.partial(inference.saliency, network=self.network, image_size=self.config.image_size)
+    compute = functools.partial(inference.saliency, network=self.network, image_size=self.config.image_size)
     with jax.set_mesh(self.mesh):
-      return ask(self.params, self._put(images), self.mean_image, *self._traced(crop))
+      return compute(self.params, self._put(images), self.mean_image, *self._crop_arrays(crop))
+
+  def check_layer(self, layer: str) -> None:
+    """Checks that the network has a layer.
+
+    Raises:
+      UsageError: if it does not.
+    """
+    if layer not in self.network.layer_names:
+      raise UsageError(f"this network has no layer '{layer}'; its layers are {', '.join(self.network.layer_names)}.")
 
   def layer_shape(self, layer: str) -> tuple[int, ...]:
-    """Returns the shape of what a stage says of one image.
+    """Returns the output shape of a layer for one image.
 
     Raises:
-      UsageError: if the network has no such stage.
+      UsageError: if the network has no such layer.
     """
-    shapes = self.layer_shapes()
-    if layer not in shapes:
-      raise UsageError(f"this network has no layer '{layer}'; it has {', '.join(shapes)}.")
-    return shapes[layer]
+    self.check_layer(layer)
+    return self.layer_shapes()[layer]
 
   def layer_shapes(self) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of what each stage says of one image: {'conv1': (55, 55, 96), ..., 'fc8': (1000,)}."""
+    """Returns the output shape of each layer for one image: {'conv1': (55, 55, 96), ..., 'fc8': (1000,)}."""
     return registry.layer_shapes(self.network, self.params, self.config.image_size, self.mesh)
 
   def _put(self, images):
     return images if isinstance(images, jax.Array) else towers.put_batch(self.mesh, images)
 
-  def _traced(self, crop):
-    """The view of the image and that of the mean image, as numbers of one type, so that all views share a program."""
-    for one in (crop, transforms.mean_crop(crop, self.config.centre_mean, self.config.border)):
-      yield transforms.Crop(np.int32(one.top), np.int32(one.left), np.bool_(one.mirrored))
+  def _crop_arrays(self, crop: transforms.Crop | None) -> Iterator[transforms.Crop]:
+    """Yields the crops of the image and of the mean image with numpy fields, so that one program serves all crops."""
+    crop = crop or transforms.centre_crop(self.config.border)
+    for top, left, mirrored in (crop, transforms.mean_crop(crop, self.config.centre_mean, self.config.border)):
+      yield transforms.Crop(np.int32(top), np.int32(left), np.bool_(mirrored))
 
 
 def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower: int = 0) -> TrainedModel:
   """Loads the newest checkpoint of a run.
 
   Args:
-    folder: of the run.
-    batch_size: how many images it will be asked about at a time; 0 where that will follow the mesh.
-    num_data: devices that share a batch; 0 for what the tower axis leaves.
-    num_tower: devices that share the towers; 0 for 2 where the number of devices is even.
+    folder: folder of the run.
+    batch_size: number of images per batch, which the mesh's data axis must divide; 0 if it is chosen later.
+    num_data: devices along the data axis; 0 for all devices that the tower axis leaves.
+    num_tower: devices along the tower axis; 0 for 2 if the number of devices is even and the network has two towers,
+      else 1.
 
   Raises:
-    UsageError: if there is no run or checkpoint, it is not that of its config, or the devices do not fit it.
+    UsageError: if there is no run or checkpoint, the checkpoint does not match the config, or the devices do not fit.
+    RunError: if no checkpoint is readable.
   """
   config = run_folder.load_config(folder).model
   class_names = run_folder.load_classes(folder)
@@ -174,12 +187,12 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
     network = build(config, len(class_names))
     abstract_params = jax.eval_shape(network.init, jax.random.key(0))
 
-  def select(there):
-    here = jax.tree.map(lambda x: x.shape, abstract_params)
-    if differing := checkpoints.shape_differences(there, here):
+  def select(saved_shapes):
+    expected = jax.tree.map(lambda x: x.shape, abstract_params)
+    if differences := checkpoints.shape_differences(saved_shapes, expected):
       raise UsageError(
-        f'the checkpoint in {folder} does not fit config.json and classes.txt there ({"; ".join(differing)}); put back '
-        'those of the run.'
+        f'the checkpoint in {folder} does not match config.json and classes.txt ({"; ".join(differences)}); restore '
+        'the files of the run.'
       )
     return abstract_params
 

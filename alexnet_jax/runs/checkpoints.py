@@ -1,9 +1,9 @@
-"""Checkpoints of a run: all that knows of Orbax."""
+"""Checkpoints of a run. This is the only module that uses Orbax."""
 
 import contextlib
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +13,41 @@ from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
-LONGEST_REASON = 200  # characters of what a library says
+MAX_REASON_LENGTH = 200  # characters of the message of a library's exception
+
+T = TypeVar('T')
 
 
 class Checkpoints:
-  """The newest checkpoints of a run and the best, `DIR/checkpoints/STEP`: the state, and where the schedule stands.
+  """The checkpoints of a run in `DIR/checkpoints/STEP`: the newest ones, and the one with the lowest validation error.
 
-  The step in the state is also the position in the data: a batch depends on the seed and the step alone.
+  A checkpoint contains a pytree of arrays (the state of training) and a JSON object. The number of steps is also the
+  position in the data, because a batch depends on the seed and the step alone.
 
-  Saves go on in the background and are atomic: what is half written when a run dies never counts as a checkpoint. With
-  each goes a fingerprint of every array, by which a damaged one is known.
+  Saving runs in the background and is atomic: an interrupted save leaves no checkpoint. Each checkpoint contains a
+  fingerprint of every array, by which damaged checkpoints are detected.
   """
 
-  def __init__(self, workdir: pathlib.Path, num_kept: int = 3):
-    """Opens, or makes, the checkpoints of a run.
+  def __init__(self, workdir: pathlib.Path, num_newest: int = 3):
+    """Opens the checkpoints of a run, and makes their folder if necessary.
 
     Args:
-      workdir: of the run.
-      num_kept: how many of the newest are kept, beside that of the lowest validation error.
+      workdir: folder of the run.
+      num_newest: number of newest checkpoints to keep, in addition to the one with the lowest validation error.
     """
     self._folder = (workdir / 'checkpoints').absolute()
 
-    def error(results):
-      return results['top1_error']
+    def validation_error(metrics):
+      return metrics['top1_error']
 
     policies = [
-      ocp.checkpoint_managers.LatestN(num_kept),
-      ocp.checkpoint_managers.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+      ocp.checkpoint_managers.LatestN(num_newest),
+      ocp.checkpoint_managers.BestN(
+        get_metric_fn=validation_error, reverse=True, n=1, keep_checkpoints_without_metrics=False
+      ),
     ]
     options = ocp.CheckpointManagerOptions(
-      best_fn=error,  # else the error rates are not written, and forgotten when the run goes on
+      best_fn=validation_error,  # without it, Orbax does not save the errors, and a resumed run does not know them
       best_mode='min',
       preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
       enable_async_checkpointing=True,
@@ -51,26 +56,26 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=('state', 'run'))
 
   def newest_step(self) -> int | None:
-    """Returns the step of the newest checkpoint, or None."""
+    """Returns the step of the newest checkpoint, or None if there is no checkpoint."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, run: dict, results: dict | None = None) -> None:
-    """Saves in the background; a step that is there already is not saved again.
+    """Starts to save a checkpoint in the background, unless this step is already saved.
 
     Args:
-      step: steps taken.
-      state: arrays on their devices; free to be donated when this returns.
-      run: what else to continue from, as JSON.
-      results: error rates on the validation split, if it was looked at after this step.
+      step: number of training steps taken.
+      state: pytree of arrays on their devices, which may be donated once this method returns.
+      run: other state of training, representable as JSON.
+      results: results of the validation after this step, with 'top1_error' in percent, if there was one.
 
     Raises:
-      RunError: if this one, or the one before, cannot be written.
+      RunError: if this checkpoint or the previous one cannot be written.
     """
     if step == self.newest_step():
       return
     run = run | {'fingerprints': fingerprints(state)}
     metrics = results and {'top1_error': results['top1_error']}
-    with self._writing():
+    with self._write_errors():
       self._manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
@@ -78,83 +83,87 @@ class Checkpoints:
       )
 
   def restore(self, abstract_state: Any, mesh: Mesh) -> tuple[Any, dict] | None:
-    """Loads the newest checkpoint onto a mesh, which need not be the one that it was saved from.
+    """Loads the newest readable checkpoint onto a mesh, which may differ from the one that it was saved from.
 
-    One that cannot be read, or whose fingerprints do not fit, is named and set aside as `STEP.broken`, and the one
-    before it is taken.
+    Newer checkpoints that cannot be read, or whose fingerprints do not match, are reported and renamed to
+    `STEP.broken`.
 
     Args:
-      abstract_state: shapes, dtypes and partition specs, as `jax.eval_shape` gives them.
-      mesh: where to load it.
+      abstract_state: shapes, dtypes and partition specs, as returned by `jax.eval_shape`.
+      mesh: devices to load it onto.
 
     Returns:
-      The state, and what else was saved; None if there is no checkpoint.
+      The state and the other state of training; None if there is no checkpoint.
 
     Raises:
-      RunError: if there are checkpoints and none can be read; all are left as they are.
+      RunError: if there are checkpoints but none is readable. None of them is renamed.
     """
-    target = _on_mesh(abstract_state, mesh)
+    target = _with_shardings(abstract_state, mesh)
 
     def read(step):
       args = ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
       restored = self._manager.restore(step, args=args)
-      _compare(fingerprints(restored.state), restored.run.pop('fingerprints'))
+      _check_fingerprints(fingerprints(restored.state), restored.run.pop('fingerprints'))
       return restored.state, restored.run
 
-    step, found, broken = _newest_readable(self._folder, read)
-    if step is None:
+    newest = _read_newest(self._folder, read)
+    if newest is None:
       return None
-    if broken:
+    _, restored, broken_steps = newest
+    if broken_steps:
       if jax.process_index() == 0:
-        for number in broken:
-          (self._folder / str(number)).rename(self._folder / f'{number}.broken')
-      multihost_utils.sync_global_devices('broken checkpoints are set aside')  # before any process looks again
+        for step in broken_steps:
+          (self._folder / str(step)).rename(self._folder / f'{step}.broken')
+      multihost_utils.sync_global_devices('broken checkpoints are renamed')  # before any process lists the folder
       self._manager.reload()
-    return found
+    return restored
 
   def close(self) -> None:
-    """Waits for the last save to end.
+    """Waits until the last checkpoint is saved.
 
     Raises:
       RunError: if it cannot be written.
     """
-    with self._writing():
+    with self._write_errors():
       self._manager.wait_until_finished()
     self._manager.close()
 
   @contextlib.contextmanager
-  def _writing(self):
+  def _write_errors(self) -> Iterator[None]:
+    """Converts errors of writing to `RunError`."""
     try:
       yield
     except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:  # TensorStore raises ValueError for a full disk
-      older = newest_step(self._folder.parent)
-      kept = f'the newest whole one is that of step {older:,}' if older is not None else 'there is none before it'
+      step = newest_step(self._folder.parent)
+      newest = 'there is no older checkpoint' if step is None else f'the newest complete checkpoint is of step {step:,}'
       raise RunError(
-        f'a checkpoint cannot be written to {self._folder} ({first_line(error)[:LONGEST_REASON]}); {kept}. Make room '
-        'and start again.'
+        f'a checkpoint cannot be written to {self._folder} ({first_line(error)[:MAX_REASON_LENGTH]}); {newest}. Free '
+        'disk space and start again.'
       ) from error
 
 
 def newest_step(workdir: pathlib.Path) -> int | None:
-  """Returns the step of the newest whole checkpoint of a run, or None; makes no folder."""
+  """Returns the step of the newest complete checkpoint of a run, or None; makes no folder."""
   return max(ocp.utils.checkpoint_steps(workdir / 'checkpoints'), default=None)
 
 
-def load_newest_params(workdir: pathlib.Path, select: Callable[[dict], dict], mesh: Mesh) -> tuple[int, dict]:
-  """Loads parameters alone of the newest checkpoint that can be read, without their velocities.
+def load_newest_params(
+  workdir: pathlib.Path, select: Callable[[dict], dict], mesh: Mesh
+) -> tuple[int, dict[str, dict[str, jax.Array]]]:
+  """Loads parameters from the newest readable checkpoint, without velocities.
 
   Args:
-    workdir: of the run.
-    select: takes the shapes of the parameters that are there, {'conv1': {'kernel': ..., 'bias': ...}, ...}, and returns
-      shapes, dtypes and partition specs of those to load; what it raises is passed on.
-    mesh: where to load them.
+    workdir: folder of the run.
+    select: function from the shapes of the saved parameters, {'conv1': {'kernel': ..., 'bias': ...}, ...}, to the
+      shapes, dtypes and partition specs of the parameters to load. A `UsageError` that it raises is passed on.
+    mesh: devices to load them onto.
 
   Returns:
-    The step, and the parameters.
+    The step of the checkpoint, and the parameters.
 
   Raises:
     UsageError: if there is no checkpoint.
-    RunError: if none can be read.
+    RunError: if no checkpoint is readable.
   """
 
   def read(step):
@@ -162,87 +171,101 @@ def load_newest_params(workdir: pathlib.Path, select: Callable[[dict], dict], me
     with ocp.PyTreeCheckpointer() as reader:
       tree = reader.metadata(folder / 'state').item_metadata.tree['params']
       shapes = {layer: {name: tuple(x.shape) for name, x in arrays.items()} for layer, arrays in tree.items()}
-      target = {'params': _on_mesh(select(shapes), mesh)}
+      target = {'params': _with_shardings(select(shapes), mesh)}
       args = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
       )
       restored = reader.restore(folder / 'state', args=args)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-      _compare(fingerprints(restored), reader.restore(folder / 'run')['fingerprints'])
+      _check_fingerprints(fingerprints(restored), reader.restore(folder / 'run')['fingerprints'])
     return restored['params']
 
-  step, params, _ = _newest_readable(workdir / 'checkpoints', read)
-  if step is None:
-    raise UsageError(f'{workdir} holds no checkpoint yet; train there first.')
+  newest = _read_newest(workdir / 'checkpoints', read)
+  if newest is None:
+    raise UsageError(f'{workdir} contains no checkpoint; train there first.')
+  step, params, _ = newest
   return step, params
 
 
-def fingerprints(tree) -> dict[str, int]:
-  """Returns a number for each array of a pytree, which any change of an element changes, and no change of the mesh.
+def fingerprints(tree: Any) -> dict[str, int]:
+  """Returns a 32-bit fingerprint of each array of a pytree, by the path of the array.
 
-  It is the sum of the elements' 32 bits, each times an odd number of its own, modulo 2 ** 32.
+  It is the sum of the elements' bits, each weighted by a different odd number, modulo 2 ** 32. It changes with any
+  single element and does not depend on the mesh.
   """
-  numbers = _fingerprints(tree)
-  named = {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in jax.tree.leaves_with_path(numbers)}
-  return {name: int(x) for name, x in named.items()}
+  sums = jax.tree.leaves_with_path(_weighted_sums(tree))
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): int(x) for path, x in sums}
 
 
 @jax.jit
-def _fingerprints(tree):
-  def one(x):
-    place = jnp.zeros(x.shape, jnp.uint32)
+def _weighted_sums(tree):
+  def weighted_sum(x):
+    index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+      index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(weighted_sum, tree)
 
 
-def _compare(found, saved):
-  wrong = [name for name, number in found.items() if saved.get(name) != number]
+def _check_fingerprints(computed, saved):
+  wrong = [name for name, fingerprint in computed.items() if saved.get(name) != fingerprint]
   if wrong:
-    raise ValueError(f'{wrong[0]} is not as it was saved' + (f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''))
+    others = f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+    raise ValueError(f'the fingerprint of {wrong[0]}{others} does not match')
 
 
-def _newest_readable(folder, read):
-  """Reads the newest checkpoint that can be; returns its step, or None, what was read, and the broken steps."""
-  broken = []
+def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T, list[int]] | None:
+  """Reads the newest readable checkpoint in a folder.
+
+  Returns:
+    Its step, the value of `read(step)`, and the steps of newer checkpoints that are not readable; None if the folder
+    contains no checkpoint.
+
+  Raises:
+    RunError: if there are checkpoints but none is readable.
+  """
+  broken_steps: list[int] = []
   for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
     try:
-      return step, read(step), broken
+      return step, read(step), broken_steps
     except (UsageError, MemoryError, jax.errors.JaxRuntimeError):
       raise
-    except Exception as error:  # broken files lead the readers to raise whatever they come upon
-      print(
-        f'the checkpoint of step {step:,} in {folder} cannot be read: {first_line(error)[:LONGEST_REASON]}', flush=True
-      )
-      broken.append(step)
-  if broken:
+    except Exception as error:  # on damaged files the readers raise errors of many types
+      reason = first_line(error)[:MAX_REASON_LENGTH]
+      print(f'The checkpoint of step {step:,} in {folder} cannot be read: {reason}', flush=True)
+      broken_steps.append(step)
+  if broken_steps:
     raise RunError(
-      f'none of the {len(broken)} checkpoint(s) in {folder} can be read, and nothing was deleted; put back a whole '
-      'one, or train in another --workdir.'
+      f'none of the {len(broken_steps)} checkpoint(s) in {folder} can be read, and none was deleted; restore a '
+      'complete one, or train in another --workdir.'
     )
-  return None, None, broken
+  return None
 
 
-def shape_differences(there: dict, here: dict) -> list[str]:
-  """Says how shapes of parameters differ, layer by layer: 'fc8 is 2 x 4096 x 5 there and 2 x 4096 x 500 here'."""
+def shape_differences(saved: dict, expected: dict) -> list[str]:
+  """Describes the layers whose parameters differ in shape: ['fc8 is 2 x 4096 x 5, expected 2 x 4096 x 500', ...].
 
-  def say(layers, name):
+  Args:
+    saved: shapes of the saved parameters, {'conv1': {'kernel': (2, 11, 11, 3, 48), 'bias': (2, 48)}, ...}.
+    expected: shapes of the parameters of the network.
+  """
+
+  def kernel_shape(layers, name):
     return ' x '.join(map(str, layers[name]['kernel'])) if name in layers else 'absent'
 
   return [
-    f'{name} is {say(there, name)} there and {say(here, name)} here'
-    for name in sorted(there.keys() | here.keys())
-    if there.get(name) != here.get(name)
+    f'{name} is {kernel_shape(saved, name)}, expected {kernel_shape(expected, name)}'
+    for name in sorted(saved.keys() | expected.keys())
+    if saved.get(name) != expected.get(name)
   ]
 
 
-def _on_mesh(abstract_arrays, mesh):
-  """Says where arrays go: eval_shape leaves an abstract mesh, which Orbax does not take, and on a scalar nothing."""
+def _with_shardings(abstract_arrays, mesh):
+  """Puts abstract arrays on a mesh; `jax.eval_shape` gives them an abstract mesh, and scalars no sharding at all."""
 
-  def place(x):
+  def put(x):
     spec = x.sharding.spec if x.sharding else jax.P()
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-  return jax.tree.map(place, abstract_arrays)
+  return jax.tree.map(put, abstract_arrays)

@@ -1,14 +1,21 @@
-"""The fields of a config: their full names, and the values that no run can have."""
+"""Validation of configs: reports invalid values before a folder is made, a dataset opened or a device used."""
 
-import json
+import os
+import pathlib
 
 from ml_collections import ConfigDict
 
+from alexnet_jax.models import registry
+from alexnet_jax.runs import checkpoints
+from alexnet_jax.runs.config_files import flatten
 from alexnet_jax.runtime.errors import UsageError
 
 MAX_STEPS = 2**31 - 1  # steps are counted in 32 bits
-# Least and most of what is counted; beyond that it is a slip of the keyboard, or more than any machine can hold.
-COUNTS = {
+MAX_FLOAT32 = 3.4e38
+MAX_DECAYS = 50  # of the learning rate
+
+# Smallest and largest value of each count. Larger values are typing errors or exceed the capacity of any machine.
+COUNT_RANGES = {
   'seed': (0, 2**32 - 1),
   'batch_size': (1, 2**20),
   'num_epochs': (0, 10**6),
@@ -17,107 +24,155 @@ COUNTS = {
   'checkpoint_every': (0, MAX_STEPS),
   'log_every': (1, MAX_STEPS),
   'heartbeat': (1, 10**6),
+  'mesh.data': (0, MAX_STEPS),
+  'mesh.tower': (0, MAX_STEPS),
   'model.image_size': (1, 2048),
   'model.border': (0, 2048),
-  'optimizer.plateau_drops': (0, 50),
+  'optimizer.plateau_drops': (0, MAX_DECAYS),
   'optimizer.plateau_patience': (1, MAX_STEPS),
   'augment.shared_by': (1, MAX_STEPS),
   'data.num_threads': (0, 1024),
   'data.num_prefetched': (0, 4096),
   'eval.batch_size': (1, 2**20),
 }
-LARGEST = 3.4e38  # of what is computed with in 32 bits
-ZERO_OR_MORE = (
+NON_NEGATIVE_FIELDS = (
   'optimizer.rate',
   'optimizer.momentum',
   'optimizer.weight_decay',
   'optimizer.bias_factor',
   'augment.colour_std',
 )
-ZERO_OR_MORE_OF_EACH = ('model.init_std.', 'optimizer.layer_factor.', 'optimizer.layer_decay.')
-NAMES = ('variants', 'init_fresh', 'model.norm.after', 'model.norm.pooled', 'data.classes')
-NAMES_OF = {'alexnet': ('model.meet', 'model.norm.before', 'model.norm.within'), 'cifar': ()}  # by model.name
-
-# Fields that older versions did not have, and what they did without.
-DEFAULTS_OF_LATER_FIELDS = {'data.classes': (), 'model.dtype': 'float32'}
-
-
-def add_missing_fields(config: ConfigDict) -> ConfigDict:
-  """Gives the config of a run of an older version the fields that came later; raises KeyError if others are missing."""
-  for field, value in DEFAULTS_OF_LATER_FIELDS.items():
-    part, _, name = field.partition('.')
-    if name not in config[part]:
-      config[part][name] = value
-  return config
-
-
-def flatten(config: ConfigDict) -> dict:
-  """Flattens a config to {'model.width': 1.0, ...}, in JSON's types."""
-
-  def flatten(prefix, value):
-    if not isinstance(value, dict):
-      return {prefix: value}
-    parts = (flatten(f'{prefix}.{name}' if prefix else name, part) for name, part in value.items())
-    return {name: part for flattened in parts for name, part in flattened.items()}
-
-  return flatten('', json.loads(json.dumps(config.to_dict())))
+NON_NEGATIVE_PARTS = ('model.init_std.', 'optimizer.layer_factor.', 'optimizer.layer_decay.')
+CHOICES = {
+  'optimizer.schedule': ('plateau', 'steps'),
+  'data.unreadable': ('fail', 'skip'),
+  'eval.ensemble': ('mean', 'search'),
+}
 
 
 def check(config: ConfigDict) -> None:
-  """Finds values that no run can have.
+  """Validates the values of a config, as far as they do not depend on the dataset and the devices.
 
   Raises:
-    UsageError: naming the field and what it may be.
+    UsageError: naming the field and its valid values.
   """
   try:
     values = flatten(config)
   except TypeError as error:
     raise UsageError(
-      f'the config has a value that cannot be kept ({error}); write numbers, names, True, False, and tuples of these.'
+      f'the config contains a value that JSON cannot represent ({error}); use numbers, strings, True, False, and '
+      'tuples of these.'
     ) from error
-  for field, (least, most) in COUNTS.items():
-    if not least <= values[field]:
-      raise UsageError(f'{field}={values[field]} must be {least} or more.')
-    if not values[field] <= most:
-      raise UsageError(f'{field}={values[field]} must be {most:,} or less.')
-  for field in (*ZERO_OR_MORE, *(name for name in values if name.startswith(ZERO_OR_MORE_OF_EACH))):
-    if not 0 <= values[field] <= LARGEST:
+  _check_numbers(values)
+  _check_choices(values)
+  _check_names(values)
+  registry.check_config(config.model)
+  _check_init_fresh(values)
+  _check_learning_rate(values)
+  _check_fractions(values)
+  _check_augmentation(values)
+  _check_length(values)
+
+
+def check_initialisation(config: ConfigDict) -> None:
+  """Validates `init_from` and `init_fresh` of a new run. A resumed run does not need the network it started from.
+
+  Raises:
+    UsageError: if `init_fresh` is set without `init_from`, or `init_from` is neither a file nor the folder of a run
+      with a checkpoint.
+  """
+  origin = config.init_from
+  if config.init_fresh and not origin:
+    raise UsageError(
+      f'init_fresh={tuple(config.init_fresh)} lists layers that are not loaded from another network, and init_from is '
+      'empty; name that network with --config.init_from=FOLDER or FILE.'
+    )
+  if origin and not os.path.exists(origin):  # False for a name that is too long, unlike pathlib's exists
+    raise UsageError(f'init_from={origin} does not exist; name the folder of a run or a file of weights.')
+  if origin and os.path.isdir(origin) and checkpoints.newest_step(pathlib.Path(origin)) is None:
+    raise UsageError(f'init_from={origin} contains no checkpoint; name the folder of a run or a file of weights.')
+
+
+def _check_numbers(values):
+  for field, (smallest, largest) in COUNT_RANGES.items():
+    if not values[field] >= smallest:  # also for nan
+      raise UsageError(f'{field}={values[field]} must be {smallest} or more.')
+    if values[field] > largest:
+      raise UsageError(f'{field}={values[field]} must be {largest:,} or less.')
+  for field in (*NON_NEGATIVE_FIELDS, *(field for field in values if field.startswith(NON_NEGATIVE_PARTS))):
+    if not 0 <= values[field] <= MAX_FLOAT32:
       raise UsageError(f'{field}={values[field]} must be 0 or more, and finite in 32 bits.')
-  if values['model.name'] not in NAMES_OF:
-    raise UsageError(f"model.name='{values['model.name']}' is unknown; choose {' or '.join(map(repr, NAMES_OF))}.")
-  for field in (*NAMES, *NAMES_OF[values['model.name']]):
+
+
+def _check_choices(values):
+  for field, choices in CHOICES.items():
+    if values[field] not in choices:
+      raise UsageError(f"{field}='{values[field]}' is unknown; choose {' or '.join(map(repr, choices))}.")
+
+
+def _check_names(values):
+  for field, example in (
+    ('variants', "('as_run',)"),
+    ('init_fresh', "('fc7', 'fc8')"),
+    ('data.classes', "('cat', '7')"),
+  ):
     if not all(isinstance(name, str) for name in values[field]):
-      example = "('cat', '7')" if field == 'data.classes' else "('conv1', 'conv2')"
-      raise UsageError(f'{field}={values[field]} must be of names, such as {example}.')
+      raise UsageError(f'{field}={values[field]} must contain names, such as {example}.')
+  classes = values['data.classes']
+  if classes and (len(classes) < 2 or len(set(classes)) < len(classes)):
+    raise UsageError(f'data.classes={tuple(classes)} must name two or more different classes.')
+
+
+def _check_init_fresh(values):
+  layers = [field.rpartition('.')[2] for field in values if field.startswith('model.init_std.')]
+  layers = [name for name in layers if values.get(f'model.kernels.{name}') != 0]
+  if unknown := [name for name in values['init_fresh'] if name not in layers]:
+    raise UsageError(f'init_fresh contains {", ".join(unknown)}; the layers of this network are {", ".join(layers)}.')
+
+
+def _check_learning_rate(values):
   if not 0.001 <= values['optimizer.rate_factor'] <= 1e6:
     raise UsageError(
-      f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be above 0, 0.001 to 1,000,000; the paper has 10.'
+      f'optimizer.rate_factor={values["optimizer.rate_factor"]} must be 0.001 to 1,000,000; the paper has 10.'
     )
-  if values['data.unreadable'] not in ('fail', 'skip'):
-    raise UsageError(f"data.unreadable='{values['data.unreadable']}' is unknown; choose 'fail' or 'skip'.")
   if values['optimizer.bias_drops'] < -1:
-    raise UsageError(f'optimizer.bias_drops={values["optimizer.bias_drops"]} must be -1, for all, or more.')
-  num_places = values['model.border'] + 1
-  if not 1 <= values['augment.offsets'] <= num_places:
     raise UsageError(
-      f'augment.offsets={values["augment.offsets"]} must be 1 to {num_places}, the places of a patch on each axis.'
+      f'optimizer.bias_drops={values["optimizer.bias_drops"]} must be -1 or more; -1 means all decays of the learning '
+      'rate.'
     )
+  if len(values['optimizer.steps']) > MAX_DECAYS:
+    raise UsageError(f'optimizer.steps contains {len(values["optimizer.steps"])} steps; name {MAX_DECAYS} or fewer.')
+
+
+def _check_fractions(values):
   fractions = {'augment.colour_until': [values['augment.colour_until']], 'optimizer.steps': values['optimizer.steps']}
   for field in (name for name in values if name.startswith('optimizer.layer_changes.')):
-    if not all(isinstance(change, list) and len(change) == 3 and _from_zero(change) for change in values[field]):
+    changes = values[field]
+    if not all(isinstance(change, list) and len(change) == 3 and _are_non_negative(change) for change in changes):
       raise UsageError(
-        f"{field}={values[field]} must be of triples: fraction of the run, factor of the kernels' rate, of the biases'."
+        f'{field}={changes} must contain triples: fraction of the run, and the factors of the learning rates of '
+        'kernels and biases.'
       )
-    fractions[field] = [fraction for fraction, _, _ in values[field]]
-  for field, given in fractions.items():
-    if not (_from_zero(given) and all(fraction <= 1 for fraction in given)):
-      raise UsageError(f'{field}={values[field]} must be in fractions of the run, 0 to 1.')
-  if len(values['optimizer.steps']) > COUNTS['optimizer.plateau_drops'][1]:
-    raise UsageError(f'optimizer.steps has {len(values["optimizer.steps"])} drops; name 50 or fewer.')
+    fractions[field] = [fraction for fraction, _, _ in changes]
+  for field, numbers in fractions.items():
+    if not (_are_non_negative(numbers) and all(number <= 1 for number in numbers)):
+      raise UsageError(f'{field}={values[field]} must be given as fractions of the run, 0 to 1.')
+
+
+def _are_non_negative(values):
+  """Returns whether all values are numbers from 0 to the largest finite one of 32 bits."""
+  return all(isinstance(value, int | float) and 0 <= value <= MAX_FLOAT32 for value in values)
+
+
+def _check_augmentation(values):
+  num_offsets = values['model.border'] + 1
+  if not 1 <= values['augment.offsets'] <= num_offsets:
+    raise UsageError(
+      f'augment.offsets={values["augment.offsets"]} must be 1 to {num_offsets}, the number of offsets of a crop on '
+      'each axis.'
+    )
+
+
+def _check_length(values):
   if not values['num_epochs'] and not values['num_steps']:
     raise UsageError('num_epochs and num_steps are both 0; set one of them.')
-
-
-def _from_zero(given):
-  """Says whether all are numbers from 0 on, and finite in 32 bits."""
-  return all(isinstance(number, int | float) and 0 <= number <= LARGEST for number in given)

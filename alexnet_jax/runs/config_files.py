@@ -1,21 +1,27 @@
-"""Configs from files and from the command line."""
+"""Loading of configs from files and from the command line, and the full names of their fields.
+
+main.py imports this module before it parses the command line, so the module imports neither JAX nor TensorFlow.
+"""
 
 import importlib.util
+import json
 import re
 import sys
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from alexnet_jax.runs import config_checks
 from alexnet_jax.runtime.errors import UsageError
+
+# Fields that configs of older versions lack, with values that preserve the behaviour of those versions.
+DEFAULTS_OF_LATER_FIELDS = {'data.classes': (), 'model.dtype': 'float32'}
 
 
 def load_config(name: str) -> ConfigDict:
-  """Loads FILE.py:VARIANT,VARIANT, as main.py does.
+  """Loads a config from 'FILE.py' or 'FILE.py:VARIANT,VARIANT', as `--config` of main.py does.
 
   Raises:
-    UsageError: if there is no such file or variant.
+    UsageError: if the file or a variant does not exist.
   """
   path, _, variants = name.partition(':')
   try:
@@ -38,7 +44,7 @@ def parse_flags(arguments: list[str], config: flags.FlagHolder, mode: flags.Flag
     mode: the flag of the mode.
 
   Raises:
-    UsageError: if a flag or a config field does not exist, or its value cannot be parsed.
+    UsageError: if a flag or a config field does not exist, a value cannot be parsed, or the config is missing.
   """
   try:
     remaining = flags.FLAGS(arguments)
@@ -52,9 +58,38 @@ def parse_flags(arguments: list[str], config: flags.FlagHolder, mode: flags.Flag
     sys.argv = [argument for argument in arguments if not argument.startswith('--config.')]  # ml_collections reads it
     flags.FLAGS(sys.argv)
     name = re.search(r"'(\w+)\W", str(error))
-    fields = ', '.join(config_checks.flatten(config.value))
+    fields = ', '.join(flatten(config.value))
     raise UsageError(f"there is no config field '{name[1] if name else error}'; the fields are {fields}.") from error
   except (flags.Error, ValueError, TypeError, KeyError, OSError) as error:
     # ml_collections puts the traceback of a config file into its message; the last line has the reason.
     last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     raise UsageError(re.sub(r'^\w+Error: ', '', last)) from error
+
+
+def add_missing_fields(config: ConfigDict) -> ConfigDict:
+  """Adds default values for fields introduced after the config was written, in place, and returns the config.
+
+  Raises:
+    KeyError: if the part of such a field is missing as well.
+  """
+  for field, value in DEFAULTS_OF_LATER_FIELDS.items():
+    part, _, name = field.partition('.')
+    if name not in config[part]:
+      config[part][name] = value
+  return config
+
+
+def flatten(config: ConfigDict) -> dict:
+  """Flattens a config to {'model.width': 1.0, ...}; values are as JSON represents them, such as lists for tuples.
+
+  Raises:
+    TypeError: if JSON cannot represent a value.
+  """
+
+  def flatten_part(prefix, value):
+    if not isinstance(value, dict):
+      return {prefix: value}
+    parts = (flatten_part(f'{prefix}.{name}' if prefix else name, part) for name, part in value.items())
+    return {name: part for flattened in parts for name, part in flattened.items()}
+
+  return flatten_part('', json.loads(json.dumps(config.to_dict())))

@@ -1,14 +1,14 @@
-"""The folder of a run: which files it holds, and whether it may be continued with a given config.
+"""The folder of a run: its files, and whether a config can start or resume a run in it.
 
 config.json      the exact config of the run
 statistics.npz   mean image and RGB covariance of its training set
-classes.txt      names of the classes, one a line, in the order of the labels
-checkpoints/     see `checkpoint.py`
+classes.txt      class names by label, one per line
+checkpoints/     see `checkpoints.py`
 tensorboard/     curves
-results.json     the last evaluation
-features/        of the training images, see `figures.py`; may be removed
-predictions/     what was predicted for a split, see `predictions.py`
-submission.txt   the five best classes of each image, as ILSVRC takes them
+results.json     results of the last evaluation
+features/        activations for the training images, see `analysis/figures.py`; safe to delete
+predictions/     predictions for a split, see `saved_predictions.py`
+submission.txt   the five best classes of each image in the format of ILSVRC
 """
 
 import contextlib
@@ -21,13 +21,14 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.runs import config_checks
+from alexnet_jax.data import pixel_statistics
+from alexnet_jax.data.pixel_statistics import PixelStatistics
+from alexnet_jax.runs import config_checks, config_files
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
-from alexnet_jax.data.pixel_statistics import PixelStatistics, load
 
-# What may differ when a run is continued: its length, its devices, the precision in which they compute, its evaluation,
-# and where and how fast data is read.
+# Fields, and parts of a config, that may change when a run resumes: its length, logging and devices, the precision of
+# its computations, its evaluation, and the location and speed of its input pipeline.
 CHANGEABLE_FIELDS = (
   'num_epochs',
   'num_steps',
@@ -47,19 +48,19 @@ CHANGEABLE_FIELDS = (
 
 
 def default_folder(config: ConfigDict) -> pathlib.Path:
-  """`runs/` + the names of the data and the variants."""
+  """Returns `runs/DATA-VARIANTS`, the default folder of a run."""
   names = (config.data.name, *config.variants)
   return pathlib.Path('runs', '-'.join(re.sub(r'[^A-Za-z0-9._-]+', '_', name) for name in names))
 
 
-def check_can_hold(folder: pathlib.Path, config: ConfigDict) -> None:
-  """Checks that a folder can take a run, and that a run which is in it is the one to go on with.
+def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
+  """Makes the folder of a run if necessary, and checks that the run can start or resume in it.
 
-  A folder without checkpoints has no run to lose, whatever its config.
+  A folder without checkpoints can be used again with any config.
 
   Raises:
-    UsageError: if the folder cannot be written to, or holds a run of another config, or predictions of a network whose
-      checkpoints are gone, which would be taken for those of the new one.
+    UsageError: if the folder is not writable, contains a run with another config, or contains predictions but no
+      checkpoints. Such predictions would be mistaken for those of the new network.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,31 +71,32 @@ def check_can_hold(folder: pathlib.Path, config: ConfigDict) -> None:
   if not _has_checkpoints(folder):
     if (folder / 'predictions').exists():
       raise UsageError(
-        f'{folder}/predictions holds what a network predicted whose checkpoints are gone; remove or move it, or choose '
-        'another --workdir.'
+        f'{folder}/predictions contains predictions of a network whose checkpoints were removed; remove or move it, or '
+        'choose another --workdir.'
       )
     return
-  if differing := _differences(config_checks.flatten(load_config(folder)), config_checks.flatten(config)):
+  if differences := _differences(config_files.flatten(load_config(folder)), config_files.flatten(config)):
     raise UsageError(
-      f'{folder} holds a run of another config ({"; ".join(differing)}); choose another --workdir, or the same config.'
+      f'{folder} contains a run with another config ({"; ".join(differences)}); use the same config, or choose another '
+      '--workdir.'
     )
 
 
-def check_holds_no_run(folder: pathlib.Path) -> None:
-  """Checks that a folder holds no run.
+def check_has_no_run(folder: pathlib.Path) -> None:
+  """Checks that a folder contains no run.
 
   Raises:
     UsageError: if it does.
   """
   if _has_checkpoints(folder):
-    raise UsageError(f'{folder} holds a run already; choose another folder.')
+    raise UsageError(f'{folder} already contains a run; choose another folder.')
 
 
 def check_is_shared(folder: pathlib.Path) -> None:
-  """Checks that what another process has written to a folder is here, too.
+  """Checks that this process has access to the files that process 0 wrote to the folder of the run.
 
   Raises:
-    UsageError: if it is not.
+    UsageError: if it does not.
   """
   if not (folder / 'config.json').exists():
     raise UsageError(
@@ -103,83 +105,87 @@ def check_is_shared(folder: pathlib.Path) -> None:
 
 
 def exclusive_lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-  """Keeps other processes from training in a folder at the same time.
+  """Returns a context that prevents other processes from training in the same folder.
 
   Raises:
-    UsageError: if another one does.
+    LockedError: on entry, if another process is training there.
   """
-  sentence = f'another process is training in {folder}; wait for its end, or choose another --workdir.'
-  return atomic_files.exclusive_lock(folder / '.lock', sentence)
+  message = f'another process is training in {folder}; wait until it finishes, or choose another --workdir.'
+  return atomic_files.exclusive_lock(folder / '.lock', message)
 
 
-def write_description(folder: pathlib.Path, config: ConfigDict, statistics: PixelStatistics, class_names: Sequence[str]) -> None:
-  """Keeps what describes the run in a folder that `check` found good.
+def write_metadata(
+  folder: pathlib.Path, config: ConfigDict, statistics: PixelStatistics, class_names: Sequence[str]
+) -> None:
+  """Writes the config, pixel statistics and class names of a run to a folder that `prepare` has accepted.
 
   Raises:
-    UsageError: if the run in it began with other images or classes, or holds imported weights.
+    UsageError: if the run to resume has other training images or classes, or its weights were imported.
   """
   if _has_checkpoints(folder):
-    kept = load_statistics(folder)
-    if not kept.num_images:
+    saved = load_statistics(folder)
+    if not saved.num_images:
       raise UsageError(
-        f'{folder} holds imported weights, which no training can go on from; start from them in another --workdir, '
-        f'with --config.init_from={folder}.'
+        f'{folder} contains imported weights, from which no training can resume; start a new run from them in another '
+        f'--workdir, with --config.init_from={folder}.'
       )
-    same_images = all(np.array_equal(new, old) for new, old in zip(statistics, kept, strict=True))
+    same_images = all(
+      np.array_equal(getattr(statistics, name), getattr(saved, name)) for name in PixelStatistics._fields
+    )
     if not same_images or list(class_names) != load_classes(folder):
       raise UsageError(
-        f'{folder} holds a run that began with other training images or classes; '
-        'choose another --workdir, or the same version of the dataset.'
+        f'{folder} contains a run with other training images or classes; use the same version of the dataset, or '
+        'choose another --workdir.'
       )
   else:
-    shutil.rmtree(folder / 'features', ignore_errors=True)  # of a network whose checkpoints are gone
+    shutil.rmtree(folder / 'features', ignore_errors=True)  # of a network whose checkpoints were removed
   statistics.save(folder / 'statistics.npz')
   _write(folder / 'classes.txt', '\n'.join(class_names) + '\n')
   _write(folder / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
 
 
 def load_config(folder: pathlib.Path) -> ConfigDict:
-  """Reads the config of the run in a folder.
+  """Loads the config of a run.
 
   Raises:
-    UsageError: if there is no run, or its config cannot be read.
+    UsageError: if the folder contains no run, or its config is damaged.
   """
   try:
-    config = config_checks.add_missing_fields(ConfigDict(json.loads((folder / 'config.json').read_text())))
+    config = config_files.add_missing_fields(ConfigDict(json.loads((folder / 'config.json').read_text())))
     config_checks.check(config)
   except OSError as error:
-    raise UsageError(f'{folder} holds no run; train one there first, or name its folder with --workdir.') from error
+    raise UsageError(f'{folder} contains no run; train one, or name its folder with --workdir.') from error
   except KeyError as error:
     raise UsageError(
-      f'{folder}/config.json lacks the field {error}; it is damaged, or of another version of this project: put it '
-      'back, or go on with that version.'
+      f'{folder}/config.json lacks the field {error}: it is damaged, or was written by another version of this '
+      'project; restore it, or use that version.'
     ) from error
   except (ValueError, TypeError, AttributeError) as error:
-    raise UsageError(f'{folder}/config.json is damaged ({error}); put back the config of the run.') from error
+    raise UsageError(f'{folder}/config.json is damaged ({error}); restore the config of the run.') from error
   return config
 
 
 def load_classes(folder: pathlib.Path) -> list[str]:
-  """Reads the names of the classes of the run in a folder.
+  """Loads the class names of a run, by label.
 
   Raises:
-    UsageError: if they are not there.
+    UsageError: if their file is missing.
   """
   try:
     return (folder / 'classes.txt').read_text().removesuffix('\n').split('\n')
   except OSError as error:
-    raise UsageError(f'{folder}/classes.txt is missing; put it back, one class a line.') from error
+    raise UsageError(f'{folder}/classes.txt is missing; restore it, with one class per line.') from error
 
 
 def load_statistics(folder: pathlib.Path) -> PixelStatistics:
-  """Reads the statistics of the training set of the run in a folder.
+  """Loads the pixel statistics of the training set of a run.
 
   Raises:
-    UsageError: if they are not there.
+    UsageError: if their file is missing or damaged.
   """
-  statistics = load(folder / 'statistics.npz')
+  statistics = pixel_statistics.load(folder / 'statistics.npz')
   if statistics is None:
-    raise UsageError(f'{folder}/statistics.npz is missing or damaged; put it back, or train in another --workdir.')
+    raise UsageError(f'{folder}/statistics.npz is missing or damaged; restore it, or train in another --workdir.')
   return statistics
 
 
@@ -187,19 +193,19 @@ def write_results(folder: pathlib.Path, results: dict) -> None:
   """Writes `results.json`.
 
   Raises:
-    RunError: if it cannot be written.
+    RunError: if the file cannot be written.
   """
   try:
     _write(folder / 'results.json', json.dumps(results, indent=2) + '\n')
   except OSError as error:
-    raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); it would say {results}') from error
+    raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); the results are {results}') from error
 
 
 def write_submission(folder: pathlib.Path, lines: Sequence[str]) -> None:
   """Writes `submission.txt`.
 
   Raises:
-    RunError: if it cannot be written.
+    RunError: if the file cannot be written.
   """
   try:
     _write(folder / 'submission.txt', ''.join(f'{line}\n' for line in lines))
@@ -216,9 +222,14 @@ def _write(path, text):
     partial.write_text(text)
 
 
-def _differences(old, new):
+def _differences(saved, given):
+  """Describes the fields that differ between two flattened configs and may not change when the run resumes."""
   return [
-    f'{field}: {old.get(field, "absent")} there, {new.get(field, "absent")} here'
-    for field in sorted(old.keys() | new.keys())
-    if old.get(field) != new.get(field) and not any(field == may or field.startswith(f'{may}.') for may in CHANGEABLE_FIELDS)
+    f'{field}: {saved.get(field, "absent")} in the run, {given.get(field, "absent")} given'
+    for field in sorted(saved.keys() | given.keys())
+    if saved.get(field) != given.get(field) and not _may_change(field)
   ]
+
+
+def _may_change(field):
+  return any(field == name or field.startswith(f'{name}.') for name in CHANGEABLE_FIELDS)

@@ -6,13 +6,13 @@ import pytest
 
 from alexnet_jax.evaluation import ensemble, metrics
 from alexnet_jax.runs import saved_predictions
-from alexnet_jax.runs.saved_predictions import SavedPredictions
+from alexnet_jax.runs.saved_predictions import PredictionFiles, SavedPredictions
 from alexnet_jax.runtime.errors import UsageError
 from alexnet_jax.training import loop
 
 
-def make(num_members, num_images=400, num_classes=20, seed=0):
-  """Networks of unequal worth for the same images."""
+def make_members(num_members, num_images=400, num_classes=20, seed=0):
+  """Makes predictions of networks of increasing accuracy for the same images."""
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, num_classes, num_images).astype(np.int32)
   truth = np.eye(num_classes)[labels]
@@ -25,27 +25,26 @@ def make(num_members, num_images=400, num_classes=20, seed=0):
 
 
 def errors(members, weights):
-  tally = metrics.ErrorCounter([str(i) for i in range(20)])
+  counter = metrics.ErrorCounter([str(i) for i in range(20)])
   for block in ensemble.average(members, weights):
-    tally.add(*block)
-  return tally.result()
+    counter.add(*block)
+  return counter.result()
 
 
 def test_average_is_the_weighted_mean_of_the_probabilities(monkeypatch):
   monkeypatch.setattr(saved_predictions, 'BLOCK_BYTES', 4 * 20 * 33)  # blocks of 33 images
-  members, weights = make(3), [0.5, 0.2, 0.3]
-  found = np.concatenate([log_probs for log_probs, _ in ensemble.average(members, [5, 2, 3])])
-  by_hand = sum(w * np.exp(m.log_probs.astype(np.float64)) for w, m in zip(weights, members, strict=True))
-  np.testing.assert_allclose(np.exp(found), by_hand, rtol=1e-6)
-  assert (
-    np.concatenate([labels for _, labels in ensemble.average(members, weights)]).tolist() == members[0].labels.tolist()
-  )
+  members, weights = make_members(3), [0.5, 0.2, 0.3]
+  log_probs = np.concatenate([log_probs for log_probs, _ in ensemble.average(members, [5, 2, 3])])
+  expected = sum(w * np.exp(m.log_probs.astype(np.float64)) for w, m in zip(weights, members, strict=True))
+  np.testing.assert_allclose(np.exp(log_probs), expected, rtol=1e-6)
+  labels = np.concatenate([labels for _, labels in ensemble.average(members, weights)])
+  assert labels.tolist() == members[0].labels.tolist()
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_searched_weights_are_never_worse_than_the_mean(seed, monkeypatch):
   monkeypatch.setattr(saved_predictions, 'BLOCK_BYTES', 4 * 20 * 150)
-  members = make(4, seed=seed)
+  members = make_members(4, seed=seed)
   weights = ensemble.search_weights(members)
   assert sum(weights) == pytest.approx(1)
   assert all(weight >= 0 for weight in weights)
@@ -54,16 +53,16 @@ def test_searched_weights_are_never_worse_than_the_mean(seed, monkeypatch):
   assert weights[0] < weights[3]  # the worst member counts less than the best
 
 
-def test_search_moves_one_weight_at_a_time_to_the_best_of_the_grid():
-  """The search, once more, over the whole grid of the last coordinate it moved: no neighbour is better."""
-  members = make(2, seed=3)
+def test_no_other_weight_on_the_grid_has_a_lower_error():
+  """Searches the first coordinate once more over the whole grid."""
+  members = make_members(2, seed=3)
   weights = np.array(ensemble.search_weights(members))
   best = errors(members, weights)['top5_error']
   for value in np.arange(21) / 20:
     assert errors(members, [value, weights[1] / max(weights)])['top5_error'] >= best - 1e-9 or value + weights[1] == 0
 
 
-def test_an_ensemble_of_runs(config, tmp_path, capsys):
+def test_an_ensemble_of_runs_is_evaluated_with_its_members(config, tmp_path, capsys):
   config.eval.ten_view, config.num_steps = False, 2
   folders = [tmp_path / 'a', tmp_path / 'b']
   for seed, folder in enumerate(folders):
@@ -75,27 +74,27 @@ def test_an_ensemble_of_runs(config, tmp_path, capsys):
   assert results['num_examples'] == 360
   for folder, row in zip(folders, results['members'], strict=True):
     assert row['centre'] == json.loads((folder / 'results.json').read_text())['centre']
-  kept = [saved_predictions.load(folder, 'digits/1.0.0', 'test', 'centre') for folder in folders]
-  probs = sum(w * np.exp(k.log_probs) for w, k in zip(results['weights']['centre'], kept, strict=True))
-  wrong = probs.argmax(1) != kept[0].labels
-  assert results['centre']['top1_error'] == pytest.approx(100 * wrong.mean(), abs=0.3)  # but for ties
-  shutil.rmtree(folders[1] / 'checkpoints')  # predictions alone will do
+  members = [PredictionFiles(folder, 'digits/1.0.0', 'test', 'centre').load() for folder in folders]
+  probs = sum(w * np.exp(member.log_probs) for w, member in zip(results['weights']['centre'], members, strict=True))
+  wrong = probs.argmax(1) != members[0].labels
+  assert results['centre']['top1_error'] == pytest.approx(100 * wrong.mean(), abs=0.3)  # except for ties
+  shutil.rmtree(folders[1] / 'checkpoints')  # its predictions suffice
   capsys.readouterr()
   config.eval.ensemble = 'mean'
   mean = ensemble.evaluate_ensemble(config, folders)
   assert mean['weights']['centre'] == [0.5, 0.5]
-  assert 'as predicted before' in capsys.readouterr().out
+  assert 'using the predictions saved in' in capsys.readouterr().out
 
 
-def test_members_must_tell_the_same_classes_apart(config, tmp_path):
+def test_members_must_have_the_same_classes(config, tmp_path):
   for name, classes in (('a', 'cat\ndog\n'), ('b', 'cat\nship\n')):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'classes.txt').write_text(classes)
-  with pytest.raises(UsageError, match=r'b tells other classes apart than .*a; average runs on the same data'):
+  with pytest.raises(UsageError, match=r'b and .*a have different classes; choose runs on the same data'):
     ensemble.evaluate_ensemble(config, [tmp_path / 'a', tmp_path / 'b'])
 
 
-def test_an_unknown_way_to_average_says_so(config, tmp_path):
+def test_an_unknown_way_to_average_is_a_usage_error(config, tmp_path):
   config.eval.ensemble = 'median'
   with pytest.raises(UsageError, match=r"eval\.ensemble='median' is unknown"):
     ensemble.evaluate_ensemble(config, [tmp_path, tmp_path])
