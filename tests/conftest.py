@@ -1,4 +1,4 @@
-"""Four simulated devices for every test, and the fixtures that several files share."""
+"""Fixtures and functions that several test files use. All tests run on four simulated devices."""
 
 import atexit
 import contextlib
@@ -10,9 +10,9 @@ import pathlib
 import shutil
 import tempfile
 
-# Compiling is most of what small networks cost. Without optimisation it takes a third of the time, with XLA's older
-# loops, which jax 0.11 has no longer, a third of the rest, and what one test compiled the others find.
-if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''):  # else another process has set it all
+# Tests of small networks spend most of their time compiling. Without optimisation it takes a third of the time, and
+# with XLA's older loops, which jax 0.11 does not have, a third of that. A cache lets tests reuse each other's programs.
+if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''):  # not a child process of a test
   flags = ['--xla_backend_optimization_level=1']
   if importlib.metadata.version('jax').startswith('0.10.'):
     flags.append('--xla_cpu_use_fusion_emitters=false')
@@ -44,8 +44,8 @@ SHARED_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 
 
 @pytest.fixture(autouse=True)
-def few_memory_maps():
-  """Forgets compiled programs in time: each takes up to 1,400 memory maps, and Linux gives a process 65,530."""
+def limit_memory_maps():
+  """Discards compiled programs in time: each takes up to 1,400 memory maps, and Linux limits a process to 65,530."""
   yield
   maps = pathlib.Path('/proc/self/maps')
   if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
@@ -54,8 +54,8 @@ def few_memory_maps():
 
 
 @pytest.fixture(autouse=True, scope='session')
-def own_cache(tmp_path_factory):
-  """Nothing of the user's cache is read or written."""
+def isolated_cache(tmp_path_factory):
+  """Prevents tests from reading and writing the user's cache."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     yield
@@ -63,26 +63,27 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def shared_data():
-  """Real data that is not part of the project."""
+  """The folder of real data, which is not part of the project."""
   for part in ('tfds/cifar10', 'imagenette_subset'):
     if not (SHARED_DATA / part).is_dir():
-      pytest.skip(f'{part} is not there: real CIFAR-10 and photographs are not part of the project')
+      pytest.skip(f'{part} is missing: real CIFAR-10 and photographs are not part of the project')
   return SHARED_DATA
 
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-  """A folder in which the embedded digits are prepared once."""
+  """The folder in which the embedded digits are prepared once."""
   return tmp_path_factory.mktemp('tfds')
 
 
 @pytest.fixture
 def config(data_dir):
-  """The default recipe, with a network small enough for a test: 3 + 3 kernels in conv1, images of 64 pixels."""
+  """The default recipe with a network small enough for a test: 3 + 3 kernels in conv1, crops of 64 pixels."""
   return small_config(data_dir)
 
 
 def small_config(data_dir, variants=''):
+  """Returns the config of variants with a small network and a short run on one device."""
   config = alexnet.get_config(variants)
   config.data.dir = str(data_dir)
   config.model.image_size = 64
@@ -96,14 +97,14 @@ def small_config(data_dir, variants=''):
 
 @pytest.fixture(scope='session')
 def trained_run(data_dir, tmp_path_factory):
-  """The folder of a run of the small network on the digits, which took no step; what it says of images differs."""
+  """The folder of a run of the small network on the digits, with random weights that classify images differently."""
   folder = tmp_path_factory.mktemp('runs') / 'small'
   config = small_config(data_dir)
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
   (train,) = sources.open_splits(config.data, 96, [config.data.train_split])
-  run_folder.check_can_hold(folder, config)
+  run_folder.prepare(folder, config)
   mean_image = np.random.default_rng(0).uniform(60, 100, (96, 96, 3))
-  run_folder.write_description(
+  run_folder.write_metadata(
     folder, config, PixelStatistics(mean_image, 1000 * np.eye(3), len(train)), train.class_names
   )
   with jax.set_mesh(mesh(1, 1)), contextlib.closing(Checkpoints(folder)) as checkpoints:
@@ -115,13 +116,13 @@ def trained_run(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def train_source(config):
-  """The training split of the digits at the stored size of the small network."""
+  """The training split of the digits, at the stored size of the small network."""
   return sources.open_splits(config.data, 96, ['train'])[0]
 
 
 @pytest.fixture
 def one_device():
-  """The current mesh is a single device."""
+  """Makes a mesh of one device the current mesh."""
   single = mesh(1, 1)
   with jax.set_mesh(single):
     yield single
@@ -129,14 +130,14 @@ def one_device():
 
 @pytest.fixture
 def with_onednn():
-  """Convolutions and products go to oneDNN, which needs that compiled programs are not kept."""
+  """Enables oneDNN for convolutions and products, without the compilation cache, which cannot store its programs."""
   if not onednn.is_available():
-    pytest.skip(f'oneDNN is not called in jaxlib {jax.lib.__version__} on this machine')
+    pytest.skip(f'jaxlib {jax.lib.__version__} does not provide oneDNN on this machine')
   fields = ('compilation_cache_dir', 'enable_compilation_cache', 'remove_size_one_mesh_axis_from_type')
   before = {f'jax_{field}': getattr(jax.config, f'jax_{field}') for field in fields}
   jax.config.update('jax_compilation_cache_dir', None)
   onednn.enable()
-  jax.clear_caches()  # what was traced without
+  jax.clear_caches()  # of programs traced without oneDNN
   yield
   for field, value in before.items():
     jax.config.update(field, value)
@@ -146,8 +147,8 @@ def with_onednn():
 
 @pytest.fixture
 def as_on_gpu(monkeypatch):
-  """This project's code takes the ways that it takes on a GPU; XLA compiles for the CPU all the same."""
-  jax.clear_caches()  # what was traced for a CPU
+  """Selects this project's code for GPUs, although XLA compiles it for the CPU."""
+  jax.clear_caches()  # of programs traced for a CPU
   with monkeypatch.context() as patch:
     patch.setattr(jax, 'default_backend', lambda: 'gpu')
     yield
@@ -156,8 +157,8 @@ def as_on_gpu(monkeypatch):
 
 @contextlib.contextmanager
 def optimised():
-  """Programs are compiled for speed, which pays where a training computes longer than it compiles."""
-  jax.clear_caches()  # what was compiled without
+  """Compiles with optimisation, for training runs that compute longer than they compile."""
+  jax.clear_caches()  # of programs compiled without it
   jax.config.update('jax_disable_most_optimizations', False)
   try:
     yield
@@ -166,10 +167,10 @@ def optimised():
 
 
 def with_gradients(function, *inputs):
-  """Computes a function of arrays and its gradients in one program; operation by operation each would be compiled.
+  """Computes a function of arrays and its gradients in one program, which compiles faster than single operations.
 
   Returns:
-    What it says, a gradient of that, drawn at random, and the gradients of the inputs that follow.
+    The output, a random gradient of the output, and the resulting gradients of the inputs.
   """
 
   @jax.jit
@@ -182,7 +183,7 @@ def with_gradients(function, *inputs):
 
 
 def random_params(network, dtype=np.float32):
-  """Draws parameters, numpy arrays, with weights so large that all layers matter to the logits."""
+  """Draws parameters as numpy arrays, with weights so large that all layers affect the logits."""
   rng = np.random.default_rng(0)
 
   def draw(path, x):
@@ -193,4 +194,5 @@ def random_params(network, dtype=np.float32):
 
 
 def mesh(num_data, num_tower, batch_size=8):
+  """Returns a mesh of simulated devices for a network of two towers."""
   return towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})

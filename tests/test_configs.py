@@ -3,7 +3,7 @@ import pytest
 
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.models import registry
-from alexnet_jax.runs import config_checks, run_folder
+from alexnet_jax.runs import config_checks, config_files, run_folder
 from alexnet_jax.runtime.errors import UsageError
 from alexnet_jax.training import loop
 from configs import alexnet
@@ -18,12 +18,12 @@ def test_the_paper_recipe_has_the_numbers_of_the_paper():
   assert (optimizer.schedule, optimizer.rate_factor, optimizer.plateau_drops) == ('plateau', 10, 3)
   assert set(config.model.init_std.values()) == {0.01}
   ones = {name for name, bias in config.model.init_bias.items() if bias == 1}
-  assert ones - {'conv6'} == {'conv2', 'conv4', 'conv5', 'fc6', 'fc7'}  # the paper is silent on conv6
+  assert ones - {'conv6'} == {'conv2', 'conv4', 'conv5', 'fc6', 'fc7'}  # the paper does not specify conv6
   assert (config.augment.crop, config.augment.mirror, config.augment.colour_std) == (True, True, 0.1)
 
 
 def test_as_run_has_the_numbers_of_run_145():
-  """Facts, section 7, row by row; the rates are in test_optimizer.py."""
+  """Facts, section 7, row by row; test_optimizer.py tests the learning rates."""
   config = alexnet.get_config('imagenet2012,as_run')
   norm = config.model.norm
   assert (norm.k, norm.size, norm.alpha, norm.beta) == (2.0, 5, 2e-5, 0.75)
@@ -42,69 +42,70 @@ def test_as_run_has_the_numbers_of_run_145():
 
 @pytest.mark.parametrize('name', [*alexnet.DATASETS, *alexnet.VARIANTS])
 def test_no_variant_adds_a_field(name):
-  assert config_checks.flatten(alexnet.get_config(name)).keys() == config_checks.flatten(alexnet.paper()).keys()
+  assert config_files.flatten(alexnet.get_config(name)).keys() == config_files.flatten(alexnet.paper()).keys()
 
 
 @pytest.mark.parametrize('name', ['digits', 'cifar10', 'imagenette'])
-def test_nothing_is_tuned_on_the_reported_split(name):
+def test_no_validation_split_is_the_test_split(name):
   data = alexnet.get_config(name).data
   assert data.validation_split.startswith('train[')
   assert data.test_split not in (data.train_split, data.validation_split)
 
 
-def test_digits_are_the_default_and_are_not_mirrored():
+def test_digits_are_the_default_dataset_and_are_not_mirrored():
   config = alexnet.get_config()
   assert config.data.name == 'digits'
   assert not config.augment.mirror
 
 
 @pytest.mark.parametrize(
-  ('variants', 'sentence'),
+  ('variants', 'message'),
   [
     ('nonsense', 'there are as_run, .*, and the datasets digits, '),
     ('digits,cifar10', 'are 2 datasets; name one'),
     ('one_tower,run150', 'one_tower and run150 exclude each other: a single tower'),
-    ('without_conv5,without_conv3,without_conv4', 'one must stay'),
+    ('without_conv5,without_conv3,without_conv4', 'needs one of these layers'),
   ],
 )
-def test_wrong_variants_say_why(variants, sentence):
-  with pytest.raises(ValueError, match=sentence):
+def test_invalid_variants_are_reported(variants, message):
+  with pytest.raises(ValueError, match=message):
     alexnet.get_config(variants)
 
 
-def test_every_field_is_read_by_something(config, tmp_path, monkeypatch):
-  """A field that nobody reads is a bug. Trains with both schedules and records what is looked at."""
-  read, names = set(), {}
+def test_every_field_is_read(config, trained_run, tmp_path, monkeypatch):
+  """A field that no code reads is a bug. Trains with both schedules and records the fields that are read."""
+  fields_read, prefixes = set(), {}
 
-  def name_parts(part, prefix):
-    names[id(part)] = prefix
+  def record_prefixes(part, prefix):
+    prefixes[id(part)] = prefix
     for key, value in part.items():
       if isinstance(value, ml_collections.ConfigDict):
-        name_parts(value, f'{prefix}{key}.')
+        record_prefixes(value, f'{prefix}{key}.')
 
-  original, build = ml_collections.ConfigDict.__getitem__, registry._build
+  getitem, build = ml_collections.ConfigDict.__getitem__, registry._build
 
-  def recording(self, key):
-    read.add(names.get(id(self), '?') + str(key))
-    return original(self, key)
+  def record_and_get(self, key):
+    fields_read.add(prefixes.get(id(self), '?') + str(key))
+    return getitem(self, key)
 
-  config.model.kernels.update(conv6=128, bottleneck=128)  # so that their fields are read, too
-  names_of_all = set(config_checks.flatten(config))
+  config.model.kernels.update(conv6=128, bottleneck=128)  # otherwise their fields are not read
+  fields = set(config_files.flatten(config))
   for schedule in ('plateau', 'steps'):
     config.optimizer.schedule = schedule
-    if schedule == 'steps':  # here, the length is given by epochs
+    if schedule == 'steps':  # this run has its length in epochs
       config.num_steps, config.num_epochs, config.data.train_split = 0, 1, 'train[:16]'
-    name_parts(config, '')
+      config.init_from, config.init_fresh = str(trained_run), ('fc8',)  # which is larger without a bottleneck
+    record_prefixes(config, '')
     with monkeypatch.context() as patched:
-      # Writing config.json, comparing it and checking bounds look at every field, and do not count.
-      patched.setattr(run_folder, 'write_description', lambda *_: None)
+      # Writing config.json and validating the config read every field and do not count.
+      patched.setattr(run_folder, 'write_metadata', lambda *_: None)
       patched.setattr(config_checks, 'check', lambda config: None)
-      patched.setattr(ml_collections.ConfigDict, '__getitem__', recording)
-      # Nor does copying; what is read of the copy does.
+      patched.setattr(ml_collections.ConfigDict, '__getitem__', record_and_get)
+      # Copying a config does not count, either, but reading the copy does.
       patched.setattr(registry, '_build', lambda copy, num_classes: build(config.model, num_classes))
       patched.setattr(registry, '_networks', {})
       run_folder.default_folder(config)
       loop.train_and_evaluate(config, tmp_path / schedule)
       with pytest.raises(UsageError, match=r'classes\.txt is missing'):
         ensemble.evaluate_ensemble(config, [tmp_path / 'plateau', tmp_path / 'steps'])
-  assert names_of_all - read == {'heartbeat'}  # which main.py reads
+  assert fields - fields_read == {'heartbeat'}  # which main.py reads

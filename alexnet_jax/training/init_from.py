@@ -1,6 +1,5 @@
-"""Starting from what another network has learned: layers taken by name, the others fresh (section 6)."""
+"""Initialisation from a trained network: layers are loaded by name, the others are drawn at random (section 6)."""
 
-import os
 import pathlib
 
 import jax
@@ -8,84 +7,70 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alexnet_jax.interop import weight_files
-from alexnet_jax.runs import checkpoints, config_checks, run_folder
+from alexnet_jax.runs import checkpoints, config_files, run_folder
 from alexnet_jax.runtime.errors import UsageError
 
-# Fields of a model that change what weights mean, though not their shapes.
-MEANING = ('nonlinearity', 'norm', 'dropout', 'pool_size', 'pool', 'padding')
-
-
-def check(config: ConfigDict) -> None:
-  """Finds what cannot be started from, before anything else is done.
-
-  Raises:
-    UsageError: if `init_fresh` is given alone, or `init_from` is not there.
-  """
-  if config.init_fresh and not config.init_from:
-    raise UsageError(
-      f'init_fresh={tuple(config.init_fresh)} is of layers that start fresh beside those of another network; name that '
-      'with --config.init_from=FOLDER or FILE.'
-    )
-  if config.init_from and not os.path.exists(config.init_from):  # of a name too long, too
-    raise UsageError(f'init_from={config.init_from} does not exist; name the folder of a run, or a file of weights.')
-  origin = pathlib.Path(config.init_from)
-  if config.init_from and origin.is_dir() and checkpoints.newest_step(origin) is None:
-    raise UsageError(f'init_from={origin} holds no checkpoint; name the folder of a run, or a file of weights.')
+# Fields of a model, or groups of fields, that change the meaning of its weights but not their shapes.
+FIELDS_OF_MEANING = ('nonlinearity', 'norm', 'dropout', 'pool_size', 'pool', 'padding')
 
 
 def initial_params(params: dict, config: ConfigDict, mesh: Mesh) -> dict:
-  """Replaces freshly drawn layers by those of the network that `init_from` names.
+  """Replaces randomly initialised layers by those of the network that `init_from` names.
 
-  A layer is taken if both networks have it, unless `init_fresh` names it. What is taken and what is not is printed.
+  A layer is loaded if both networks have it and `init_fresh` does not list it. Prints the layers that are loaded, those
+  that are not, and model fields that change the meaning of the loaded weights.
 
   Args:
-    params: freshly drawn, {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}.
-    config: the whole config; `init_from` is the folder of a run, or a file of weights (see `weights.read`).
-    mesh: where the parameters are.
+    params: randomly initialised, {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}.
+    config: the whole config; `init_from` is the folder of a run or a file of weights (see `weight_files.read`).
+    mesh: the devices of the parameters.
 
   Returns:
-    The parameters to start from.
+    The initial parameters of the run.
 
   Raises:
-    UsageError: if there is no such network, none of its layers can be taken, or some have other shapes.
-    RunError: if its checkpoints cannot be read.
+    UsageError: if the network cannot be read, none of its layers can be loaded, or some differ in shape.
+    RunError: if none of its checkpoints can be read.
   """
-  origin, surplus = pathlib.Path(config.init_from), set()
+  origin = pathlib.Path(config.init_from)
+  unused: set[str] = set()
 
-  def select(there):
-    names = _taken(there, _shapes(params), config)
-    surplus.update(there.keys() - params.keys())
-    return {name: jax.tree.map(_abstract, params[name]) for name in names}
+  def select(available):
+    unused.update(available.keys() - params.keys())
+    return {name: jax.tree.map(_abstract, params[name]) for name in _loadable(available, _shapes(params), config)}
 
   if origin.is_file():
-    read = weight_files.read(origin)
-    arrays, model, step = read.params(config.model.num_towers), read.config.model, read.num_steps
-    found = {name: _put(arrays[name], layer) for name, layer in select(_shapes(arrays)).items()}
+    weights = weight_files.read(origin)
+    arrays, model, num_steps = weights.params(config.model.num_towers), weights.config.model, weights.num_steps
+    loaded = {name: _put(arrays[name], layer) for name, layer in select(_shapes(arrays)).items()}
   else:
     model = run_folder.load_config(origin).model
-    step, found = checkpoints.load_newest_params(origin, select, mesh)
-  print(f'from {origin}, step {step:,}: {", ".join(name for name in params if name in found)}')
-  for what, names in (('fresh', params.keys() - found.keys()), ('not taken', surplus)):
+    num_steps, loaded = checkpoints.load_newest_params(origin, select, mesh)
+  print(f'Initialised from {origin}, step {num_steps:,}: {", ".join(name for name in params if name in loaded)}')
+  for status, names in (('randomly initialised', params.keys() - loaded.keys()), ('not loaded', unused)):
     if names:
-      print(f'  {what}: {", ".join(sorted(names))}')
+      print(f'  {status}: {", ".join(sorted(names))}')
   for difference in _differences(model, config.model):
-    print(f'  not as it was there: {difference}')
-  return params | found
+    print(f'  different: {difference}')
+  return params | loaded
 
 
-def _taken(there, here, config):
-  """Names the layers to take; the arguments are the shapes of the layers there and here, and the whole config."""
-  origin, fresh = config.init_from, tuple(config.init_fresh)
-  if unknown := set(fresh) - set(here):
-    raise UsageError(f'init_fresh names {", ".join(sorted(unknown))}; this network has {", ".join(here)}.')
-  taken = [name for name in here if name in there and name not in fresh]
-  if not taken:
-    raise UsageError(f'{origin} has no layer to take: it has {", ".join(there)}, and init_fresh={fresh}.')
-  if differing := checkpoints.shape_differences(*({name: shapes[name] for name in taken} for shapes in (there, here))):
+def _loadable(available, shapes, config):
+  """Names the layers to load, given the shapes of the layers of the other network and of this one."""
+  origin, init_fresh = config.init_from, tuple(config.init_fresh)
+  names = [name for name in shapes if name in available and name not in init_fresh]
+  if not names:
     raise UsageError(
-      f'{origin} has layers of other shapes: {"; ".join(differing)}; name them in init_fresh to start them fresh.'
+      f'no layer can be loaded from {origin}, which has {", ".join(available)}: this network has '
+      f'{", ".join(shapes)}, and init_fresh={init_fresh}.'
     )
-  return taken
+  if differing := checkpoints.shape_differences(
+    {name: available[name] for name in names}, {name: shapes[name] for name in names}
+  ):
+    raise UsageError(
+      f'layers in {origin} differ in shape: {"; ".join(differing)}; list them in init_fresh to draw them at random.'
+    )
+  return names
 
 
 def _shapes(params):
@@ -100,11 +85,11 @@ def _abstract(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _differences(there, here):
-  """Names the fields that change what the weights mean."""
-  there, here = config_checks.flatten(there), config_checks.flatten(here)
+def _differences(origin_model, model):
+  """Describes the fields that change the meaning of the loaded weights."""
+  origin_values = config_files.flatten(origin_model)
   return [
-    f'model.{name} was {there.get(name)} and is {value}'
-    for name, value in here.items()
-    if name.split('.')[0] in MEANING and there.get(name) != value
+    f'model.{field} was {origin_values.get(field)} and is {value}'
+    for field, value in config_files.flatten(model).items()
+    if field.split('.')[0] in FIELDS_OF_MEANING and origin_values.get(field) != value
   ]

@@ -1,4 +1,4 @@
-"""The update rule of section 5, and the schedules that set its rate."""
+"""The update rule of section 5 and its learning rates."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from alexnet_jax.kernels import barriers
 from alexnet_jax.training.schedules import step_at
 
 if TYPE_CHECKING:
@@ -20,53 +21,59 @@ if TYPE_CHECKING:
 
 
 def momentum_sgd(
-  rates: dict,
+  learning_rates: dict,
   momentum: float,
   weight_decay: float,
   *,
   bias_decay: bool = True,
   layer_decay: Mapping[str, float] = types.MappingProxyType({}),
 ) -> optax.GradientTransformation:
-  """The two equations of section 5.
+  """Creates the update rule of section 5, stochastic gradient descent with momentum and weight decay.
 
-      v <- momentum * v - weight_decay * rate * w - rate * gradient
+      v <- momentum * v - weight_decay * learning_rate * w - learning_rate * gradient
       w <- w + v
 
-  The rate is inside the velocity, so when it drops, what was gathered at the old rate goes on; `optax.sgd` scales the
-  whole velocity by the new rate instead. A rate of 0 means no update at all: neither v nor w changes by a bit.
+  The learning rate is inside the velocity, so past gradients retain the learning rate that was in effect when they were
+  computed; `optax.sgd` scales the whole velocity by the current learning rate instead. Where the learning rate is 0,
+  neither v nor w changes by a bit.
 
   Args:
-    rates: learning rates, epsilon in the paper, one for each array: {layer: {'kernel': rate, 'bias': rate}, ...}; may
-      be traced.
+    learning_rates: one for each array, epsilon in the paper: {layer: {'kernel': learning rate, 'bias': learning rate},
+      ...}; may be traced.
     momentum: 0.9 in the paper.
     weight_decay: 0.0005 in the paper.
-    bias_decay: whether biases decay, too. Paper: 'weight decay' is said of w, all that is learned, so they do; the
-      2012 code spared them (facts, 1.5).
-    layer_decay: factors of the weight decay of single layers; of the others it is 1.
+    bias_decay: whether biases decay, too. Paper: w, which is subject to weight decay, stands for all parameters, so
+      biases decay; the code of 2012 excluded them (facts, 1.5).
+    layer_decay: factors of the weight decay, by layer; 1 for layers that are not listed.
 
   Returns:
-    A transformation whose state is the velocity v. Add its updates to the weights with `optax.apply_updates`.
+    A transformation whose state contains the velocity v. Add its updates to the weights with `optax.apply_updates`.
   """
 
-  def decay(path, gradient, weight):
+  def add_weight_decay(path, gradient, weight):
     layer, part = (key.key for key in path)
-    own = weight_decay * layer_decay.get(layer, 1.0) if bias_decay or part != 'bias' else 0.0
-    return gradient + own * weight if own else gradient
+    decay = weight_decay * layer_decay.get(layer, 1.0) if bias_decay or part != 'bias' else 0.0
+    return gradient + decay * weight if decay else gradient
 
   rule = optax.chain(
-    optax.stateless(functools.partial(jax.tree.map_with_path, decay)),
-    optax.stateless(lambda updates, _: jax.tree.map(lambda update, rate: -rate * update, updates, rates)),
+    optax.stateless(functools.partial(jax.tree.map_with_path, add_weight_decay)),
+    optax.stateless(
+      lambda updates, _: jax.tree.map(lambda x, learning_rate: -learning_rate * x, updates, learning_rates)
+    ),
     optax.trace(momentum),
   )
 
   def update(gradients, state, params):
     _, new_state = rule.update(gradients, state, params)
     *stateless, trace = new_state
-    velocity = jax.tree.map(lambda new, old, rate: jnp.where(rate != 0, new, old), trace.trace, state[-1].trace, rates)
-    if jax.default_backend() == 'cpu':
-      # Computed once, in place, and then added: otherwise XLA works it out twice and copies it and the weights before.
-      velocity = jax.lax.optimization_barrier(velocity)
-    updates = jax.tree.map(lambda v, rate: jnp.where(rate != 0, v, 0), velocity, rates)
+    velocity = jax.tree.map(
+      lambda new, old, learning_rate: jnp.where(learning_rate != 0, new, old),
+      trace.trace,
+      state[-1].trace,
+      learning_rates,
+    )
+    velocity = barriers.computed_once_on_cpu(velocity)
+    updates = jax.tree.map(lambda v, learning_rate: jnp.where(learning_rate != 0, v, 0), velocity, learning_rates)
     return updates, (*stateless, optax.TraceState(velocity))
 
   return optax.GradientTransformation(rule.init, update)
@@ -74,79 +81,83 @@ def momentum_sgd(
 
 @dataclasses.dataclass
 class LearningRates:
-  """The learning rate of every kernel and bias (section 5: one for all).
+  """The learning rate of every kernel and bias; in the paper it is the same for all (section 5).
 
   Attributes:
-    base: initial rate of the kernels.
-    factor: what a drop divides rates by.
-    bias_factor: initial rate of the biases over that of the kernels.
-    bias_drops: how many of the schedule's drops reach the biases; -1 for all.
-    layers: for each layer the factors of its kernels' and its biases' rate, and from which step each pair holds:
-      {'conv1': ((0, 1.0, 1.0), (670, 0.1, 1.0), ...), ...}.
+    initial: initial learning rate of kernels.
+    decay_factor: divisor of one decay.
+    bias_factor: initial learning rate of biases, relative to that of kernels.
+    num_bias_decays: number of the schedule's decays that apply to biases; -1 for all.
+    layer_factors: for each layer the factors of its learning rates as (first step, kernel factor, bias factor), in the
+      order of the steps: {'conv1': ((0, 1.0, 1.0), (670, 0.1, 1.0), ...), ...}.
   """
 
-  base: float
-  factor: float
+  initial: float
+  decay_factor: float
   bias_factor: float
-  bias_drops: int
-  layers: dict[str, tuple[tuple[int, float, float], ...]]
+  num_bias_decays: int
+  layer_factors: dict[str, tuple[tuple[int, float, float], ...]]
 
-  def at(self, step: int, num_drops: int) -> dict[str, dict[str, np.float32]]:
-    """Returns the rates for the step to come, for `momentum_sgd`.
+  def at_step(self, step: int, num_decays: int) -> dict[str, dict[str, np.float32]]:
+    """Returns the learning rates of the next step, as `momentum_sgd` takes them.
 
     Args:
-      step: steps taken so far.
-      num_drops: how often the schedule has divided the rate.
+      step: number of steps taken so far.
+      num_decays: number of the schedule's decays in effect.
     """
-    kernel, bias = self.of_kernels(num_drops), self.of_biases(num_drops)
-    rates = {}
-    for name, changes in self.layers.items():
-      _, of_kernel, of_bias = [change for change in changes if change[0] <= step][-1]
-      rates[name] = {'kernel': np.float32(kernel * of_kernel), 'bias': np.float32(bias * of_bias)}
-    return rates
+    kernel, bias = self.kernel_learning_rate(num_decays), self.bias_learning_rate(num_decays)
+    learning_rates = {}
+    for layer, changes in self.layer_factors.items():
+      _, kernel_factor, bias_factor = [change for change in changes if change[0] <= step][-1]
+      learning_rates[layer] = {'kernel': np.float32(kernel * kernel_factor), 'bias': np.float32(bias * bias_factor)}
+    return learning_rates
 
-  def of_kernels(self, num_drops: int) -> float:
-    """Returns the rate of the kernels of a layer whose factor is 1."""
-    return self.base / self.factor**num_drops
+  def kernel_learning_rate(self, num_decays: int) -> float:
+    """Returns the learning rate of kernels after a number of decays, without layer factors."""
+    return self.initial / self.decay_factor**num_decays
 
-  def of_biases(self, num_drops: int) -> float:
-    """Returns the rate of the biases of a layer whose factor is 1."""
-    reached = num_drops if self.bias_drops < 0 else min(num_drops, self.bias_drops)
-    return self.base * self.bias_factor / self.factor**reached
+  def bias_learning_rate(self, num_decays: int) -> float:
+    """Returns the learning rate of biases after a number of decays, without layer factors."""
+    num_bias_decays = num_decays if self.num_bias_decays < 0 else min(num_decays, self.num_bias_decays)
+    return self.initial * self.bias_factor / self.decay_factor**num_bias_decays
 
-  def describe(self, step: int, num_drops: int) -> str:
-    """Says the rates in words: the common ones, then the layers that have others."""
-    kernel, bias = self.of_kernels(num_drops), self.of_biases(num_drops)
+  def summary(self, step: int, num_decays: int) -> str:
+    """Describes the learning rates of the next step: the common ones, then those of layers that differ."""
 
-    def say(kernel, bias):
+    def pair(kernel, bias):
       return f'{kernel:.4g}' if kernel == bias else f'{kernel:.4g} (biases {bias:.4g})'
 
+    kernel, bias = self.kernel_learning_rate(num_decays), self.bias_learning_rate(num_decays)
     common = np.float32(kernel), np.float32(bias)
-    others = [
-      f'{name} {say(rate["kernel"], rate["bias"])}'
-      for name, rate in self.at(step, num_drops).items()
-      if (rate['kernel'], rate['bias']) != common
+    exceptions = [
+      f'{layer} {pair(learning_rate["kernel"], learning_rate["bias"])}'
+      for layer, learning_rate in self.at_step(step, num_decays).items()
+      if (learning_rate['kernel'], learning_rate['bias']) != common
     ]
-    return ', '.join((f'rate {say(kernel, bias)}', *others))
+    return ', '.join((f'learning rate {pair(kernel, bias)}', *exceptions))
 
 
 def make_learning_rates(config: ConfigDict, layers: Sequence[str], last_step: int) -> LearningRates:
-  """Makes the rates of a config's `optimizer` part.
+  """Creates the learning rates of the `optimizer` part of a config.
 
   Args:
     config: the `optimizer` part of a config.
     layers: names of the network's layers.
-    last_step: steps of the whole run, of which `layer_changes` gives fractions.
+    last_step: length of the run; `config.layer_changes` gives fractions of it.
   """
 
-  def changes(name):
-    own = config.layer_factor[name]
-    later = sorted(config.layer_changes[name])
-    return (
-      (0, own, own),
-      *((step_at(fraction, last_step), own * kernel, own * bias) for fraction, kernel, bias in later),
+  def factors(layer):
+    factor = config.layer_factor[layer]
+    later = (
+      (step_at(fraction, last_step), factor * kernel_factor, factor * bias_factor)
+      for fraction, kernel_factor, bias_factor in sorted(config.layer_changes[layer])
     )
+    return ((0, factor, factor), *later)
 
   return LearningRates(
-    config.rate, config.rate_factor, config.bias_factor, config.bias_drops, {name: changes(name) for name in layers}
+    config.rate,
+    config.rate_factor,
+    config.bias_factor,
+    config.bias_drops,
+    {layer: factors(layer) for layer in layers},
   )

@@ -1,4 +1,4 @@
-"""What a run tells its reader: lines on the terminal, TensorBoard curves, and warnings when it does not learn."""
+"""Progress reports of a run: lines on the terminal, TensorBoard curves, and warnings if the network does not learn."""
 
 import collections
 import contextlib
@@ -7,153 +7,158 @@ import math
 import pathlib
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import RunError
 
-CHANCE_WINDOW = 100  # steps over which the loss is watched for standing still at chance
-STALLED_AFTER = 60  # seconds without a batch
+CHANCE_WINDOW = 100  # steps that the loss must stay at chance level to cause a warning
+STALL_SECONDS = 60  # without a batch, to cause a warning
 
 
 class Progress:
-  """Follows a run step by step.
+  """Reports the progress of a run.
 
-  Loss and error are means over the batches since the last line, before each batch's own update and with dropout.
-  The metrics of a step are read only after the next one was dispatched, so that reading never makes a device wait.
+  Reported losses and error rates are means over the batches since the previous report. Each batch is measured before
+  its own update, with dropout. The metrics of a step are read after the next step was dispatched, so reading them never
+  makes a device wait.
 
   Attributes:
-    kept: says which checkpoint there is, for the sentence in which a run fails.
+    checkpoint_status: describes the newest checkpoint, for the messages of errors that end the run.
   """
 
   def __init__(self, folder: pathlib.Path, config: ConfigDict, num_classes: int, epoch_size: int, last_step: int):
-    """Begins at the step to come.
+    """Creates the report of a run, before its first step.
 
     Args:
       folder: of the run.
       config: the whole config.
-      num_classes: classes to tell apart.
-      epoch_size: images in the training set.
-      last_step: steps of the whole run.
+      num_classes: number of classes.
+      epoch_size: number of training images.
+      last_step: length of the run.
     """
+    self.checkpoint_status = 'there is no checkpoint yet'
     self._folder, self._writer = folder, None
-    self._chance = math.log(num_classes)
-    self._losses = collections.deque(maxlen=CHANCE_WINDOW)
-    self._warned = False
-    self.kept = 'there is no checkpoint yet'
-    self._stall_watch, self._waiting_since, self._closed = None, None, threading.Event()
-    self._conditions = None
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
-    self._unread = None  # (step, rate, metrics) of the step dispatched last
-    self._began = None  # (time, step) when the first step had been compiled and done
-    self._window = []  # (loss, error) of the steps since the last line
-    self._window_began, self._waited = 0.0, 0.0
+    self._conditions: str | None = None
+    self._unread: tuple[int, float, dict[str, Any]] | None = None  # (step, learning rate, metrics) of the last step
+    self._start: tuple[float, int] | None = None  # (time, step) at the end of the first step, which compiles
+    self._window: list[tuple[float, float]] = []  # (loss, error) of the steps since the last report
+    self._window_start, self._seconds_waited = 0.0, 0.0
+    self._chance_loss, self._has_warned = math.log(num_classes), False
+    self._losses: collections.deque[float] = collections.deque(maxlen=CHANCE_WINDOW)
+    self._stall_watcher: threading.Thread | None = None
+    self._waiting_since: float | None = None
+    self._closed = threading.Event()
 
   @contextlib.contextmanager
-  def waiting_for_data(self):
-    """Counts the time inside as waiting for data, unless the devices were still at the step before.
+  def waiting_for_data(self) -> Iterator[None]:
+    """Measures the time inside the context as data wait, unless the devices are still busy with the previous step.
 
-    Where it takes longer than `STALLED_AFTER` seconds, that is said.
+    Prints a warning if it exceeds `STALL_SECONDS`.
     """
     start = time.perf_counter()
-    if self._stall_watch is None:  # one for the whole run: a thread for each step would take longer than many a wait
-      self._stall_watch = threading.Thread(target=self._watch_for_stalls, daemon=True)
-      self._stall_watch.start()
+    if self._stall_watcher is None:  # a thread for every step would take longer than most waits
+      self._stall_watcher = threading.Thread(target=self._watch_for_stalls, daemon=True)
+      self._stall_watcher.start()
     self._waiting_since = start
     try:
       yield
     finally:
       self._waiting_since = None
     if self._unread is None or self._unread[2]['loss'].is_ready():
-      self._waited += time.perf_counter() - start
+      self._seconds_waited += time.perf_counter() - start
 
   def _watch_for_stalls(self):
-    said = None
-    while not self._closed.wait(STALLED_AFTER / 4):
-      since = self._waiting_since
-      if since not in (None, said) and time.perf_counter() - since > STALLED_AFTER:
-        said = since
+    reported = None
+    while not self._closed.wait(STALL_SECONDS / 4):
+      start = self._waiting_since
+      if start not in (None, reported) and time.perf_counter() - start > STALL_SECONDS:
+        reported = start
         print(
-          f'no batch has come for {STALLED_AFTER:g} s: reading data has stalled; is the disk that holds it there, and '
-          'not too busy? Training goes on when it comes.',
+          f'No batch for {STALL_SECONDS:g} s: reading data has stalled. Check that the disk of the dataset is '
+          'available and not overloaded. Training resumes with the next batch.',
           flush=True,
         )
 
   @contextlib.contextmanager
-  def paused(self):
-    """Leaves the time inside, for evaluating or saving, out of the speed of training.
+  def paused(self) -> Iterator[None]:
+    """Excludes the time inside the context, for evaluating or saving, from the training speed.
 
     Raises:
-      RunError: if the loss of the step before is not finite.
+      RunError: if the loss of the previous step is not finite.
     """
     self.read()
     start = time.perf_counter()
     yield
-    self._window_began += time.perf_counter() - start
+    self._window_start += time.perf_counter() - start
 
-  def saved(self, step: int) -> None:
-    """Takes note of the newest checkpoint."""
-    self.kept = f'the checkpoint of step {step:,} is kept'
+  def checkpoint_saved(self, step: int) -> None:
+    """Records the step of the newest checkpoint."""
+    self.checkpoint_status = f'the checkpoint of step {step:,} is retained'
 
   def conditions(self, step: int, description: str) -> None:
-    """Says under which conditions training goes on, whenever they change.
+    """Prints the training conditions if they have changed.
 
     Args:
-      step: steps taken so far.
-      description: of the rates and the augmentation for the steps to come.
+      step: number of steps taken so far.
+      description: learning rates and augmentation of the next step.
     """
     if description != self._conditions:
       self._conditions = description
-      print(f'from step {step:,}: {description}', flush=True)
+      print(f'From step {step:,}: {description}', flush=True)
 
-  def step_dispatched(self, step: int, rate: float, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step that may still be running, and reads those of the step before.
+  def step_dispatched(self, step: int, learning_rate: float, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step that may still be running, and reads those of the previous step.
 
     Args:
-      step: steps taken with this one.
-      rate: its learning rate.
+      step: number of steps, including this one.
+      learning_rate: learning rate of this step.
       metrics: 'loss' in nats and 'error' in percent.
 
     Raises:
-      RunError: if the loss of the step before is not finite.
+      RunError: if the loss of the previous step is not finite.
     """
     self.read()
-    self._unread = (step, rate, metrics)
+    self._unread = (step, learning_rate, metrics)
 
   def read(self) -> None:
-    """Waits for the step dispatched last and reports it.
+    """Waits for the metrics of the last dispatched step and reports them when due.
 
     Raises:
-      RunError: if its loss is not finite.
+      RunError: if the loss is not finite.
     """
     if self._unread is None:
       return
-    step, rate, metrics = self._unread
+    step, learning_rate, metrics = self._unread
     self._unread = None
     loss, error = float(metrics['loss']), float(metrics['error'])
     if not math.isfinite(loss):
       raise RunError(
-        f'the loss is {loss} at step {step:,}; {self.kept}. Start again with a lower optimizer.rate (in another '
-        '--workdir, since that is another run), or look at the images.'
+        f'the loss is {loss} at step {step:,}; {self.checkpoint_status}. Train with a lower optimizer.rate in another '
+        '--workdir, or check the images.'
       )
-    if self._began is None:
-      print(f'first step done, loss {loss:.4f} ({self._chance:.4f} is chance)', flush=True)
+    if self._start is None:
+      print(f'First step done: loss {loss:.4f} (chance level {self._chance_loss:.4f})', flush=True)
       self._open_curves()
-      self._began = (time.perf_counter(), step)
-      self._window_began, self._waited = self._began[0], 0.0
+      self._start = (time.perf_counter(), step)
+      self._window_start, self._seconds_waited = self._start[0], 0.0
     else:
       self._window.append((loss, error))
       if step % self._log_every == 0:
-        self._report(step, rate, time.perf_counter())
-    self._watch(step, loss)
+        self._report(step, learning_rate, self._start)
+    self._check_learning(step, loss)
 
   def _open_curves(self):
     if self._writer is not None or not distributed.is_main_process():
       return
-    from clu import metric_writers  # imports TensorFlow, some seconds that nobody should wait for the first step
+    from clu import metric_writers  # imports TensorFlow, which takes seconds that would delay the first step
 
     self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
 
@@ -161,17 +166,19 @@ class Progress:
     if self._writer:
       self._writer.write_scalars(step, values)
 
-  def _report(self, step, rate, now):
-    seconds = now - self._window_began
+  def _report(self, step, learning_rate, start):
+    now = time.perf_counter()
+    seconds = now - self._window_start
     loss, error = (sum(values) / len(values) for values in zip(*self._window, strict=True))
     images_per_second = len(self._window) * self._batch_size / seconds
-    share_waited = 100 * self._waited / seconds
-    began, began_step = self._began
-    left = (now - began) / (step - began_step) * (self._last_step - step)
+    percent_waited = 100 * self._seconds_waited / seconds
+    start_time, start_step = start
+    seconds_left = (now - start_time) / (step - start_step) * (self._last_step - step)
     print(
       f'step {step:,}/{self._last_step:,}  epoch {step * self._batch_size / self._epoch_size:.1f}  '
-      f'loss {loss:.4f}  error {error:.1f} %  rate {rate:g}  {images_per_second:.1f} images/s  '
-      f'waiting for data {share_waited:.1f} %  {datetime.timedelta(seconds=round(left))} left',
+      f'loss {loss:.4f}  train error {error:.1f} %  '
+      f'lr {np.format_float_scientific(learning_rate, precision=3, trim="-", exp_digits=1)}  '
+      f'{images_per_second:.1f} img/s  data wait {percent_waited:.0f} %  ETA {_format_duration(seconds_left)}',
       flush=True,
     )
     self._write(
@@ -179,31 +186,32 @@ class Progress:
       {
         'train/loss': loss,
         'train/error': error,
-        'train/rate': rate,
+        'train/rate': learning_rate,
         'speed/images_per_second': images_per_second,
-        'speed/waiting_for_data_percent': share_waited,
+        'speed/waiting_for_data_percent': percent_waited,
       },
     )
-    self._window, self._window_began, self._waited = [], now, 0.0
+    self._window, self._window_start, self._seconds_waited = [], now, 0.0
 
-  def _watch(self, step, loss):
+  def _check_learning(self, step, loss):
+    """Warns once if the loss stays at chance level. Comparing two halves ignores a loss that only passes through."""
     self._losses.append(loss)
-    if self._warned or len(self._losses) < CHANCE_WINDOW:
+    if self._has_warned or len(self._losses) < CHANCE_WINDOW:
       return
     losses = list(self._losses)
     halves = [sum(half) / len(half) for half in (losses[: CHANCE_WINDOW // 2], losses[CHANCE_WINDOW // 2 :])]
-    if all(abs(mean - self._chance) < 0.01 * self._chance for mean in halves):  # a run that learns passes through
-      self._warned = True
+    if all(abs(mean - self._chance_loss) < 0.01 * self._chance_loss for mean in halves):
+      self._has_warned = True
       print(
-        f'step {step:,}: the loss has stood at {halves[-1]:.4f} for {CHANCE_WINDOW} steps, which is ln(classes): every '
-        'class is predicted alike. On ImageNet that lasts for some thousand steps. Elsewhere the usual reasons are '
-        'initial weights too small for the scale of the input (model.init_std; pixels are 0-255), or a rate so high '
-        'that the units died or so low that nothing moves (optimizer.rate).',
+        f'step {step:,}: the loss has been {halves[-1]:.4f}, which is ln(classes), for {CHANCE_WINDOW} steps: the '
+        'network predicts all classes with equal probability. On ImageNet this lasts for some thousand steps. On other '
+        'datasets the usual causes are initial weights too small for the scale of the input (model.init_std; pixels '
+        'are 0-255), or a learning rate so high that units died or so low that weights hardly change (optimizer.rate).',
         flush=True,
       )
 
   def evaluated(self, step: int, results: dict[str, float]) -> None:
-    """Reports an evaluation on the validation split."""
+    """Reports an evaluation of the validation split."""
     print(
       f'step {step:,}  validation: top-1 error {results["top1_error"]:.2f} %, '
       f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f}',
@@ -213,7 +221,12 @@ class Progress:
     self._write(step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')})
 
   def close(self) -> None:
-    """Writes out the curves."""
+    """Flushes the curves and ends the stall warnings."""
     self._closed.set()
     if self._writer:
       self._writer.close()
+
+
+def _format_duration(seconds):
+  """Formats a duration as minutes:seconds, or as hours:minutes:seconds if it exceeds an hour."""
+  return str(datetime.timedelta(seconds=round(seconds))).removeprefix('0:').removeprefix('0')

@@ -1,4 +1,4 @@
-"""One step of training and one of evaluation. Needs jax, flax and optax only."""
+"""The training state and one training step."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class TrainState(NamedTuple):
-  """All that a step changes.
+  """What a training step updates.
 
   Attributes:
     params: {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}, float32.
-    opt_state: the velocities, of the same shapes.
-    step: steps taken so far, int32.
+    opt_state: state of the update rule; it contains the velocities, which have the shapes of the parameters.
+    step: number of steps taken so far, int32.
   """
 
   params: dict
@@ -34,39 +34,52 @@ class TrainState(NamedTuple):
 
 
 class Hyperparameters(NamedTuple):
-  """The constants of the update rule (section 5), as `optimizer.momentum_sgd` takes them."""
+  """The constants of the update rule (section 5), hashable because they are static arguments of jitted functions.
+
+  Attributes:
+    momentum: 0.9 in the paper.
+    weight_decay: 0.0005 in the paper.
+    bias_decay: whether biases decay, too.
+    layer_decay: (layer, factor of its weight decay) for each layer whose factor is not 1.
+  """
 
   momentum: float
   weight_decay: float
   bias_decay: bool
-  layer_decay: tuple[tuple[str, float], ...] = ()  # hashable, since jit is told
+  layer_decay: tuple[tuple[str, float], ...] = ()
 
-  def rule(self, rates: dict) -> optax.GradientTransformation:
-    """Makes the update rule for the rates of a step."""
-    return optimizer.momentum_sgd(rates, **self._replace(layer_decay=dict(self.layer_decay))._asdict())
+  def update_rule(self, learning_rates: dict) -> optax.GradientTransformation:
+    """Creates the update rule for the learning rates of a step, see `optimizer.momentum_sgd`."""
+    return optimizer.momentum_sgd(
+      learning_rates,
+      self.momentum,
+      self.weight_decay,
+      bias_decay=self.bias_decay,
+      layer_decay=dict(self.layer_decay),
+    )
 
 
 def hyperparameters(config: ConfigDict) -> Hyperparameters:
-  """Takes them out of the `optimizer` part of a config."""
+  """Returns the hyperparameters of the `optimizer` part of a config."""
   factors = tuple((name, factor) for name, factor in config.layer_decay.items() if factor != 1)
   return Hyperparameters(config.momentum, config.weight_decay, config.bias_decay, factors)
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'hyper'))
 def init_state(key: jax.Array, *, network: Network, hyper: Hyperparameters) -> TrainState:
-  """Draws the initial parameters; velocities and step are zero. The same for any mesh."""
+  """Draws the initial parameters and sets velocities and step to zero; the result is the same on every mesh."""
   params = network.init(key)
-  opt_state = hyper.rule({}).init(params)
+  opt_state = hyper.update_rule({}).init(params)
   return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
 def abstract_state(network: Network, hyper: Hyperparameters) -> TrainState:
-  """Returns the shapes, dtypes and partition specs of a state, without making one."""
+  """Returns the shapes, dtypes and partition specs of a state without allocating it."""
   return jax.eval_shape(lambda key: init_state(key, network=network, hyper=hyper), jax.random.key(0))
 
 
-# XLA's own kernels for the products of the fully-connected layers are no faster on a GPU than cuBLAS', and take it two
-# seconds to choose.
+# On a GPU, XLA's own kernels for the fully-connected layers are no faster than those of cuBLAS, and choosing them takes
+# two seconds.
 @functools.partial(
   jax.jit,
   static_argnames=('network', 'hyper'),
@@ -77,28 +90,32 @@ def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
   mean_image: jax.Array,
-  rates: dict,
+  learning_rates: dict,
   key: jax.Array,
   *,
   network: Network,
   hyper: Hyperparameters,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Takes one step of stochastic gradient descent on the mean log-probability of the labels (section 5).
+  """Takes one step of stochastic gradient descent on the mean negative log-probability of the labels (section 5).
 
   Args:
-    state: where training stands; its buffers are reused.
-    batch: 'image' [batch, height, width, rgb] uint8, crops; 'mirrored' [batch] bool, which of them to mirror;
-      'mean_offset' [batch, 2] int32 and 'mean_mirrored' [batch] bool, which part of the mean image to subtract from
-      each; 'colour' [batch, rgb] float32, the colour shift; 'scale' [batch] float32, what to multiply the shifted image
-      by; 'label' [batch] int32.
+    state: the training state, which is donated: its buffers are reused.
+    batch: a dict of:
+      'image': [batch, height, width, rgb] uint8, crops.
+      'mirrored': [batch] bool, whether to mirror a crop left to right.
+      'mean_offset': [batch, 2] int32, first row and column of the crop of the mean image to subtract.
+      'mean_mirrored': [batch] bool, whether to mirror that crop of the mean image.
+      'colour': [batch, rgb] float32, colour shift in grey levels.
+      'scale': [batch] float32, factor applied to the shifted image.
+      'label': [batch] int32.
     mean_image: [stored height, stored width, rgb] float32, 0-255.
-    rates: learning rates, float32 scalars in the structure of the parameters.
-    key: of the run; each step folds its number into it.
-    network: what to train.
+    learning_rates: float32 scalars in the structure of the parameters.
+    key: key of the run; every step folds its number into it.
+    network: the network to train.
     hyper: constants of the update rule.
 
   Returns:
-    The new state, and the metrics of this batch before the update: 'loss' in nats, 'error' in percent.
+    The new state, and the metrics of the batch before the update: 'loss' in nats and 'error' in percent.
   """
 
   def loss(params):
@@ -108,7 +125,7 @@ def train_step(
     return -jnp.mean(label_log_prob(jax.nn.log_softmax(logits), batch['label'])), logits
 
   (nats, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-  rule = hyper.rule(rates)
+  rule = hyper.update_rule(learning_rates)
   updates, opt_state = rule.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   error = 100 * jnp.mean(1 - top_k_credit_on_device(logits, batch['label'], 1))
@@ -118,27 +135,26 @@ def train_step(
 def subtract_mean(
   crops: jax.Array, mirrored: jax.Array, mean_image: jax.Array, mean_offset: jax.Array, mean_mirrored: jax.Array
 ) -> jax.Array:
-  """Mirrors crops and subtracts from each its part of the mean image.
+  """Mirrors the crops and subtracts from each its own crop of the mean image.
 
   Args:
     crops: [batch, height, width, rgb] uint8.
     mirrored: [batch] bool, whether to mirror a crop left to right.
-    mean_image: [stored height, stored width, rgb] float32.
-    mean_offset: [batch, 2] int32, first row and column of a crop's part of the mean image.
-    mean_mirrored: [batch] bool, whether to mirror that part.
+    mean_image: [stored height, stored width, rgb] float32, 0-255.
+    mean_offset: [batch, 2] int32, first row and column of the crop of the mean image.
+    mean_mirrored: [batch] bool, whether to mirror the crop of the mean image.
 
   Returns:
     [batch, height, width, rgb] float32.
   """
-  batch = towers.BATCH
 
-  @jax.shard_map(in_specs=(batch, batch, jax.P(), batch, batch), out_specs=batch)
+  @jax.shard_map(in_specs=(towers.BATCH, towers.BATCH, jax.P(), towers.BATCH, towers.BATCH), out_specs=towers.BATCH)
   def on_device(crops, mirrored, mean_image, mean_offset, mean_mirrored):
-    def one(crop, mirrored, mean_offset, mean_mirrored):
+    def subtract(crop, mirrored, mean_offset, mean_mirrored):
       mean = lax.dynamic_slice(mean_image, (mean_offset[0], mean_offset[1], 0), crop.shape)
       crop, mean = jnp.where(mirrored, crop[:, ::-1], crop), jnp.where(mean_mirrored, mean[:, ::-1], mean)
       return crop.astype(jnp.float32) - mean
 
-    return jax.vmap(one)(crops, mirrored, mean_offset, mean_mirrored)
+    return jax.vmap(subtract)(crops, mirrored, mean_offset, mean_mirrored)
 
   return on_device(crops, mirrored, mean_image, mean_offset, mean_mirrored)

@@ -10,47 +10,46 @@ from alexnet_jax.evaluation import evaluate
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime.errors import RunError, UsageError
-from alexnet_jax.training import loop, step
+from alexnet_jax.training import loop, run_setup, step
 from alexnet_jax.training.progress import Progress
 from configs import alexnet
 from tests.conftest import mesh, optimised
 
 
 def final_state(config, folder):
-  """Reads the newest checkpoint of a run, as numpy arrays."""
+  """Reads the newest checkpoint of a run: the state as numpy arrays, and the rest."""
   current = mesh(1, 1)
   with jax.set_mesh(current):
     network = build(config.model, 10)
     hyper = step.hyperparameters(config.optimizer)
-    state, run = Checkpoints(folder).restore(step.abstract_state(network, hyper), current)
-  return jax.tree.map(np.asarray, state), run
+    state, saved = Checkpoints(folder).restore(step.abstract_state(network, hyper), current)
+  return jax.tree.map(np.asarray, state), saved
 
 
-def assert_bit_equal(one, other):
-  (states, run), (other_states, other_run) = one, other
-  assert run == other_run
-  for (path, a), b in zip(jax.tree.leaves_with_path(states), jax.tree.leaves(other_states), strict=True):
-    np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+def assert_bit_equal(checkpoint, expected):
+  (state, saved), (expected_state, expected_saved) = checkpoint, expected
+  assert saved == expected_saved
+  for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected_state), strict=True):
+    np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
-def test_train_stop_continue_is_train_through_bit_for_bit(config, tmp_path):
-  """Across a rate drop: the plateau's state, too, is part of the checkpoint."""
+def test_a_resumed_run_has_the_same_bits_as_an_uninterrupted_one(config, tmp_path):
+  """The learning rate decays in between: the state of the plateau schedule is part of the checkpoint."""
   config.num_steps, config.eval_every, config.checkpoint_every = 10, 3, 4
   config.optimizer.plateau_patience = 1
-  config.optimizer.rate = 1e-7  # nothing is learned, so the plateau is reached at once
+  config.optimizer.rate = 1e-7  # the network learns nothing, so the first evaluations are a plateau
   config.augment.mirror, config.eval.ten_view = True, False
-  loop.train_and_evaluate(config, tmp_path / 'straight')
-  through = final_state(config, tmp_path / 'straight')
-  assert 0 < through[1]['schedule']['drops'] <= 3
+  loop.train_and_evaluate(config, tmp_path / 'uninterrupted')
+  expected = final_state(config, tmp_path / 'uninterrupted')
+  assert 0 < expected[1]['schedule']['drops'] <= 3
 
-  for num_steps in (3, 8, 10):  # stops on and off the steps of checkpoints and evaluations
-    config.num_steps = num_steps
-    loop.train_and_evaluate(config, tmp_path / 'stopped')
-  assert_bit_equal(final_state(config, tmp_path / 'stopped'), through)
+  for config.num_steps in (3, 8, 10):  # some of them are steps of checkpoints and evaluations
+    loop.train_and_evaluate(config, tmp_path / 'resumed')
+  assert_bit_equal(final_state(config, tmp_path / 'resumed'), expected)
 
 
 def as_run(config):
-  """The recipe of 2012 on the small network, 91 steps standing for its 91 epochs."""
+  """Returns the recipe of 2012 for the small network, with a step for each of its 91 epochs."""
   variant = alexnet.get_config('digits,as_run')
   variant.data.dir = config.data.dir
   variant.model.image_size, variant.model.width = 64, 1 / 16
@@ -60,56 +59,56 @@ def as_run(config):
 
 
 def test_as_run_changes_at_the_fractions_of_run_145_and_freezes_conv1(config, tmp_path, capsys):
-  """Facts, 1.6, read from the run's own log; and a run that was stopped crosses every change bit for bit."""
+  """Compares the log of a run with facts, 1.6. A resumed run has the same bits after every change."""
   config = as_run(config)
   config.checkpoint_every = 4
-  kept = {}
-  original = Checkpoints.save
+  conv1 = {}  # kernel, bias and their velocities, by step
+  save = Checkpoints.save
 
-  def keeping(self, number, state, *others):
-    kept[number] = jax.tree.map(np.asarray, (state.params['conv1'], state.opt_state[-1].trace['conv1']))
-    original(self, number, state, *others)
+  def record_and_save(self, num_steps, state, *others):
+    conv1[num_steps] = jax.tree.map(np.asarray, (state.params['conv1'], state.opt_state[-1].trace['conv1']))
+    save(self, num_steps, state, *others)
 
   with pytest.MonkeyPatch.context() as patched:
-    patched.setattr(Checkpoints, 'save', keeping)
-    loop.train_and_evaluate(config, tmp_path / 'straight')
-  log = [line for line in capsys.readouterr().out.splitlines() if line.startswith('from step')]
+    patched.setattr(Checkpoints, 'save', record_and_save)
+    loop.train_and_evaluate(config, tmp_path / 'uninterrupted')
+  log = [line for line in capsys.readouterr().out.splitlines() if line.startswith('From step')]
   assert log == [
-    'from step 0: rate 0.001 (biases 0.002); colour shift on',
-    'from step 25: rate 0.0001 (biases 0.002); colour shift on',
-    'from step 51: rate 1e-05 (biases 0.002); colour shift on',
-    'from step 67: rate 1e-05 (biases 0.002), conv1 1e-06 (biases 0.002); colour shift off',
-    'from step 72: rate 1e-05 (biases 0.002), conv1 0; colour shift off',
-    'from step 79: rate 1e-06 (biases 0.002), conv1 0; colour shift off',
+    'From step 0: learning rate 0.001 (biases 0.002); colour shift on',
+    'From step 25: learning rate 0.0001 (biases 0.002); colour shift on',
+    'From step 51: learning rate 1e-05 (biases 0.002); colour shift on',
+    'From step 67: learning rate 1e-05 (biases 0.002), conv1 1e-06 (biases 0.002); colour shift off',
+    'From step 72: learning rate 1e-05 (biases 0.002), conv1 0; colour shift off',
+    'From step 79: learning rate 1e-06 (biases 0.002), conv1 0; colour shift off',
   ]
-  for x, y in zip(jax.tree.leaves(kept[72]), jax.tree.leaves(kept[91]), strict=True):
-    np.testing.assert_array_equal(x, y)  # a rate of 0 moves neither the kernels nor their velocity
-  assert all(np.any(x != y) for x, y in zip(jax.tree.leaves(kept[68]), jax.tree.leaves(kept[72]), strict=True))
+  for x, y in zip(jax.tree.leaves(conv1[72]), jax.tree.leaves(conv1[91]), strict=True):
+    np.testing.assert_array_equal(x, y)  # a learning rate of 0 changes neither the parameters nor their velocities
+  assert all(np.any(x != y) for x, y in zip(jax.tree.leaves(conv1[68]), jax.tree.leaves(conv1[72]), strict=True))
 
-  for last in (24, 66, 73, 91):  # stopped just before, and just after, what changes
-    stop_after(last, config, tmp_path / 'stopped')
-  assert_bit_equal(final_state(config, tmp_path / 'stopped'), final_state(config, tmp_path / 'straight'))
+  for last_step in (24, 66, 73, 91):  # just before and just after a change
+    train_until(last_step, config, tmp_path / 'resumed')
+  assert_bit_equal(final_state(config, tmp_path / 'resumed'), final_state(config, tmp_path / 'uninterrupted'))
 
 
-def stop_after(number, config, folder):
-  """Trains until a checkpoint at or after a step is there, as if interrupted then."""
+def train_until(last_step, config, folder):
+  """Trains until a checkpoint at or after a step is saved, and fails then unless the run is finished."""
 
-  class Stop(Exception):
+  class Interruption(Exception):
     pass
 
-  original = Checkpoints.save
+  save = Checkpoints.save
 
-  def stopping(self, done, *others):
-    original(self, done, *others)
-    if done >= number and done < config.num_steps:
-      raise Stop
+  def save_and_fail(self, num_steps, *others):
+    save(self, num_steps, *others)
+    if last_step <= num_steps < config.num_steps:
+      raise Interruption
 
-  with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Stop):
-    patched.setattr(Checkpoints, 'save', stopping)
+  with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Interruption):
+    patched.setattr(Checkpoints, 'save', save_and_fail)
     loop.train_and_evaluate(config, folder)
 
 
-def test_the_run_leaves_what_the_contract_says(config, tmp_path, capsys):
+def test_a_run_writes_the_files_of_the_contract(config, tmp_path, capsys):
   results = loop.train_and_evaluate(config, tmp_path)
   assert json.loads((tmp_path / 'results.json').read_text()) == results
   assert results['dataset'] == 'digits/1.0.0'
@@ -122,22 +121,21 @@ def test_the_run_leaves_what_the_contract_says(config, tmp_path, capsys):
   assert json.loads((tmp_path / 'config.json').read_text())['model']['image_size'] == 64
   output = capsys.readouterr().out
   assert f'jax {jax.__version__}' in output
-  assert 'ten views' in output
+  assert 'ten crops' in output
 
-  again = evaluate.evaluate_workdir(config, tmp_path)
-  assert again == results
+  assert evaluate.evaluate_run(config, tmp_path) == results
 
 
-def test_a_finished_run_is_not_started_over(config, tmp_path, capsys):
-  first = loop.train_and_evaluate(config, tmp_path)
+def test_a_finished_run_is_not_repeated(config, tmp_path, capsys):
+  results = loop.train_and_evaluate(config, tmp_path)
   before = final_state(config, tmp_path)
   capsys.readouterr()
-  assert loop.train_and_evaluate(config, tmp_path) == first
-  assert 'going on from step 4' in capsys.readouterr().out
+  assert loop.train_and_evaluate(config, tmp_path) == results
+  assert f'Resuming from step 4 ({tmp_path})' in capsys.readouterr().out
   assert_bit_equal(final_state(config, tmp_path), before)
 
 
-def test_the_step_compiles_once_and_not_again_after_a_restore(config, tmp_path):
+def test_the_step_compiles_once_even_if_the_run_resumes(config, tmp_path):
   config.eval.ten_view = False
   step.train_step.clear_cache()
   for config.num_steps in (3, 6):
@@ -145,7 +143,7 @@ def test_the_step_compiles_once_and_not_again_after_a_restore(config, tmp_path):
     assert step.train_step._cache_size() == 1
 
 
-def test_two_seeds_are_two_runs(config, tmp_path):
+def test_runs_with_different_seeds_differ(config, tmp_path):
   config.eval.ten_view = False
   config.num_steps = 1
   kernels = []
@@ -156,61 +154,62 @@ def test_two_seeds_are_two_runs(config, tmp_path):
   assert np.all(kernels[0] != kernels[1])
 
 
-def test_a_plateau_at_the_lowest_rate_ends_the_run(config, tmp_path):
+def test_a_plateau_at_the_lowest_learning_rate_ends_the_run(config, tmp_path, capsys):
   config.num_steps, config.eval_every, config.eval.ten_view = 50, 1, False
   config.optimizer.rate, config.optimizer.plateau_patience = 1e-9, 1
   results = loop.train_and_evaluate(config, tmp_path)
-  assert results['step'] == 5  # one evaluation sets the best error, four more find no better one
+  assert results['step'] == 5  # the first evaluation sets the lowest error, and four more do not improve it
+  message = 'Validation error has plateaued at the lowest learning rate; training finished after 5 steps.'
+  assert message in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(config, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_retains_the_checkpoints(config, tmp_path):
   config.checkpoint_every, config.eval.ten_view = 2, False
   loop.train_and_evaluate(config, tmp_path)
   before = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
-  good = final_state(config, tmp_path)
+  expected = final_state(config, tmp_path)
 
   config.num_steps = 12
-  step_fn = step.train_step
+  train_step = step.train_step
 
-  def exploding(state, batch, mean_image, rates, key, **kwargs):
-    return step_fn(state, batch, mean_image, jax.tree.map(lambda rate: rate * np.float32(1e33), rates), key, **kwargs)
+  def diverging_step(state, batch, mean_image, learning_rates, key, **kwargs):
+    huge = jax.tree.map(lambda learning_rate: learning_rate * np.float32(1e33), learning_rates)
+    return train_step(state, batch, mean_image, huge, key, **kwargs)
 
-  step.train_step = exploding
+  step.train_step = diverging_step
   try:
     with pytest.raises(
-      RunError, match=r'(loss|parameters).*step \d.*the checkpoint of step \d is kept.*optimizer.rate'
+      RunError, match=r'(loss|parameters).*step \d.*the checkpoint of step \d is retained.*optimizer.rate'
     ):
       loop.train_and_evaluate(config, tmp_path)
   finally:
-    step.train_step = step_fn
+    step.train_step = train_step
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == before
-  assert_bit_equal(final_state(config, tmp_path), good)
+  assert_bit_equal(final_state(config, tmp_path), expected)
 
 
-def test_evaluating_what_does_not_fit_says_so(config, tmp_path):
-  with pytest.raises(UsageError, match='holds no run'):
-    evaluate.evaluate_workdir(config, tmp_path / 'nothing')
+def test_an_evaluation_that_does_not_fit_the_run_is_reported(config, tmp_path):
+  with pytest.raises(UsageError, match='contains no run'):
+    evaluate.evaluate_run(config, tmp_path / 'nothing')
   config.eval.ten_view = False
   loop.train_and_evaluate(config, tmp_path / 'run')
-  with pytest.raises(UsageError, match=r'digits/.* has 10 classes and the network in .*run tells 3 apart'):
+  with pytest.raises(UsageError, match=r'digits/.* has 10 classes, but the network in .*run has 3'):
     evaluate.open_split(config, 'test', 96, 3, tmp_path / 'run')
-  config.data.classes = tuple('1234567890')  # as many, in another order
-  with pytest.raises(UsageError, match=r'are not the classes that the network in .* tells apart, which are 0, 1, 2'):
+  config.data.classes = tuple('1234567890')  # the same number of classes, in another order
+  with pytest.raises(UsageError, match=r'differs from the classes of the network in .*, which are 0, 1, 2'):
     evaluate.open_split(config, 'test', 96, 10, tmp_path / 'run')
   config.data.classes = ()
   (tmp_path / 'run' / 'classes.txt').write_text('one\ntwo\nthree\n')
-  with pytest.raises(
-    UsageError, match=r'the checkpoint in .*fc8 is 2 x 256 x 5 there and 2 x 256 x 2 here.*; put back'
-  ):
-    evaluate.evaluate_workdir(config, tmp_path / 'run')
+  with pytest.raises(UsageError, match=r'the checkpoint in .*fc8 is 2 x 256 x 5, expected 2 x 256 x 2.*; restore'):
+    evaluate.evaluate_run(config, tmp_path / 'run')
 
 
 def test_a_small_network_learns_the_digits(config, tmp_path):
-  """Real images, real learning: chance is 90 % error."""
+  """At chance level the error is 90 %."""
   config.num_steps, config.batch_size, config.model.width = 400, 32, 1 / 8
   config.optimizer.rate, config.eval_every = 0.004, 10**6
-  # From smaller weights some seeds still wait for the first progress when others have learned: 300 steps from 0.05
-  # ended between 16 and 37 % with eight seeds, these with four between 11 and 19 %.
+  # With smaller initial weights the loss of some seeds begins to fall late: 300 steps from a standard deviation of 0.05
+  # ended between 16 and 37 % with eight seeds, these settings between 11 and 19 % with four.
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.08)
   config.eval.ten_view = False
   with optimised():
@@ -218,7 +217,7 @@ def test_a_small_network_learns_the_digits(config, tmp_path):
   assert results['centre']['top1_error'] < 30
 
 
-def test_cifar10_trains(config, tmp_path, shared_data):
+def test_a_network_trains_on_cifar10(config, tmp_path, shared_data):
   config.data.name, config.data.dir = 'cifar10', str(shared_data / 'tfds')
   config.data.train_split, config.data.validation_split, config.data.test_split = (
     'train[:2%]',
@@ -230,38 +229,38 @@ def test_cifar10_trains(config, tmp_path, shared_data):
   assert (results['num_examples'], results['dataset']) == (300, 'cifar10/3.0.2')
 
 
-def test_an_odd_number_of_classes_is_counted_without_the_surplus_unit(one_device, config):
+def test_the_parameter_table_excludes_the_surplus_unit_of_an_odd_number_of_classes(one_device, config):
   network = build(config.model, 7)
   params = jax.jit(network.init)(jax.random.key(0))
-  counted = loop.parameter_table(params, 7).splitlines()
-  fc8 = next(line for line in counted if line.startswith('fc8'))
+  table = run_setup.parameter_table(params, 7).splitlines()
+  fc8 = next(line for line in table if line.startswith('fc8'))
   assert int(fc8.split()[1].replace(',', '')) == 7 * (params['fc8']['kernel'].shape[1] + 1)
 
 
-def test_a_run_goes_on_on_another_mesh_with_the_same_losses(config, tmp_path, monkeypatch):
-  """The next five, to 1e-5; and on the same mesh bit by bit."""
+def test_a_run_resumes_on_another_mesh_with_the_same_losses(config, tmp_path, monkeypatch):
+  """The next five losses are equal to 1e-5; on the same mesh they have the same bits."""
   losses = []
-  original = Progress.step_dispatched
+  step_dispatched = Progress.step_dispatched
 
-  def listening(self, number, rate, metrics):
+  def record_loss(self, num_steps, learning_rate, metrics):
     losses.append(float(metrics['loss']))
-    original(self, number, rate, metrics)
+    step_dispatched(self, num_steps, learning_rate, metrics)
 
-  monkeypatch.setattr(Progress, 'step_dispatched', listening)
+  monkeypatch.setattr(Progress, 'step_dispatched', record_loss)
   config.eval.ten_view, config.eval_every, config.data.test_split = False, 10**6, 'test[:32]'
   config.model.init_std = dict.fromkeys(config.model.init_std, 0.05)
-  loop.train_and_evaluate(config, tmp_path / 'begun')
-  config.num_steps, found = 9, {}
+  loop.train_and_evaluate(config, tmp_path / 'interrupted')
+  config.num_steps, losses_by_shape = 9, {}
   for shape in [(1, 1), (1, 1), (1, 2), (2, 2), (4, 1)]:
-    folder = tmp_path / 'gone on'
+    folder = tmp_path / 'resumed'
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(tmp_path / 'begun', folder)
+    shutil.copytree(tmp_path / 'interrupted', folder)
     losses.clear()
     config.mesh.data, config.mesh.tower = shape
     loop.train_and_evaluate(config, folder)
     assert len(losses) == 5
-    found.setdefault(shape, []).append(list(losses))
-  plain, again = found.pop((1, 1))
-  assert plain == again
-  for (other,) in found.values():
-    np.testing.assert_allclose(other, plain, rtol=1e-5)
+    losses_by_shape.setdefault(shape, []).append(list(losses))
+  expected, repeated = losses_by_shape.pop((1, 1))
+  assert repeated == expected
+  for (resumed,) in losses_by_shape.values():
+    np.testing.assert_allclose(resumed, expected, rtol=1e-5)

@@ -15,36 +15,50 @@ def progress(config, tmp_path):
 
 
 class Metric(float):
-  """A number that a device may still be computing."""
+  """A metric that a device may still be computing."""
 
-  ready = True
+  was_computed = True
 
   def is_ready(self):
-    return self.ready
+    return self.was_computed
 
 
-def feed_one(progress, step, loss=2.0, ready=True):
+def take_step(progress, step, loss=2.0, was_computed=True):
   loss = Metric(loss)
-  loss.ready = ready
+  loss.was_computed = was_computed
   progress.step_dispatched(step, 0.001, {'loss': loss, 'error': Metric(50)})
 
 
-def feed(progress, losses):
+def take_steps(progress, losses):
   for step, loss in enumerate(losses, start=1):
-    feed_one(progress, step, loss)
+    take_step(progress, step, loss)
 
 
-def test_a_line_tells_all_that_matters(progress, capsys):
-  feed(progress, [9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 2.0, 2.0, 9.0, 9.0])
+def reported_line(capsys):
+  """Returns the report of step 10."""
+  return next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
+
+
+def test_a_report_has_every_metric(progress, capsys):
+  take_steps(progress, [9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 2.0, 2.0, 9.0, 9.0])
   progress.close()
-  line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
-  for part in ('step 10/1,000', 'epoch 1.0', 'loss 2.0000', 'error 50.0 %', 'rate 0.001', 'images/s', 'data', 'left'):
+  line = reported_line(capsys)
+  for part in (
+    'step 10/1,000',
+    'epoch 1.0',
+    'loss 2.0000',
+    'train error 50.0 %',
+    'lr 1e-3',
+    'img/s',
+    'data wait',
+    'ETA',
+  ):
     assert part in line
 
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that only the test moves: clock.sleep(seconds)."""
+  """A clock that advances only when the test calls clock.sleep(seconds)."""
 
   class Clock:
     now = 0.0
@@ -60,68 +74,77 @@ def clock(monkeypatch):
   return clock
 
 
-@pytest.mark.parametrize(('ready', 'percent'), [(True, '25.0'), (False, '0.0')])
-def test_speed_waiting_and_time_left(progress, capsys, clock, ready, percent):
-  """While the devices are still at the step before, nobody waits for data."""
+@pytest.mark.parametrize(('was_computed', 'percent'), [(True, '25'), (False, '0')])
+def test_a_report_has_speed_data_wait_and_remaining_time(progress, capsys, clock, was_computed, percent):
+  """While the devices are busy with the previous step, no time counts as data wait."""
   for step in range(1, 12):
     with progress.waiting_for_data():
       clock.sleep(0.5)
     clock.sleep(1.5)
-    feed_one(progress, step, ready=ready)
-  line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
-  assert '4.0 images/s' in line  # 8 images in 2 seconds
-  assert f'waiting for data {percent} %' in line
-  assert '0:33:00 left' in line  # 990 steps of 2 seconds
+    take_step(progress, step, was_computed=was_computed)
+  line = reported_line(capsys)
+  assert '4.0 img/s' in line  # 8 images in 2 seconds
+  assert f'data wait {percent} %' in line
+  assert line.endswith('ETA 33:00')  # 990 steps of 2 seconds
 
 
-def test_a_pause_is_not_counted(progress, capsys, clock):
+@pytest.mark.parametrize(
+  ('seconds_per_step', 'expected'), [(0.001, '0:01'), (0.216, '3:34'), (4, '1:06:00'), (100, '1 day, 3:30:00')]
+)
+def test_the_remaining_time_is_in_minutes_or_hours(progress, capsys, clock, seconds_per_step, expected):
+  for step in range(1, 12):
+    clock.sleep(seconds_per_step)
+    take_step(progress, step)
+  assert reported_line(capsys).endswith(f'ETA {expected}')
+
+
+def test_a_pause_does_not_count(progress, capsys, clock):
   for step in range(1, 12):
     if step == 8:
       with progress.paused():
         clock.sleep(100)
     clock.sleep(2)
-    feed_one(progress, step)
-  line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('step 10/'))
-  assert '4.0 images/s' in line
+    take_step(progress, step)
+  assert '4.0 img/s' in reported_line(capsys)
 
 
-def test_metrics_are_read_one_step_late(progress):
+def test_metrics_are_read_one_step_later(progress):
   class Running:
     def __float__(self):
-      raise AssertionError('waited for a step that is still running')
+      raise AssertionError('read a step that is still running')
 
-  feed(progress, [2.0, 2.0])
+  take_steps(progress, [2.0, 2.0])
   progress.step_dispatched(3, 0.001, {'loss': Running(), 'error': Running()})
 
 
 @pytest.mark.parametrize('loss', [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_is_named_with_its_step(progress, loss):
-  progress.saved(1)
-  feed(progress, [2.0, 2.0, loss])
-  with pytest.raises(RunError, match=r'at step 3;.*the checkpoint of step 1 is kept'):
+def test_a_loss_that_is_not_finite_is_reported_with_its_step(progress, loss):
+  progress.checkpoint_saved(1)
+  take_steps(progress, [2.0, 2.0, loss])
+  with pytest.raises(RunError, match=r'at step 3;.*the checkpoint of step 1 is retained'):
     progress.read()
 
 
-def test_standing_at_chance_is_said_once_and_explained(progress, capsys):
-  feed(progress, [math.log(10) + 0.01 * (-1) ** i for i in range(3 * CHANCE_WINDOW)])
+def test_a_loss_at_chance_level_is_reported_once_with_causes(progress, capsys):
+  take_steps(progress, [math.log(10) + 0.01 * (-1) ** i for i in range(3 * CHANCE_WINDOW)])
   output = capsys.readouterr().out
   assert output.count('ln(classes)') == 1
-  for reason in ('init_std', '0-255', 'optimizer.rate'):
-    assert reason in output
+  for cause in ('init_std', '0-255', 'optimizer.rate'):
+    assert cause in output
 
 
 @pytest.mark.parametrize('start', [2.4, 3.5])
-def test_learning_is_not_taken_for_standing_still(progress, capsys, start):
-  feed(progress, np.linspace(start, 1.0, 3 * CHANCE_WINDOW))
+def test_a_loss_that_passes_through_chance_level_is_not_reported(progress, capsys, start):
+  take_steps(progress, np.linspace(start, 1.0, 3 * CHANCE_WINDOW))
   assert 'ln(classes)' not in capsys.readouterr().out
 
 
-def test_a_stalled_pipeline_is_said_while_it_stalls(progress, monkeypatch, capsys):
-  monkeypatch.setattr('alexnet_jax.training.progress.STALLED_AFTER', 0.05)
+def test_a_stalled_pipeline_is_reported_while_it_stalls(progress, monkeypatch, capsys):
+  monkeypatch.setattr('alexnet_jax.training.progress.STALL_SECONDS', 0.05)
   with progress.waiting_for_data():
     pass
   time.sleep(0.1)
   assert 'stalled' not in capsys.readouterr().out
   with progress.waiting_for_data():
     time.sleep(0.5)
-  assert capsys.readouterr().out.count('no batch has come for 0.05 s') == 1
+  assert capsys.readouterr().out.count('No batch for 0.05 s') == 1
