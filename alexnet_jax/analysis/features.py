@@ -1,19 +1,12 @@
-"""Any layer's activations for a dataset or for image files, and exact nearest neighbours among them (section 6.1).
+"""Activations of a layer for a dataset or for image files, saved to a folder (section 6.1).
 
-    python -m alexnet_jax features extract runs/digits train-fc7                    # its own training images
-    python -m alexnet_jax features extract runs/digits test-fc7 --split=test
-    python -m alexnet_jax features extract runs/digits mine --images PHOTOGRAPHS
-    python -m alexnet_jax features neighbours test-fc7 train-fc7 --k=6
-
-extract makes a folder: features.npy [image, ...] float32, labels.npy [image] int32 (-1 if not known), names.json, and
-about.json, which says whose features they are. Stopped and started again, it goes on where it was. neighbours writes
-indices [query, k] and distances [query, k] to an .npz file. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but
-for images that cannot be read (they are named), 75 stopped.
+The folder contains features.npy [image, ...] float32, labels.npy [image] int32, names.json, and about.json, which
+records the run, the step, the layer and the images.
 """
 
 import argparse
 import concurrent.futures
-import fcntl
+import contextlib
 import itertools
 import json
 import math
@@ -23,95 +16,112 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
-from absl import logging
+from ml_collections import ConfigDict
 
-from alexnet_jax.analysis import neighbours
+from alexnet_jax.analysis.neighbours import find_nearest
 from alexnet_jax.data import image_io, pipeline, sources
+from alexnet_jax.data.pipeline import Batch
+from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
+from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.runs import run_folder
+from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
-
-if TYPE_CHECKING:
-  from ml_collections import ConfigDict
-
-  from alexnet_jax.data.pipeline import Batch
-  from alexnet_jax.data.sources import Source
-  from alexnet_jax.evaluation.trained_model import TrainedModel
-
-
-# Activations to disk.
 
 
 class Features(NamedTuple):
-  """What `extract` wrote.
+  """Features that `extract` wrote.
 
   Attributes:
-    features: [image, ...] float32, on disk.
-    labels: [image] int32; -1 where there is none.
-    names: of the images, such as 'train/123' or a file name.
-    about: 'run', 'step', 'layer', 'shape', and 'dataset' and 'split' or 'images'.
+    features: [image, ...] float32, memory-mapped.
+    labels: [image] int32; -1 if unknown.
+    names: names of the images, such as 'train/123' or a path.
+    about: 'run', 'step', 'layer' and 'shape', and 'dataset' and 'split' or 'images' and 'crc32'.
   """
 
   features: np.ndarray
   labels: np.ndarray
   names: list[str]
-  about: dict
+  about: dict[str, Any]
 
 
 def load(folder: pathlib.Path) -> Features:
-  """Opens features; they stay on disk.
+  """Opens features.
+
+  Args:
+    folder: folder that `extract` wrote.
 
   Raises:
-    UsageError: if there are none, or they are not whole.
+    UsageError: if the folder contains no features, or damaged ones.
   """
   try:
     features = np.load(folder / 'features.npy', mmap_mode='r', allow_pickle=False)
     labels = np.load(folder / 'labels.npy', allow_pickle=False)
     names, about = (json.loads((folder / name).read_text()) for name in ('names.json', 'about.json'))
     if not len(features) == len(labels) == len(names):
-      raise ValueError('its files are of different lengths')
+      raise ValueError('the lengths of its files differ')
   except FileNotFoundError as error:
     raise UsageError(
-      f'{folder} holds no features; make them with python -m alexnet_jax features extract WORKDIR {folder}.'
+      f'{folder} contains no features; make them with python -m alexnet_jax features extract WORKDIR {folder}.'
     ) from error
   except (OSError, ValueError, EOFError) as error:
     raise UsageError(f'the features in {folder} are damaged ({error}); remove them and extract them again.') from error
   return Features(features, labels, names, about)
 
 
-class Dataset:
-  """The images of a split, in order."""
+# Images.
 
-  def __init__(self, source: 'Source', config: 'ConfigDict'):
-    """Takes what `data.evaluation_batches` takes."""
+
+class DatasetImages:
+  """The images of a split, in order.
+
+  Attributes:
+    source: the split.
+    batch_size: number of images per batch.
+    about: 'dataset' and 'split', for about.json.
+  """
+
+  def __init__(self, source: Source, config: ConfigDict):
+    """Takes the arguments of `pipeline.evaluation_batches`."""
     self.source, self._config = source, config
-    self.batch_size = config.eval.batch_size
+    self.batch_size: int = config.eval.batch_size
     self.about = {'dataset': source.dataset, 'split': source.split}
 
   def __len__(self) -> int:
     return len(self.source)
 
   def name(self, index: int) -> str:
-    """Names an image: 'train/123'."""
+    """Returns the name of an image, such as 'train/123'."""
     return f'{self.source.split}/{index}'
 
-  def batches(self, first: int) -> Iterator[tuple['Batch', dict[int, str]]]:
-    """Yields batches from the given one on, and {index: why it cannot be read}; such images have weight 0."""
-    batches = pipeline.evaluation_batches(self.source, self._config, share=(0, 1), first=first)
-    for number, batch in enumerate(batches, first):
-      indices = range(number * self.batch_size, (number + 1) * self.batch_size)
+  def batches(self, first: int) -> Iterator[tuple[Batch, dict[int, str]]]:
+    """Yields batches from the given index, each with {index: reason} of its unreadable images, which have weight 0."""
+    batches = pipeline.evaluation_batches(self.source, self._config, shard=(0, 1), first_batch=first)
+    for batch_index, batch in enumerate(batches, first):
+      indices = range(batch_index * self.batch_size, (batch_index + 1) * self.batch_size)
       yield batch, {index: reason for index in indices if (reason := self.source.skipped.get(index))}
 
 
-class Files:
-  """Image files of a user."""
+class FileImages:
+  """Image files of a user.
+
+  Attributes:
+    batch_size: number of images per batch.
+    about: 'images' and 'crc32', for about.json.
+  """
 
   def __init__(self, paths: Sequence[pathlib.Path], size: int, batch_size: int):
-    """Reads files, `batch_size` at a time, to squares of the stored `size`."""
+    """Describes the files, which are read later.
+
+    Args:
+      paths: paths of the files, one or more.
+      size: side of the stored images in pixels.
+      batch_size: number of images per batch.
+    """
     self._paths, self._size, self.batch_size = paths, size, batch_size
     names = '\n'.join(map(str, paths))
     self.about = {'images': f'{len(paths):,} files from {paths[0]} to {paths[-1]}', 'crc32': zlib.crc32(names.encode())}
@@ -120,214 +130,36 @@ class Files:
     return len(self._paths)
 
   def name(self, index: int) -> str:
-    """Names an image: its path."""
+    """Returns the name of an image, its path."""
     return str(self._paths[index])
 
-  def batches(self, first: int) -> Iterator[tuple['Batch', dict[int, str]]]:
-    """Yields batches from the given one on, and {index: why it cannot be read}; such images have weight 0."""
-
-    def read(path):
-      try:
-        return image_io.read_square(path, self._size)
-      except ValueError as error:
-        return str(error)
-
+  def batches(self, first: int) -> Iterator[tuple[Batch, dict[int, str]]]:
+    """Yields batches from the given index, each with {index: reason} of its unreadable images, which have weight 0."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for start in range(first * self.batch_size, len(self), self.batch_size):
-        batch = {
+        batch: Batch = {
           'image': np.zeros((self.batch_size, self._size, self._size, 3), np.uint8),
           'label': np.full(self.batch_size, -1, np.int32),
           'weight': np.zeros(self.batch_size, np.float32),
         }
         skipped = {}
-        for row, found in enumerate(pool.map(read, self._paths[start : start + self.batch_size])):
-          if isinstance(found, str):
-            skipped[start + row] = found
-            tqdm.tqdm.write(f'left out: {self.name(start + row)}: {found}', sys.stderr)
+        for row, image in enumerate(pool.map(self._read, self._paths[start : start + self.batch_size])):
+          if isinstance(image, str):
+            skipped[start + row] = image
+            tqdm.tqdm.write(f'skipped {self.name(start + row)}: {image}', sys.stderr)
           else:
-            batch['image'][row], batch['weight'][row] = found, 1
+            batch['image'][row], batch['weight'][row] = image, 1
         yield batch, skipped
 
-
-def extract(
-  trained: 'TrainedModel', images: Dataset | Files, layer: str, run: pathlib.Path, output: pathlib.Path
-) -> dict[str, str]:
-  """Writes what a layer says of the centre patch of every image to a folder, which is there when it is whole.
-
-  What is done so far lies in OUTPUT.partial; the same call after an interruption goes on from there.
-
-  Args:
-    trained: the network.
-    images: to look at.
-    layer: a stage of the network.
-    run: the folder of its run, for the record.
-    output: the folder to make.
-
-  Returns:
-    {name: reason} of the images that could not be read and were left out.
-
-  Raises:
-    UsageError: if the network has no such layer, or another process is at it.
-    RunError: if the disk is full or the data cannot be read, or none of the images can be.
-  """
-  shape = trained.layer_shape(layer)
-  about = {'run': str(run.absolute()), 'step': trained.num_steps, 'layer': layer, 'shape': list(shape), **images.about}
-  working = output.with_name(f'{output.name}.partial')
-  try:
-    working.mkdir(parents=True, exist_ok=True)
-    with (
-      _Growing(working / 'features.npy', shape, np.float32) as rows,
-      _Growing(working / 'labels.npy', (), np.int32) as labels,
-    ):
-      done = _continue(working, {'about': about, 'batch_size': images.batch_size}, rows, labels)
-      _check_space(working, (len(images) - rows.length) * 4 * math.prod(shape))
-      bar = tqdm.tqdm(total=len(images), initial=done['seen'], unit=' images', desc=layer, mininterval=1)
-      for batch, skipped in images.batches(done['batches']):
-        is_image = batch['weight'] > 0
-        rows.append(np.asarray(trained.activations(batch['image'], layer))[is_image])
-        labels.append(batch['label'][is_image])
-        for index, reason in skipped.items():
-          done['skipped'][str(index)] = reason
-        seen = min(done['seen'] + images.batch_size, len(images))
-        bar.update(seen - done['seen'])
-        done |= {'batches': done['batches'] + 1, 'seen': seen, 'rows': rows.length}
-        _write_json(working / 'done.json', done)
-      bar.close()
-      if not rows.length:
-        shutil.rmtree(working)
-        raise RunError(f'none of the {len(images):,} images can be read.')
-      rows.finish()
-      labels.finish()
-      names = [images.name(index) for index in range(len(images)) if str(index) not in done['skipped']]
-      _write_json(working / 'names.json', names)
-      _write_json(working / 'about.json', about)
-      os.replace(working, output)
-      (output / 'done.json').unlink()
-  except OSError as error:
-    raise RunError(
-      f'{working} cannot be written ({error.strerror}); what is done is kept: make room and start again.'
-    ) from error
-  return {images.name(int(index)): reason for index, reason in done['skipped'].items()}
-
-
-def _continue(working, job, rows, labels):
-  """Says what an interrupted call of the same job has done, and takes back what it did not finish; or begins."""
-  nothing = {'job': job, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
-  try:
-    done = json.loads((working / 'done.json').read_text())
-  except (OSError, ValueError):
-    done = nothing
-  if done['job'] != job or min(rows.length, labels.length) < done['rows']:
-    if done['seen']:
-      print(f'{working} holds {done["seen"]:,} images of another call; beginning anew', flush=True)
-    done = nothing
-  elif done['seen']:
-    print(f'going on: {done["seen"]:,} images are done', flush=True)
-  rows.cut(done['rows'])
-  labels.cut(done['rows'])
-  return done
-
-
-class _Growing:
-  """An .npy file that grows by rows: unlike a mapped file of the final size, a full disk is an error and no crash."""
-
-  def __init__(self, path, shape, dtype):
-    self._shape, self._dtype = shape, np.dtype(dtype)
-    self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b')
+  def _read(self, path: pathlib.Path) -> np.ndarray | str:
+    """Returns an image, or the reason why it cannot be read."""
     try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      self._file.close()
-      raise UsageError(f'{path.parent} is being written by another process; wait for its end.') from error
-    self._write_header(0)
-    self._row_bytes = self._dtype.itemsize * math.prod(shape)
-    self._start = self._file.tell()
-    self.length = (self._file.seek(0, os.SEEK_END) - self._start) // self._row_bytes
-
-  def _write_header(self, length):
-    """Writes the header, which numpy makes equally long for any number of rows."""
-    self._file.seek(0)
-    np.lib.format.write_array_header_1_0(
-      self._file, {'descr': self._dtype.str, 'fortran_order': False, 'shape': (length, *self._shape)}
-    )
-
-  def cut(self, length):
-    self.length = length
-    self._file.truncate(self._start + length * self._row_bytes)
-    self._file.seek(0, os.SEEK_END)
-
-  def append(self, rows):
-    self._file.write(np.ascontiguousarray(rows, self._dtype).data)
-    self._file.flush()
-    self.length += len(rows)
-
-  def finish(self):
-    self._write_header(self.length)
-    self._file.flush()
-    os.fsync(self._file.fileno())
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._file.close()
+      return image_io.read_square(path, self._size)
+    except ValueError as error:
+      return str(error)
 
 
-def _check_space(folder, needed):
-  free = shutil.disk_usage(folder).free
-  if needed > free:
-    raise RunError(
-      f'the features need {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; make room.'
-    )
-
-
-def _write_json(path, value):
-  partial = path.with_name(f'.{path.name}')
-  partial.write_text(json.dumps(value, indent=0))
-  partial.replace(path)
-
-
-# What the command line asks for.
-
-
-def extract_command(options: argparse.Namespace) -> int:
-  """Runs `features extract` and returns how many images were left out."""
-  logging.set_verbosity(logging.ERROR)  # Orbax's own chatter
-  if options.output.exists():
-    raise UsageError(f'{options.output} is there already; name another OUTPUT, or remove it.')
-  if options.images and (options.split or options.data or options.data_dir):
-    raise UsageError('--images are no dataset; leave out --split, --data and --data_dir.')
-  if options.batch_size < 1:
-    raise UsageError(f'--batch_size={options.batch_size} must be 1 or more.')
-  paths = image_io.find_images(options.images) if options.images else []
-  network = trained_model.load(options.workdir, batch_size=0)  # the devices say which are possible
-  num_data = network.mesh.shape['data']
-  batch_size = math.ceil(options.batch_size / num_data) * num_data
-  network.layer_shape(options.layer)  # an unknown one is said before the data is opened
-  if paths:
-    looked_at = Files(paths, network.stored_size, batch_size)
-  else:
-    looked_at = dataset(
-      options.workdir,
-      network.stored_size,
-      split=options.split,
-      name=options.data,
-      directory=options.data_dir,
-      batch_size=batch_size,
-    )
-  skipped = extract(network, looked_at, options.layer, options.workdir, options.output)
-  num_images = len(looked_at) - len(skipped)
-  print(
-    f'{options.output}: {options.layer} of {num_images:,} images, {network.layer_shape(options.layer)} float32 each'
-  )
-  if skipped:
-    print(f'{len(skipped):,} image(s) cannot be read and were left out, such as')
-    for name, reason in itertools.islice(skipped.items(), 5):
-      print(f'  {name}: {reason}')
-  return len(skipped)
-
-
-def dataset(
+def open_dataset(
   run: pathlib.Path,
   size: int,
   *,
@@ -335,16 +167,16 @@ def dataset(
   name: str | None = None,
   directory: str | None = None,
   batch_size: int = 128,
-) -> Dataset:
-  """Opens a split of the data of a run, or of other data.
+) -> DatasetImages:
+  """Opens a split of a run's dataset or of another dataset.
 
   Args:
     run: folder of the run.
-    size: side of the stored images.
-    split: in TFDS's notation; by default the one that the run trains on.
-    name: of another dataset.
-    directory: that holds it; by default the run's.
-    batch_size: images at a time.
+    size: side of the stored images in pixels.
+    split: split in TFDS's notation; None for the training split of the run.
+    name: TFDS name of the dataset; None for the run's.
+    directory: folder of the datasets; None for the run's.
+    batch_size: number of images per batch.
 
   Raises:
     UsageError: if there is no such run, dataset or split.
@@ -353,25 +185,227 @@ def dataset(
   config.data.name, config.data.dir = name or config.data.name, directory or config.data.dir
   config.eval.batch_size = batch_size
   split = split or config.data.train_split
-  (source,) = sources.open_splits(config.data, size, [split], may_lack_labels=[split])
-  return Dataset(source, config)
+  (source,) = sources.open_splits(config.data, size, [split], allow_unlabelled=[split])
+  return DatasetImages(source, config)
+
+
+# Extraction.
+
+
+def extract(
+  model: TrainedModel, images: DatasetImages | FileImages, layer: str, run: pathlib.Path, output: pathlib.Path
+) -> dict[str, str]:
+  """Saves a layer's activations for the centre crop of every image.
+
+  The output folder appears only once it is complete. Until then the activations are in OUTPUT.partial, from which the
+  same call resumes after an interruption.
+
+  Args:
+    model: the network.
+    images: the images.
+    layer: name of the layer.
+    run: folder of the network's run, to be recorded in about.json.
+    output: folder to create.
+
+  Returns:
+    {name: reason} of the images that could not be read and were skipped.
+
+  Raises:
+    UsageError: if the network has no such layer, or another process is writing to the same folder.
+    RunError: if the disk is full, the data cannot be read, or no image can be read.
+  """
+  shape = model.layer_shape(layer)
+  about = {'run': str(run.absolute()), 'step': model.num_steps, 'layer': layer, 'shape': list(shape), **images.about}
+  working = output.with_name(f'{output.name}.partial')
+  message = f'{working} is being written by another process; wait until it has finished.'
+  try:
+    working.mkdir(parents=True, exist_ok=True)
+    with atomic_files.exclusive_lock(working / '.lock', message):
+      skipped = _extract_arrays(model, images, working, about)
+      if len(skipped) == len(images):
+        shutil.rmtree(working)
+        raise RunError(f'none of the {len(images):,} images can be read.')
+      names = [images.name(index) for index in range(len(images)) if str(index) not in skipped]
+      _write_json(working / 'names.json', names)
+      _write_json(working / 'about.json', about)
+      os.replace(working, output)
+      for name in ('done.json', '.lock'):
+        (output / name).unlink()
+  except OSError as error:
+    raise RunError(
+      f'{working} cannot be written ({error.strerror}); free some space and run the same command to resume.'
+    ) from error
+  return {images.name(int(index)): reason for index, reason in skipped.items()}
+
+
+def _extract_arrays(
+  model: TrainedModel, images: DatasetImages | FileImages, folder: pathlib.Path, about: dict[str, Any]
+) -> dict[str, str]:
+  """Writes features.npy and labels.npy, and the progress to done.json; returns {index: reason} of skipped images."""
+  layer, shape = about['layer'], tuple(about['shape'])
+  job = {'about': about, 'batch_size': images.batch_size}
+  with (
+    contextlib.closing(_GrowingArray(folder / 'features.npy', shape, np.float32)) as rows,
+    contextlib.closing(_GrowingArray(folder / 'labels.npy', (), np.int32)) as labels,
+  ):
+    done = _load_progress(folder, job, min(rows.num_rows, labels.num_rows))
+    rows.truncate(done['rows'])
+    labels.truncate(done['rows'])
+    _check_space(folder, (len(images) - rows.num_rows) * 4 * math.prod(shape))
+    bar = tqdm.tqdm(total=len(images), initial=done['seen'], unit=' images', desc=layer, mininterval=1)
+    for batch, skipped in images.batches(done['batches']):
+      is_image = batch['weight'] > 0
+      rows.append(np.asarray(model.activations(batch['image'], layer))[is_image])
+      labels.append(batch['label'][is_image])
+      done['skipped'] |= {str(index): reason for index, reason in skipped.items()}
+      num_seen = min(done['seen'] + images.batch_size, len(images))
+      bar.update(num_seen - done['seen'])
+      done |= {'batches': done['batches'] + 1, 'seen': num_seen, 'rows': rows.num_rows}
+      _write_json(folder / 'done.json', done)
+    bar.close()
+    rows.finish()
+    labels.finish()
+  return done['skipped']
+
+
+def _load_progress(folder: pathlib.Path, job: dict[str, Any], num_rows: int) -> dict[str, Any]:
+  """Returns the progress of an interrupted extraction in done.json, or that of a new extraction.
+
+  Args:
+    folder: folder of the extraction.
+    job: description of the extraction.
+    num_rows: number of rows in the folder's arrays.
+  """
+  new = {'job': job, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
+  try:
+    done = json.loads((folder / 'done.json').read_text())
+  except (OSError, ValueError):
+    return new
+  if done['job'] != job or num_rows < done['rows']:
+    if done['seen']:
+      print(f'Discarding {done["seen"]:,} images of another extraction in {folder}', flush=True)
+    return new
+  print(f'Resuming after {done["seen"]:,} images', flush=True)
+  return done
+
+
+class _GrowingArray:
+  """An .npy file to which rows are appended.
+
+  If the disk is full, `append` raises OSError. Writing to a memory-mapped file of the final size would crash.
+
+  Attributes:
+    num_rows: number of rows.
+  """
+
+  def __init__(self, path: pathlib.Path, shape: tuple[int, ...], dtype: type[np.generic]):
+    self._shape, self._dtype = shape, np.dtype(dtype)
+    self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b')
+    self._write_header(0)
+    self._row_bytes = self._dtype.itemsize * math.prod(shape)
+    self._start = self._file.tell()
+    self.num_rows = (self._file.seek(0, os.SEEK_END) - self._start) // self._row_bytes
+
+  def _write_header(self, num_rows):
+    """Writes the header, which NumPy pads to a length that does not depend on the number of rows."""
+    self._file.seek(0)
+    np.lib.format.write_array_header_1_0(
+      self._file, {'descr': self._dtype.str, 'fortran_order': False, 'shape': (num_rows, *self._shape)}
+    )
+
+  def truncate(self, num_rows: int) -> None:
+    self.num_rows = num_rows
+    self._file.truncate(self._start + num_rows * self._row_bytes)
+    self._file.seek(0, os.SEEK_END)
+
+  def append(self, rows: np.ndarray) -> None:
+    self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+    self._file.flush()
+    self.num_rows += len(rows)
+
+  def finish(self) -> None:
+    """Writes the final header and flushes the file to disk."""
+    self._write_header(self.num_rows)
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _check_space(folder: pathlib.Path, num_bytes: int) -> None:
+  free = shutil.disk_usage(folder).free
+  if num_bytes > free:
+    raise RunError(
+      f'the features need {num_bytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; free some space.'
+    )
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  with atomic_files.atomic_write(path) as partial:
+    partial.write_text(json.dumps(value, indent=0))
+
+
+# Commands.
+
+
+def extract_command(options: argparse.Namespace) -> int:
+  """Runs `features extract` and returns the number of skipped images.
+
+  Raises:
+    UsageError, RunError: as `extract`, or if the options are contradictory or out of range.
+  """
+  if options.output.exists():
+    raise UsageError(f'{options.output} already exists; name another OUTPUT, or remove it.')
+  if options.images and (options.split or options.data or options.data_dir):
+    raise UsageError('--images replaces the dataset; omit --split, --data and --data_dir.')
+  if options.batch_size < 1:
+    raise UsageError(f'--batch_size={options.batch_size} must be 1 or more.')
+  paths = image_io.find_images(options.images) if options.images else []
+  model = trained_model.load(options.workdir, batch_size=0)
+  num_data = model.mesh.shape['data']
+  batch_size = math.ceil(options.batch_size / num_data) * num_data
+  shape = model.layer_shape(options.layer)  # raises for an unknown layer before the dataset is opened
+  images: DatasetImages | FileImages
+  if paths:
+    images = FileImages(paths, model.stored_size, batch_size)
+  else:
+    images = open_dataset(
+      options.workdir,
+      model.stored_size,
+      split=options.split,
+      name=options.data,
+      directory=options.data_dir,
+      batch_size=batch_size,
+    )
+  skipped = extract(model, images, options.layer, options.workdir, options.output)
+  print(f'{options.output}: {options.layer} of {len(images) - len(skipped):,} images, {shape} float32 each')
+  if skipped:
+    print(f'{len(skipped):,} image(s) cannot be read and were skipped, such as')
+    for name, reason in itertools.islice(skipped.items(), 5):
+      print(f'  {name}: {reason}')
+  return len(skipped)
 
 
 def neighbours_command(options: argparse.Namespace) -> int:
-  """Runs `features neighbours` and returns 0."""
+  """Runs `features neighbours` and returns 0.
+
+  Raises:
+    UsageError: if the output exists, there are no such features, they cannot be compared, or `--k` is out of range.
+    RunError: if the output cannot be written, or as `find_nearest`.
+  """
   if options.output.exists():
-    raise UsageError(f'{options.output} is there already; name another --output, or remove it.')
+    raise UsageError(f'{options.output} already exists; name another --output, or remove it.')
   queries, train = load(options.queries), load(options.train)
   for field in ('run', 'step', 'layer'):
-    ours, theirs = queries.about[field], train.about[field]
-    if ours != theirs:
+    if queries.about[field] != train.about[field]:
       raise UsageError(
-        f'{options.queries} and {options.train} are of another {field} ({ours} and {theirs}) and cannot be compared; '
-        'extract them alike.'
+        f'{options.queries} and {options.train} differ in {field} ({queries.about[field]} and {train.about[field]}); '
+        'extract both from the same run, step and layer.'
       )
   if not 1 <= options.k <= len(train.features):
     raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of images in {options.train}.')
-  indices, distances = neighbours.nearest(queries.features, train.features, options.k)
+  indices, distances = find_nearest(queries.features, train.features, options.k)
   try:
     with open(options.output, 'wb') as file:
       np.savez(file, indices=indices, distances=distances)
@@ -379,8 +413,7 @@ def neighbours_command(options: argparse.Namespace) -> int:
     raise RunError(f'{options.output} cannot be written ({error.strerror}); name another --output.') from error
   print(f'{options.output}: the {options.k} nearest of {len(train.features):,} images to each of {len(indices):,}')
   for query in range(min(5, len(indices))):
-    near = ', '.join(
-      f'{train.names[index]} ({distance:.4g})' for index, distance in zip(indices[query], distances[query], strict=True)
-    )
-    print(f'  {queries.names[query]}: {near}')
+    nearest = zip(indices[query], distances[query], strict=True)
+    listed = ', '.join(f'{train.names[index]} ({distance:.4g})' for index, distance in nearest)
+    print(f'  {queries.names[query]}: {listed}')
   return 0

@@ -1,20 +1,6 @@
-"""The paper's figures, from a run of one's own.
-
-    python -m alexnet_jax figures kernels runs/digits                      # figure 3, and how colourful each tower is
-    python -m alexnet_jax figures predictions runs/digits --only_errors    # figure 4, left
-    python -m alexnet_jax figures neighbours runs/digits                   # figure 4, right
-    python -m alexnet_jax figures curves runs/digits runs/digits-tanh --show error validation      # as figure 1
-    python -m alexnet_jax figures maps runs/digits cat.jpg --layer=conv2
-    python -m alexnet_jax figures saliency runs/digits cat.jpg dog.jpg
-    python -m alexnet_jax figures architecture --config=configs/alexnet.py:one_tower               # figure 2
-
-Each writes a PNG, or an SVG or PDF where --output says so. Where images are named they are files, folders or patterns;
-else images of the run's test split are drawn at random. Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but for
-images that cannot be read (they are named), 75 stopped.
-"""
+"""The paper's figures from a run: the functions of `python -m alexnet_jax figures`."""
 
 import argparse
-import os
 import pathlib
 import re
 import sys
@@ -22,49 +8,87 @@ import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import tqdm
-from absl import logging
+from matplotlib.figure import Figure
 
-from alexnet_jax.analysis import features, figure2, measures, neighbours, plots
+from alexnet_jax.analysis import features, figure2, measures, plots
+from alexnet_jax.analysis.curves import CURVES, read_curves
+from alexnet_jax.analysis.features import DatasetImages, Features
+from alexnet_jax.analysis.neighbours import find_nearest
 from alexnet_jax.data import image_io, sources, transforms
+from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.evaluation.predict import Prediction
-from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE
+from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
 from alexnet_jax.models import towers
 from alexnet_jax.runs import config_files, run_folder
 from alexnet_jax.runtime.errors import RunError, UsageError
 
-SHOWN = {  # curve: (tag in TensorBoard, what the axis says)
-  'error': ('train/error', 'training error, %'),
-  'loss': ('train/loss', 'training loss, nats'),
-  'validation': ('validation/top1_error', 'validation error, %'),
-}
-
 
 def draw(options: argparse.Namespace) -> int:
-  """Draws a figure into its file.
+  """Draws the figure of a command line and saves it.
 
   Args:
-    options: from `parser`.
+    options: options of the subcommand `figures`.
 
   Returns:
-    How many images were left out, since they cannot be read.
+    Number of images that could not be read.
 
   Raises:
-    UsageError, RunError: as the figure needs.
+    UsageError, RunError: as the function of the figure and `plots.save`.
   """
   output = options.output or pathlib.Path(f'{options.figure}.png')
   plots.check_suffix(output)
-  figure, num_skipped = FIGURES[options.figure](options)
+  figure, num_skipped = make_figure(options)
   plots.save(figure, output)
-  print(f'{output} is drawn')
+  print(f'Saved {output}')
   return num_skipped
 
 
+def make_figure(options: argparse.Namespace) -> tuple[Figure, int]:
+  """Calls the function of a figure with the options of a command line.
+
+  Args:
+    options: options of the subcommand `figures`.
+
+  Returns:
+    The figure, and the number of images that could not be read.
+
+  Raises:
+    UsageError: if `--num_images` is less than 1.
+    UsageError, RunError: as the function of the figure.
+  """
+  match options.figure:
+    case 'kernels':
+      figure = kernels(options.source, num_towers=options.towers, is_bgr=options.bgr, common_scale=options.common_scale)
+      return figure, 0
+    case 'curves':
+      return curves(options.workdirs, show=options.show), 0
+    case 'architecture':
+      return architecture(options.workdir, config_file=options.config, num_classes=options.num_classes), 0
+  if options.num_images < 1:
+    raise UsageError(f'--num_images={options.num_images} must be 1 or more.')
+  selection = ImageSelection(options.num_images, options.images, options.seed, options.split, options.data_dir)
+  match options.figure:
+    case 'predictions':
+      return predictions(options.workdir, selection, only_errors=options.only_errors)
+    case 'neighbours':
+      return neighbours(options.workdir, selection, k=options.k, layer=options.layer)
+    case 'maps':
+      return maps(options.workdir, selection, layer=options.layer, common_scale=options.common_scale)
+    case 'saliency':
+      return saliency(options.workdir, selection, threshold=options.threshold)
+  raise ValueError(f"there is no figure '{options.figure}'")
+
+
 def draw_file_predictions(predictions: Sequence[Prediction], class_names: Sequence[str], output: pathlib.Path) -> None:
-  """Draws image files with their five most probable classes.
+  """Draws image files with the five most probable classes of each, and saves the figure.
+
+  Args:
+    predictions: predictions of the image files.
+    class_names: class names by label.
+    output: .png, .svg or .pdf file.
 
   Raises:
     UsageError, RunError: as `plots.save`.
@@ -74,95 +98,128 @@ def draw_file_predictions(predictions: Sequence[Prediction], class_names: Sequen
   plots.save(plots.draw_predictions(images, log_probs, class_names), output)
 
 
-# Figures of kernels, of runs, and of the network itself.
+# Figures of kernels, of curves, and of the network.
 
 
-def _kernels(options):
+def kernels(source: pathlib.Path, *, num_towers: int = 2, is_bgr: bool = False, common_scale: bool = False) -> Figure:
+  """Draws the kernels of conv1 by tower and prints their colour fraction (figure 3).
 
-  if options.source.is_dir():
-    kernels = np.asarray(_load(options.source).params['conv1']['kernel'])
+  Args:
+    source: folder of a run, or .npz file with an array `weights` [height, width, channel, kernel].
+    num_towers: number of towers of the kernels in a file.
+    is_bgr: whether the channels in a file are blue, green, red.
+    common_scale: whether all kernels are drawn on one scale.
+
+  Raises:
+    UsageError: if the source is neither, the file has other shapes, or as `trained_model.load`.
+  """
+  if source.is_dir():
+    weights = np.asarray(trained_model.load(source, batch_size=0).params['conv1']['kernel'])
   else:
-    kernels = _read_kernels(options.source, options.towers, options.bgr)
-  for tower, shares in enumerate(measures.colour_fractions(kernels)):
-    print(f'tower {tower}: {len(shares)} kernels, {100 * shares.mean():.1f} % of their energy is colour')
-  return plots.draw_kernels(kernels, common_scale=options.common_scale), 0
+    weights = _read_kernels(source, num_towers, is_bgr)
+  for tower, fractions in enumerate(measures.colour_fractions(weights)):
+    print(f'tower {tower}: {len(fractions)} kernels, {100 * fractions.mean():.1f} % of their energy is colour')
+  return plots.draw_kernels(weights, common_scale=common_scale)
 
 
-def _read_kernels(path, num_towers, is_bgr):
+def _read_kernels(path: pathlib.Path, num_towers: int, is_bgr: bool) -> np.ndarray:
   """Reads `weights` [height, width, rgb, kernel] as [tower, height, width, rgb, kernel]."""
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      kernels = arrays['weights']
+      weights = arrays['weights']
   except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
     raise UsageError(
       f'{path} is neither the folder of a run nor an .npz file with `weights` (height, width, 3, kernel).'
     ) from error
-  if kernels.ndim != 4 or kernels.shape[2] != 3 or num_towers < 1 or kernels.shape[3] % num_towers:
+  if weights.ndim != 4 or weights.shape[2] != 3 or num_towers < 1 or weights.shape[3] % num_towers:
     raise UsageError(
-      f'the weights in {path} are {kernels.shape} and should be (height, width, 3, kernel), with as many kernels in '
-      f'each of --towers={num_towers}.'
+      f'the weights in {path} are {weights.shape} and should be (height, width, 3, kernel), with an equal number of '
+      f'kernels in each of --towers={num_towers}.'
     )
-  kernels = kernels[:, :, ::-1] if is_bgr else kernels
-  return np.stack(np.split(kernels, num_towers, axis=3))
+  weights = weights[:, :, ::-1] if is_bgr else weights
+  return np.stack(np.split(weights, num_towers, axis=3))
 
 
-def _curves(options):
+def curves(workdirs: Sequence[pathlib.Path], *, show: Sequence[str] = ('error',)) -> Figure:
+  """Draws the training curves of runs, with a panel for each quantity (figure 1).
 
-  panels = {SHOWN[shown][1]: {} for shown in options.show}
-  names = [folder.absolute().name for folder in options.workdirs]
-  for folder, name in zip(options.workdirs, names, strict=True):
+  Args:
+    workdirs: folders of the runs.
+    show: names in `CURVES`.
+
+  Raises:
+    UsageError: if a folder holds no run, or not these curves.
+  """
+  panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {CURVES[name][1]: {} for name in show}
+  run_names = [folder.absolute().name for folder in workdirs]
+  for folder, run_name in zip(workdirs, run_names, strict=True):
+    label = run_name if run_names.count(run_name) == 1 else str(folder)
     config = run_folder.load_config(folder)
     steps_per_epoch = run_folder.load_statistics(folder).num_images / config.batch_size
-    curves = read_curves(folder)
-    for shown in options.show:
-      tag, quantity = SHOWN[shown]
-      if tag not in curves:
-        raise UsageError(f"{folder} holds no '{tag}'; its curves are {', '.join(curves) or 'not written yet'}.")
-      steps, values = curves[tag]
-      panels[quantity][name if names.count(name) == 1 else str(folder)] = (steps / steps_per_epoch, values)
-  return plots.draw_curves(panels), 0
+    run_curves = read_curves(folder)
+    for name in show:
+      tag, quantity = CURVES[name]
+      if tag not in run_curves:
+        existing = ', '.join(run_curves) or 'not written yet'
+        raise UsageError(f"{folder} contains no '{tag}'; its curves are {existing}.")
+      steps, values = run_curves[tag]
+      panels[quantity][label] = steps / steps_per_epoch, values
+  return plots.draw_curves(panels)
 
 
-def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Reads the TensorBoard curves of a run, {'train/loss': (steps [point], values [point]), ...}, which may be none."""
-  if not (folder / 'tensorboard').is_dir():
-    return {}
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # else TensorFlow, which only reads here, speaks of them
-  from tensorboard.backend.event_processing import event_accumulator
-  from tensorboard.util import tensor_util
+def architecture(
+  workdir: pathlib.Path | None = None, *, config_file: str = 'configs/alexnet.py', num_classes: int = 1000
+) -> Figure:
+  """Draws a network and its distribution over the devices (figure 2).
 
-  kinds = {event_accumulator.TENSORS: 0, event_accumulator.SCALARS: 0}  # 0: all points
-  events = event_accumulator.EventAccumulator(str(folder / 'tensorboard'), kinds).Reload()
-  curves = {}
-  for tag in events.Tags()[event_accumulator.TENSORS]:
-    points = {event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
-    curves[tag] = tuple(np.array(column) for column in zip(*sorted(points.items()), strict=True))
-  return curves
+  Args:
+    workdir: folder of a run.
+    config_file: FILE.py or FILE.py:VARIANT,... with the config of the network if there is no run.
+    num_classes: number of classes if there is no run, 2 or more.
 
-
-def _architecture(options):
-
-  if options.workdir:
-    config, num_classes = run_folder.load_config(options.workdir), len(run_folder.load_classes(options.workdir))
+  Raises:
+    UsageError: if there is no such run, config or network, or too few devices or classes.
+  """
+  if workdir:
+    config, num_classes = run_folder.load_config(workdir), len(run_folder.load_classes(workdir))
   else:
-    config, num_classes = config_files.load_config(options.config), options.num_classes
+    config = config_files.load_config(config_file)
   if num_classes < 2:
     raise UsageError(f'--num_classes={num_classes} must be 2 or more.')
-  mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches={})
+  num_towers = config.model.num_towers
+  mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=num_towers, batches={})
   layers = figure2.read_layers(config.model, num_classes, mesh)
-  return figure2.draw_figure2(layers, config.model.image_size, num_classes, mesh, config.model.num_towers), 0
+  return figure2.draw_figure2(layers, config.model.image_size, num_classes, mesh, num_towers)
 
 
 # Figures of images.
 
 
-class Pictures(NamedTuple):
+class ImageSelection(NamedTuple):
+  """The images of a figure: image files, or random examples of a split.
+
+  Attributes:
+    num_images: number of random examples, 1 or more.
+    paths: files, folders and patterns; if not empty, these files are the images.
+    seed: seed of the random choice.
+    split: split of the random examples in TFDS's notation; None for the run's test split.
+    data_dir: folder of the dataset; None for the run's.
+  """
+
+  num_images: int
+  paths: Sequence[str] = ()
+  seed: int = 0
+  split: str | None = None
+  data_dir: str | None = None
+
+
+class Images(NamedTuple):
   """Images to draw.
 
   Attributes:
-    images: stored images [image, size, size, rgb] uint8.
-    labels: [image] int32; -1 where the class is not known, as of a user's files.
-    num_skipped: files that cannot be read.
+    images: [image, size, size, rgb] uint8, stored images.
+    labels: [image] int32; -1 if the class is unknown, as for image files.
+    num_skipped: number of images that could not be read.
   """
 
   images: np.ndarray
@@ -170,170 +227,205 @@ class Pictures(NamedTuple):
   num_skipped: int
 
 
-def _load(folder):
+def predictions(workdir: pathlib.Path, selection: ImageSelection, *, only_errors: bool = False) -> tuple[Figure, int]:
+  """Draws images with the five most probable classes of each (figure 4, left).
 
-  logging.set_verbosity(logging.ERROR)  # Orbax's own chatter
-  return trained_model.load(folder, batch_size=trained_model.IMAGES_PER_DEVICE * jax.device_count())
+  Args:
+    workdir: folder of the run.
+    selection: the images.
+    only_errors: whether only misclassified examples of the split are drawn.
+
+  Returns:
+    The figure, and the number of images that could not be read.
+
+  Raises:
+    UsageError: if there is no such run, file or split, or `only_errors` is combined with files.
+    RunError: if no image can be read, or none is misclassified.
+  """
+  model = trained_model.load(workdir, batch_size=0)
+  if not only_errors:
+    images = _read_images(workdir, model, selection)
+    log_probs = _log_probs(model, images.images)
+  elif not selection.paths:
+    images, log_probs = _read_errors(workdir, model, selection)
+  else:
+    raise UsageError('--only_errors requires images whose classes are known, those of a split; name no files.')
+  figure = plots.draw_predictions(images.images, log_probs, model.class_names, images.labels)
+  return figure, images.num_skipped
 
 
-def _log_probs(trained, images):
+def neighbours(
+  workdir: pathlib.Path, selection: ImageSelection, *, k: int = 6, layer: str = 'fc7'
+) -> tuple[Figure, int]:
+  """Draws images with their nearest training images (figure 4, right).
 
-  crop = transforms.centre_crop_only(trained.config.border)
-  return trained.in_batches(lambda some: trained.log_probs(some, crop), images)
+  Prints the percentage of neighbours with the class of their query if the classes are known. The features of the
+  training images are extracted once and saved to WORKDIR/features/.
+
+  Args:
+    workdir: folder of the run.
+    selection: the images.
+    k: number of neighbours.
+    layer: layer whose activations are compared.
+
+  Returns:
+    The figure, and the number of images that could not be read.
+
+  Raises:
+    UsageError: if there is no such run, layer, file or split, or `k` is not 1 to the number of training images.
+    RunError: if no image can be read, or as `features.extract` and `find_nearest`.
+  """
+  model = trained_model.load(workdir, batch_size=0)
+  model.check_layer(layer)
+  images = _read_images(workdir, model, selection)
+  batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
+  dataset = features.open_dataset(workdir, model.stored_size, directory=selection.data_dir, batch_size=batch_size)
+  train = _training_features(workdir, model, dataset, layer)
+  if not 1 <= k <= len(train.features):
+    raise UsageError(f'--k={k} must be 1 to {len(train.features):,}, the number of training images.')
+  queries = model.in_batches(lambda batch: model.activations(batch, layer), images.images)
+  rows, _ = find_nearest(queries, train.features, k)
+  indices = np.array([int(name.rpartition('/')[2]) for name in train.names])  # skipped images have no row
+  nearest = [_read_examples(dataset.source, indices[query_rows]) for query_rows in rows]
+  query_names = None
+  if images.labels.min() >= 0:
+    query_names = [model.class_names[label] for label in images.labels]
+    same_class = np.mean([near.labels == label for near, label in zip(nearest, images.labels, strict=True)])
+    print(f'{100 * same_class:.0f} % of the neighbours have the class of their query')
+  figure = plots.draw_neighbours(
+    images.images,
+    np.stack([near.images for near in nearest]),
+    query_names,
+    [[model.class_names[label] for label in near.labels] for near in nearest],
+  )
+  return figure, images.num_skipped
 
 
-def _pictures(options, trained):
-  """Reads the images that the command line names, or draws some."""
-  if options.num_images < 1:
-    raise UsageError(f'--num_images={options.num_images} must be 1 or more.')
-  if not options.images:
-    source = _test_split(options, trained)
-    order = np.random.default_rng(options.seed).permutation(len(source))[: options.num_images]
-    return _read(source, order)
+def _training_features(workdir: pathlib.Path, model: TrainedModel, dataset: DatasetImages, layer: str) -> Features:
+  """Loads the features of the training images, which are extracted and saved first if necessary."""
+  name = f'{layer}-step{model.num_steps}-{dataset.about["dataset"]}-{dataset.about["split"]}'
+  folder = workdir / 'features' / re.sub(r'[^A-Za-z0-9._-]+', '_', name)
+  if not folder.exists():
+    print(f'Saving {layer} of the training images to {folder}', flush=True)
+    features.extract(model, dataset, layer, workdir, folder)
+  return features.load(folder)
 
-  found, num_skipped = [], 0
-  for path in image_io.find_images(options.images):
+
+def maps(
+  workdir: pathlib.Path, selection: ImageSelection, *, layer: str = 'conv1', common_scale: bool = False
+) -> tuple[Figure, int]:
+  """Draws the kernel maps of a layer for one image, by tower.
+
+  Args:
+    workdir: folder of the run.
+    selection: the image.
+    layer: convolutional or pooling layer.
+    common_scale: whether all maps are drawn on one scale.
+
+  Returns:
+    The figure, and the number of images that could not be read.
+
+  Raises:
+    UsageError: if there is no such run, layer, file or split, the layer has no maps, or there are several images.
+    RunError: if no image can be read.
+  """
+  model = trained_model.load(workdir, batch_size=0)
+  if len(model.layer_shape(layer)) != 3:
+    with_maps = ', '.join(name for name, shape in model.layer_shapes().items() if len(shape) == 3)
+    raise UsageError(f'{layer} has no maps; choose one of {with_maps}.')
+  images = _read_images(workdir, model, selection)
+  if len(images.images) > 1:
+    raise UsageError(f'maps are drawn for one image, but there are {len(images.images)}; name one.')
+  (layer_maps,) = model.in_batches(lambda batch: model.activations(batch, layer), images.images)
+  (crop,) = model.centre_crops(images.images)
+  figure = plots.draw_maps(crop, layer_maps, layer, model.network.num_towers, common_scale=common_scale)
+  return figure, images.num_skipped
+
+
+def saliency(workdir: pathlib.Path, selection: ImageSelection, *, threshold: float = 3.0) -> tuple[Figure, int]:
+  """Draws images with the gradient of the top class's log-probability with respect to the pixels.
+
+  Args:
+    workdir: folder of the run.
+    selection: the images.
+    threshold: gradients below this many standard deviations are drawn as zero, 0 or more.
+
+  Returns:
+    The figure, and the number of images that could not be read.
+
+  Raises:
+    UsageError: if there is no such run, file or split, or the threshold is negative.
+    RunError: if no image can be read.
+  """
+  if not threshold >= 0:
+    raise UsageError(f'--threshold={threshold} must be 0 or more; the tool of 2012 used 3.')
+  model = trained_model.load(workdir, batch_size=0)
+  images = _read_images(workdir, model, selection)
+  log_probs = _log_probs(model, images.images)
+  gradients = model.in_batches(model.saliency, images.images)
+  titles = [
+    f'{plots.short_name(model.class_names[label])}, {100 * np.exp(row[label]):.0f} %'
+    for label, row in zip(log_probs.argmax(axis=1), log_probs, strict=True)
+  ]
+  figure = plots.draw_saliency(model.centre_crops(images.images), gradients, titles, threshold)
+  return figure, images.num_skipped
+
+
+def _log_probs(model: TrainedModel, images: np.ndarray) -> np.ndarray:
+  crops = transforms.centre_crop_only(model.config.border)
+  return model.in_batches(lambda batch: model.log_probs(batch, crops), images)
+
+
+def _read_images(workdir: pathlib.Path, model: TrainedModel, selection: ImageSelection) -> Images:
+  """Reads the selected files or random examples; prints the files that cannot be read."""
+  if not selection.paths:
+    source = _open_split(workdir, model, selection)
+    return _read_examples(source, _random_order(source, selection)[: selection.num_images])
+  images, num_skipped = [], 0
+  for path in image_io.find_images(selection.paths):
     try:
-      found.append(image_io.read_square(path, trained.stored_size))
+      images.append(image_io.read_square(path, model.stored_size))
     except ValueError as error:
       num_skipped += 1
-      print(f'left out: {path}: {error}', file=sys.stderr)
-  if not found:
+      print(f'skipped {path}: {error}', file=sys.stderr)
+  if not images:
     raise RunError('none of the images can be read; name others.')
-  return Pictures(np.stack(found), np.full(len(found), -1, np.int32), num_skipped)
+  return Images(np.stack(images), np.full(len(images), -1, np.int32), num_skipped)
 
 
-def _test_split(options, trained):
+def _read_errors(workdir: pathlib.Path, model: TrainedModel, selection: ImageSelection) -> tuple[Images, np.ndarray]:
+  """Evaluates a split in random order until enough examples are misclassified; returns them and their log_probs."""
+  source = _open_split(workdir, model, selection)
+  order = _random_order(source, selection)
+  errors: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+  batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
+  with tqdm.tqdm(total=len(source), unit=' images', desc='Finding errors', leave=False, mininterval=1) as bar:
+    for start in range(0, len(order), batch_size):
+      examples = _read_examples(source, order[start : start + batch_size])
+      log_probs = _log_probs(model, examples.images)
+      is_error = (log_probs.argmax(axis=1) != examples.labels) & (examples.labels >= 0)
+      errors += zip(examples.images[is_error], examples.labels[is_error], log_probs[is_error], strict=True)
+      bar.update(len(examples.images))
+      if len(errors) >= selection.num_images:
+        break
+  if not errors:
+    raise RunError(f'none of the {len(source):,} images is known to be misclassified; omit --only_errors.')
+  images, labels, log_probs = map(np.stack, zip(*errors[: selection.num_images], strict=True))
+  return Images(images, labels, len(source.skipped)), log_probs
 
-  config = run_folder.load_config(options.workdir)
-  config.data.dir = options.data_dir or config.data.dir
-  split = options.split or config.data.test_split
-  (source,) = sources.open_splits(config.data, trained.stored_size, [split], may_lack_labels=[split])
+
+def _open_split(workdir: pathlib.Path, model: TrainedModel, selection: ImageSelection) -> Source:
+  config = run_folder.load_config(workdir)
+  config.data.dir = selection.data_dir or config.data.dir
+  split = selection.split or config.data.test_split
+  (source,) = sources.open_splits(config.data, model.stored_size, [split], allow_unlabelled=[split])
   return source
 
 
-def _read(source, indices):
-  images, labels = source.read_together(indices.tolist())
-  return Pictures(images, labels, len(source.skipped))
+def _random_order(source: Source, selection: ImageSelection) -> np.ndarray:
+  return np.random.default_rng(selection.seed).permutation(len(source))
 
 
-def _predictions(options):
-
-  trained = _load(options.workdir)
-  if options.only_errors:
-    if options.images:
-      raise UsageError('--only_errors is for images of the test split, whose classes are known; name no files.')
-    pictures, log_probs = _errors(options, trained)
-  else:
-    pictures = _pictures(options, trained)
-    log_probs = _log_probs(trained, pictures.images)
-  figure = plots.draw_predictions(pictures.images, log_probs, trained.class_names, pictures.labels)
-  return figure, pictures.num_skipped
-
-
-def _errors(options, trained):
-  """Draws images whose first guess is wrong: goes through the split in a random order until there are enough."""
-  source = _test_split(options, trained)
-  order = np.random.default_rng(options.seed).permutation(len(source))
-  found, batch_size = [], IMAGES_PER_DEVICE * trained.mesh.shape['data']
-  with tqdm.tqdm(total=len(source), unit=' images', desc='Looking for errors', leave=False, mininterval=1) as bar:
-    for start in range(0, len(order), batch_size):
-      some = _read(source, order[start : start + batch_size])
-      log_probs = _log_probs(trained, some.images)
-      wrong = (log_probs.argmax(axis=1) != some.labels) & (some.labels >= 0)
-      found += zip(some.images[wrong], some.labels[wrong], log_probs[wrong], strict=True)
-      bar.update(len(some.images))
-      if len(found) >= options.num_images:
-        break
-  if not found:
-    raise RunError(f'none of the {len(source):,} first guesses is known to be wrong; leave out --only_errors.')
-  images, labels, log_probs = map(np.stack, zip(*found[: options.num_images], strict=True))
-  return Pictures(images, labels, some.num_skipped), log_probs
-
-
-def _neighbours(options):
-
-  trained = _load(options.workdir)
-  trained.layer_shape(options.layer)
-  pictures = _pictures(options, trained)
-  dataset = features.dataset(
-    options.workdir,
-    trained.stored_size,
-    directory=options.data_dir,
-    batch_size=IMAGES_PER_DEVICE * trained.mesh.shape['data'],
-  )
-  about = f'{options.layer}-step{trained.num_steps}-{dataset.about["dataset"]}-{dataset.about["split"]}'
-  folder = options.workdir / 'features' / re.sub(r'[^A-Za-z0-9._-]+', '_', about)
-  if not folder.exists():
-    print(f'{options.layer} of the training images goes to {folder}, once', flush=True)
-    features.extract(trained, dataset, options.layer, options.workdir, folder)
-  train = features.load(folder)
-  if not 1 <= options.k <= len(train.features):
-    raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of training images.')
-  queries = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images)
-  indices, _ = neighbours.nearest(queries, train.features, options.k)
-  numbers = np.array([int(name.rpartition('/')[2]) for name in train.names])  # in the split; skipped images have no row
-  near = [_read(dataset.source, numbers[of_one]) for of_one in indices]
-  names = trained.class_names
-  query_names = None
-  if pictures.labels.min() >= 0:
-    query_names = [names[label] for label in pictures.labels]
-    same = np.mean([one.labels == label for one, label in zip(near, pictures.labels, strict=True)])
-    print(f'{100 * same:.0f} % of the neighbours are of the class of their image')
-  figure = plots.draw_neighbours(
-    pictures.images,
-    np.stack([one.images for one in near]),
-    query_names,
-    [[names[label] for label in one.labels] for one in near],
-  )
-  return figure, pictures.num_skipped
-
-
-def _maps(options):
-
-  trained = _load(options.workdir)
-  shape = trained.layer_shape(options.layer)
-  if len(shape) != 3:
-    with_maps = ', '.join(stage for stage, shape in trained.layer_shapes().items() if len(shape) == 3)
-    raise UsageError(f'{options.layer} has no maps; choose one of {with_maps}.')
-  pictures = _pictures(options, trained)
-  if len(pictures.images) > 1:
-    raise UsageError(f'maps are drawn of one image and {len(pictures.images)} are named; name one.')
-  (maps,) = trained.in_batches(lambda some: trained.activations(some, options.layer), pictures.images)
-  figure = plots.draw_maps(
-    trained.centre_patches(pictures.images)[0],
-    maps,
-    options.layer,
-    trained.network.num_towers,
-    common_scale=options.common_scale,
-  )
-  return figure, pictures.num_skipped
-
-
-def _saliency(options):
-
-  if not options.threshold >= 0:
-    raise UsageError(f'--threshold={options.threshold} must be 0 or more; the tool of 2012 had 3.')
-  trained = _load(options.workdir)
-  pictures = _pictures(options, trained)
-  log_probs = _log_probs(trained, pictures.images)
-  gradients = trained.in_batches(trained.saliency, pictures.images)
-  best = log_probs.argmax(axis=1)
-  titles = [
-    f'{plots.short_name(trained.class_names[one])}, {100 * np.exp(row[one]):.0f} %'
-    for one, row in zip(best, log_probs, strict=True)
-  ]
-  return plots.draw_saliency(
-    trained.centre_patches(pictures.images), gradients, titles, options.threshold
-  ), pictures.num_skipped
-
-
-FIGURES = {
-  'kernels': _kernels,
-  'predictions': _predictions,
-  'neighbours': _neighbours,
-  'curves': _curves,
-  'maps': _maps,
-  'saliency': _saliency,
-  'architecture': _architecture,
-}
+def _read_examples(source: Source, indices: np.ndarray) -> Images:
+  images, labels = source.read_batch(indices.tolist())
+  return Images(images, labels, len(source.skipped))

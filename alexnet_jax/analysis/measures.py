@@ -1,112 +1,110 @@
-"""What is measured of a run that has ended, beside its test errors: its training error, kernels and neighbours."""
+"""Measurements of a finished run: the colour of its kernels, its training error, and the classes of neighbours."""
 
 import pathlib
 
-import jax
 import numpy as np
 
-from alexnet_jax.analysis import measures, neighbours
+from alexnet_jax.analysis import neighbours
 from alexnet_jax.data import sources
-from alexnet_jax.evaluation import evaluate
-from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel, load
+from alexnet_jax.data.sources import Source
+from alexnet_jax.evaluation import evaluate, trained_model
 from alexnet_jax.runs import run_folder
 
-MOST_QUERIES, MOST_SEARCHED = 500, 10_000  # images; drawn from larger splits
-NUM_NEAREST = 6  # figure 4
+# Numbers of images for `measure_same_class`; larger splits are sampled.
+MAX_QUERIES, MAX_SEARCHED = 500, 10_000
+NUM_NEIGHBOURS = 6  # figure 4
+NOISE_COLOUR_FRACTION = 2 / 3  # colour fraction of noise, whose three channels are independent
 
 
-def colour(folder: pathlib.Path) -> dict[str, list[float]]:
-  """Measures how colourful each tower's first kernels are (section 6.1).
+def measure_colour(folder: pathlib.Path) -> dict[str, list[float]]:
+  """Measures how colourful the first kernels of each tower are (section 6.1).
 
   Args:
-    folder: of the run.
+    folder: folder of the run.
 
   Returns:
-    {'colour': [percent of the energy of conv1's kernels, one for each tower]}; noise has 67 %.
+    {'colour': [mean colour fraction of conv1's kernels in percent, by tower]}; 67 % for noise.
+
+  Raises:
+    UsageError: as `trained_model.load`.
   """
-  kernels = np.asarray(load(folder, batch_size=IMAGES_PER_DEVICE * jax.device_count()).params['conv1']['kernel'])
-  return {'colour': [round(100 * float(share), 2) for share in measures.colour_fractions(kernels).mean(axis=1)]}
+  kernels = np.asarray(trained_model.load(folder, batch_size=0).params['conv1']['kernel'])
+  return {'colour': [round(100 * float(fraction), 2) for fraction in colour_fractions(kernels).mean(axis=1)]}
 
 
-def training_error(folder: pathlib.Path) -> dict[str, float]:
-  """Evaluates a run on its training images: their centre patches, all neurons; `train/error` has neither.
+def measure_training_error(folder: pathlib.Path) -> dict[str, float]:
+  """Evaluates a run on the centre crops of its training images, without dropout.
+
+  The curve `train/error`, in contrast, is measured on random crops and with dropout.
 
   Args:
-    folder: of the run, whose dataset must be there.
+    folder: folder of the run, whose dataset must be available.
 
   Returns:
     {'training_error': top-1 error in percent}.
+
+  Raises:
+    UsageError, RunError: as `sources.open_splits` and `evaluate.evaluate`.
   """
   config = run_folder.load_config(folder)
-  trained = evaluate.open_run(config, folder)
-  (source,) = sources.open_splits(config.data, trained.stored_size, [config.data.train_split])
-  return {'training_error': round(evaluate.evaluate(trained, source, config, 'centre')['top1_error'], 4)}
+  model = evaluate.open_run(config, folder)
+  (source,) = sources.open_splits(config.data, model.stored_size, [config.data.train_split])
+  return {'training_error': round(evaluate.evaluate(model, source, config, 'centre')['top1_error'], 4)}
 
 
-def same_class(folder: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Counts how many of the training images nearest to a test image are of its class (section 6.1).
+def measure_same_class(folder: pathlib.Path) -> dict[str, dict[str, float]]:
+  """Measures how often the training images nearest to a test image are of its class (section 6.1).
 
-  Up to 500 test images ask, up to 10,000 training images are searched; where there are more they are drawn.
+  Uses up to 500 test images as queries and searches up to 10,000 training images. Larger splits are sampled.
 
   Args:
-    folder: of the run, whose dataset must be there.
+    folder: folder of the run, whose dataset must be available.
 
   Returns:
-    {'same_class': {'fc7': percent of the six nearest in fc7, 'pixels': percent of the six nearest in pixels of the
-    centre patch}}.
+    {'same_class': {'fc7': percent of the six nearest in fc7, 'pixels': percent of the six nearest in the pixels of the
+    centre crops}}.
+
+  Raises:
+    UsageError, RunError: as `trained_model.load`, `sources.open_splits` and `neighbours.find_nearest`.
   """
-  trained, config = load(folder, batch_size=IMAGES_PER_DEVICE * jax.device_count()), run_folder.load_config(folder)
+  model, config = trained_model.load(folder, batch_size=0), run_folder.load_config(folder)
   splits = config.data.test_split, config.data.train_split
-  test, train = sources.open_splits(config.data, trained.stored_size, splits)
-  asked, searched = _some(test, MOST_QUERIES), _some(train, MOST_SEARCHED)
-  found = {}
-  for name, features in (('fc7', _fc7), ('pixels', _pixels)):
-    queries, rows = (features(trained, images) for images, _ in (asked, searched))
-    nearest, _ = neighbours.nearest(queries, rows, min(NUM_NEAREST, len(rows)))
-    found[name] = round(100 * float(np.mean(searched[1][nearest] == asked[1][:, None])), 2)
-  return {'same_class': found}
+  test, train = sources.open_splits(config.data, model.stored_size, splits)
+  queries, query_labels = _sample(test, MAX_QUERIES)
+  searched, labels = _sample(train, MAX_SEARCHED)
+
+  def fc7(images):
+    return model.in_batches(lambda batch: model.activations(batch, 'fc7'), images)
+
+  def pixels(images):
+    return model.centre_crops(images).astype(np.float32).reshape(len(images), -1)
+
+  percentages = {}
+  for name, features in (('fc7', fc7), ('pixels', pixels)):
+    nearest, _ = neighbours.find_nearest(features(queries), features(searched), min(NUM_NEIGHBOURS, len(searched)))
+    percentages[name] = round(100 * float(np.mean(labels[nearest] == query_labels[:, None])), 2)
+  return {'same_class': percentages}
 
 
-def _some(source, most):
-  """Returns images and labels of a split, drawn where it has more than `most`."""
-  indices = np.random.default_rng(0).permutation(len(source))[:most]
-  return source.read_together(np.sort(indices).tolist())
-
-
-def _fc7(trained: TrainedModel, images):
-  return trained.in_batches(lambda some: trained.activations(some, 'fc7'), images)
-
-
-def _pixels(trained, images):
-  return trained.centre_patches(images).astype(np.float32).reshape(len(images), -1)
-
-
-NOISE_FRACTION = 2 / 3  # of colour in noise, where the three channels have nothing to do with each other
+def _sample(source: Source, max_images: int) -> tuple[np.ndarray, np.ndarray]:
+  """Reads the images and labels of a split, or of `max_images` random examples if the split is larger."""
+  indices = np.random.default_rng(0).permutation(len(source))[:max_images]
+  return source.read_batch(np.sort(indices).tolist())
 
 
 def colour_fractions(kernels: np.ndarray) -> np.ndarray:
-  """Measures how colourful kernels are.
+  """Computes the fraction of each kernel's energy (its sum of squares) that is colour.
 
-  A kernel is the sum of a grey one, the mean of its three channels, and of a rest that no grey image excites.
+  A kernel is the sum of a grey kernel, the mean of its three channels, and a remainder that does not respond to any
+  grey image. The energy of the remainder is colour.
 
   Args:
     kernels: [tower, height, width, rgb, kernel].
 
   Returns:
-    [tower, kernel], 0 to 1: the rest's share of the sum of squares; 0 for a kernel of zeros.
+    [tower, kernel] float64, 0 to 1; 0 for a kernel of zeros.
   """
   kernels = kernels.astype(np.float64)
-  rest = kernels - kernels.mean(axis=3, keepdims=True)
-  energy, colour = (np.square(x).sum(axis=(1, 2, 3)) for x in (kernels, rest))
+  remainder = kernels - kernels.mean(axis=3, keepdims=True)
+  energy, colour = (np.square(x).sum(axis=(1, 2, 3)) for x in (kernels, remainder))
   return np.divide(colour, energy, out=np.zeros_like(energy), where=energy > 0)
-
-
-def strong_gradients(gradient: np.ndarray, threshold: float) -> np.ndarray:
-  """Keeps what is strong in a gradient: [height, width, rgb] -> [height, width], 0 or more.
-
-  Args:
-    gradient: of the log-probability.
-    threshold: in standard deviations of the gradient; what is smaller becomes 0.
-  """
-  size = np.abs(gradient)
-  return np.where(size < threshold * gradient.std(), 0, size).max(axis=-1)

@@ -1,7 +1,7 @@
-"""The figures themselves: arrays in, a matplotlib figure out. They are to be read from the last row of a lecture hall.
+"""Plots of arrays as matplotlib figures, legible from the back of a lecture hall.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart; none of them says anything that a hatch, a
-line style or a word does not say as well.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Everything that a colour shows is
+also shown by a hatch, a line style or a word.
 """
 
 import itertools
@@ -9,13 +9,14 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alexnet_jax.analysis import measures
+from alexnet_jax.analysis.measures import NOISE_COLOUR_FRACTION, colour_fractions
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
 
@@ -28,30 +29,29 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
   '#D55E00',
   '#CC79A7',
 )
-TOWERS = (BLUE, VERMILLION, GREEN, PURPLE)  # one colour for each tower
-FORMATS = ('.png', '.svg', '.pdf')
-
+TOWER_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE)
 LINES = tuple(zip((BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK), ('-', '--', '-.', ':', '-', '--'), strict=True))
-STYLE = {
+STYLE: dict[Any, Any] = {
   'font.size': 15,
   'axes.spines.top': False,
   'axes.spines.right': False,
   'hatch.linewidth': 1.5,
-  'svg.hashsalt': 'alexnet_jax',  # the same figure is the same file
+  'svg.hashsalt': 'alexnet_jax',  # makes the files of equal figures equal
 }
+FORMATS = ('.png', '.svg', '.pdf')
 
 
 @matplotlib.rc_context(STYLE)
 def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes a figure as PNG, SVG or PDF.
+  """Saves a figure as a PNG, SVG or PDF file.
 
   Raises:
-    UsageError: if the name ends otherwise.
-    RunError: if it cannot be written.
+    UsageError: if the file name has another suffix.
+    RunError: if the file cannot be written.
   """
   check_suffix(path)
+  metadata = {'Date': None} if path.suffix.lower() == '.svg' else {}
   try:
-    metadata = {'Date': None} if path.suffix.lower() == '.svg' else {}
     with atomic_files.atomic_write(path) as partial:
       figure.savefig(partial, dpi=120, bbox_inches='tight', pad_inches=0.15, metadata=metadata)
   except OSError as error:
@@ -59,21 +59,24 @@ def save(figure: Figure, path: pathlib.Path) -> None:
 
 
 def check_suffix(path: pathlib.Path) -> None:
-  """Finds a name that is neither PNG nor SVG nor PDF.
+  """Checks that a figure can be saved under a file name.
 
   Raises:
-    UsageError: saying which names are.
+    UsageError: if the suffix is not .png, .svg or .pdf.
   """
   if path.suffix.lower() not in FORMATS:
-    raise UsageError(
-      f"'{path}' does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; name the --output so that it does."
-    )
+    raise UsageError(f"'{path}' does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; name another --output.")
 
 
-def short_name(name: str, length: int = 22) -> str:
-  """Shortens a class's name: no WordNet id, and the first of its synonyms ('n02119789 kit fox, Vulpes macrotis')."""
+def short_name(name: str, max_length: int = 22) -> str:
+  """Shortens a class name: 'n02119789 kit fox, Vulpes macrotis' becomes 'kit fox'."""
   name = re.sub(r'^n\d{8} (?=\S)', '', name).split(',')[0]
-  return name if len(name) <= length else f'{name[: length - 1]}…'
+  return name if len(name) <= max_length else f'{name[: max_length - 1]}…'
+
+
+def tower_colour(tower: int) -> str:
+  """Returns the colour of a tower; the colours repeat after four towers."""
+  return TOWER_COLOURS[tower % len(TOWER_COLOURS)]
 
 
 # Figure 3.
@@ -81,45 +84,49 @@ def short_name(name: str, length: int = 22) -> str:
 
 @matplotlib.rc_context(STYLE)
 def draw_kernels(kernels: np.ndarray, *, common_scale: bool = False) -> Figure:
-  """Draws the kernels of the first layer, tower above tower, and beside them how colourful they are (figure 3).
+  """Draws the kernels of the first layer by tower, next to a histogram of their colour fractions (figure 3).
 
   Args:
     kernels: [tower, height, width, rgb, kernel] float32; zero is drawn as mid grey.
-    common_scale: draw all on one scale, instead of each so that its strongest weight is black or of full colour.
+    common_scale: whether all kernels are drawn on one scale; otherwise each kernel is scaled by its largest weight.
   """
-  shares = measures.colour_fractions(kernels)
+  percentages = 100 * colour_fractions(kernels)
   num_towers, _, _, _, num_kernels = kernels.shape
   num_columns = min(16, num_kernels)
   num_rows = math.ceil(num_kernels / num_columns)
   figure = Figure(figsize=(16, num_towers * (0.75 * num_rows + 0.75)), layout='constrained')
   grid = figure.add_gridspec(num_towers, 2, width_ratios=[12, 4], hspace=0.12, wspace=0.04)
-  bins = np.linspace(0, 100, 11)
-  most = max(np.histogram(100 * of_tower, bins)[0].max() for of_tower in shares)
+  bins = [10.0 * edge for edge in range(11)]
+  max_count = max(np.histogram(tower_percentages, bins)[0].max() for tower_percentages in percentages)
   for tower in range(num_towers):
-    largest = np.abs(kernels if common_scale else kernels[tower]).max(axis=None if common_scale else (0, 1, 2))
+    largest = np.abs(kernels).max() if common_scale else np.abs(kernels[tower]).max(axis=(0, 1, 2))
     tiles = 0.5 + kernels[tower] / (2 * np.where(largest > 0, largest, 1))
-    axes = figure.add_subplot(grid[tower, 0])
-    axes.imshow(_mosaic(np.moveaxis(tiles, -1, 0), num_columns), interpolation='nearest')
-    axes.set_axis_off()
-    axes.set_title(f'tower {tower}', loc='left', color=TOWERS[tower % len(TOWERS)], weight='bold')
+    _draw_tower(figure.add_subplot(grid[tower, 0]), tower, np.moveaxis(tiles, -1, 0), num_columns)
 
     axes = figure.add_subplot(grid[tower, 1])
-    axes.hist(100 * shares[tower], bins, color=TOWERS[tower % len(TOWERS)], edgecolor='white')
-    axes.set(xlim=(0, 100), ylim=(0, 1.25 * most), ylabel='kernels', xticks=(0, 50, 100))
-    axes.axvline(100 * measures.NOISE_FRACTION, color=BLACK, linestyle=':')
-    axes.set_title(f'colour: {100 * shares[tower].mean():.0f} % of the energy', fontsize=15)
+    axes.hist(percentages[tower], bins, color=tower_colour(tower), edgecolor='white')
+    axes.set(xlim=(0, 100), ylim=(0, 1.25 * max_count), ylabel='kernels', xticks=(0, 50, 100))
+    axes.axvline(100 * NOISE_COLOUR_FRACTION, color=BLACK, linestyle=':')
+    axes.set_title(f'colour: {percentages[tower].mean():.0f} % of the energy', fontsize=15)
     if tower == num_towers - 1:
-      axes.set_xlabel("colour's share in a kernel, % (dotted: noise)")
+      axes.set_xlabel("colour, % of a kernel's energy (dotted: noise)")
   return figure
 
 
-def _mosaic(tiles, num_columns, gap=1):
-  """Sets tiles [tile, height, width, ...] side by side on white, row after row."""
+def _draw_tower(axes: Axes, tower: int, tiles: np.ndarray, num_columns: int, **imshow_options: Any) -> None:
+  """Draws the tiles of a tower in a grid below the tower's name."""
+  axes.imshow(_mosaic(tiles, num_columns), interpolation='nearest', **imshow_options)
+  axes.set_axis_off()
+  axes.set_title(f'tower {tower}', loc='left', color=tower_colour(tower), weight='bold')
+
+
+def _mosaic(tiles: np.ndarray, num_columns: int, gap: int = 1) -> np.ndarray:
+  """Arranges tiles [tile, height, width, ...] row by row on white: [height, width, ...]."""
   num_tiles, height, width = tiles.shape[:3]
   num_rows = math.ceil(num_tiles / num_columns)
   mosaic = np.ones((num_rows * (height + gap) - gap, num_columns * (width + gap) - gap, *tiles.shape[3:]))
-  for number, tile in enumerate(tiles):
-    top, left = number // num_columns * (height + gap), number % num_columns * (width + gap)
+  for index, tile in enumerate(tiles):
+    top, left = index // num_columns * (height + gap), index % num_columns * (width + gap)
     mosaic[top : top + height, left : left + width] = tile
   return mosaic
 
@@ -129,52 +136,56 @@ def _mosaic(tiles, num_columns, gap=1):
 
 @matplotlib.rc_context(STYLE)
 def draw_predictions(
-  images: np.ndarray, log_probs: np.ndarray, class_names: Sequence[str], labels: Sequence[int] | None = None
+  images: np.ndarray,
+  log_probs: np.ndarray,
+  class_names: Sequence[str],
+  labels: Sequence[int] | np.ndarray | None = None,
 ) -> Figure:
   """Draws images with the five most probable classes of each (figure 4, left).
 
   Args:
     images: [image, height, width, rgb] uint8.
-    log_probs: [image, class], nats.
-    class_names: in the order of the classes.
-    labels: the true classes, whose bars are of another colour and hatched; None, or -1 for an image, if not known.
+    log_probs: [image, class] float, nats.
+    class_names: class names by label.
+    labels: [image] true labels, whose bars have another colour and a hatch; -1, or None for all, if unknown.
   """
   num_columns = min(4, len(images))
   num_rows = math.ceil(len(images) / num_columns)
   figure = Figure(figsize=(4 * num_columns, 5.6 * num_rows), layout='constrained')
-  parts = figure.subfigures(num_rows, num_columns, squeeze=False, hspace=0.03, wspace=0.03).flat
-  best = np.argsort(-log_probs, axis=1, kind='stable')[:, :5]
-  for number, (part, image) in enumerate(zip(parts, images, strict=False)):
-    above, below = part.subplots(2, 1, height_ratios=[3.2, 2])
-    label = -1 if labels is None else int(labels[number])
-    _show_image(above, image)
-    if label >= 0:
-      above.set_xlabel(short_name(class_names[label]), weight='bold', labelpad=6)
+  subfigures = figure.subfigures(num_rows, num_columns, squeeze=False, hspace=0.03, wspace=0.03).flat
+  best_labels = np.argsort(-log_probs, axis=1, kind='stable')[:, :5]
+  for index, (subfigure, image) in enumerate(zip(subfigures, images, strict=False)):
+    image_axes, bar_axes = subfigure.subplots(2, 1, height_ratios=[3.2, 2])
+    true_label = -1 if labels is None else int(labels[index])
+    _draw_image(image_axes, image)
+    if true_label >= 0:
+      image_axes.set_xlabel(short_name(class_names[true_label]), weight='bold', labelpad=6)
+    best = best_labels[index]
     _draw_bars(
-      below,
-      100 * np.exp(log_probs[number, best[number]].astype(np.float64)),
-      [short_name(class_names[one]) for one in best[number]],
-      [one == label for one in best[number]],
+      bar_axes,
+      100 * np.exp(log_probs[index, best].astype(np.float64)),
+      [short_name(class_names[label]) for label in best],
+      [label == true_label for label in best],
     )
   return figure
 
 
-def _show_image(axes: Axes, image, **options):
-  axes.imshow(image, interpolation='nearest' if len(image) < 64 else 'antialiased', **options)
+def _draw_image(axes: Axes, image: np.ndarray, **imshow_options: Any) -> None:
+  axes.imshow(image, interpolation='nearest' if len(image) < 64 else 'antialiased', **imshow_options)
   axes.set(xticks=[], yticks=[])
   axes.spines[:].set_visible(False)
 
 
-def _draw_bars(axes, percent, names, are_true):
-  """Draws horizontal bars, the first on top, each with its name on it."""
-  places = range(len(names))
-  bars = axes.barh(places, percent, height=0.86, color=SKY)
-  for place, bar, name, is_true in zip(places, bars, names, are_true, strict=True):
-    if is_true:
+def _draw_bars(axes: Axes, percentages: np.ndarray, names: Sequence[str], is_true: Sequence[bool]) -> None:
+  """Draws horizontal bars from top to bottom, each labelled with its name and percentage."""
+  positions = range(len(names))
+  bars = axes.barh(positions, percentages, height=0.86, color=SKY)
+  for position, bar, name, is_true_class in zip(positions, bars, names, is_true, strict=True):
+    if is_true_class:
       bar.set(facecolor=ORANGE, edgecolor='white', hatch='//', linewidth=0)
-    text = axes.text(2, place, name, va='center', weight='bold' if is_true else 'normal')
+    text = axes.text(2, position, name, va='center', weight='bold' if is_true_class else 'normal')
     text.set_bbox({'facecolor': 'white', 'alpha': 0.6, 'edgecolor': 'none', 'pad': 1})
-    axes.text(122, place, f'{percent[place]:.0f} %', va='center', ha='right', color='dimgrey', fontsize=13)
+    axes.text(122, position, f'{percentages[position]:.0f} %', va='center', ha='right', color='dimgrey', fontsize=13)
   axes.set(xlim=(0, 122), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=[])
   axes.spines[['bottom', 'left']].set_visible(False)
   axes.axvline(0, color='black', linewidth=1)
@@ -187,36 +198,34 @@ def draw_neighbours(
   query_names: Sequence[str] | None = None,
   neighbour_names: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-  """Draws images, and to the right of each those nearest to it (figure 4, right).
+  """Draws each query image in a row with its nearest neighbours (figure 4, right).
 
   Args:
-    queries: [image, height, width, rgb] uint8, for the first column.
+    queries: [image, height, width, rgb] uint8.
     neighbours: [image, neighbour, height, width, rgb] uint8, nearest first.
-    query_names: names of their classes.
-    neighbour_names: names of the classes of the neighbours, [image][neighbour]; one that differs from the query's is
-      marked.
+    query_names: class names of the queries.
+    neighbour_names: [image][neighbour] class names of the neighbours; those that differ from the query's are marked.
   """
   num_rows, num_neighbours = neighbours.shape[:2]
   figure = Figure(figsize=(2 * num_neighbours + 2.6, 2.35 * num_rows + 0.5), layout='compressed')
   widths = [1, 0.18, *[1] * num_neighbours]
-  axes = figure.subplots(num_rows, num_neighbours + 2, squeeze=False, width_ratios=widths)
+  grid = figure.subplots(num_rows, num_neighbours + 2, squeeze=False, width_ratios=widths)
   for row in range(num_rows):
-    axes[row, 1].set_axis_off()
-    own = query_names[row] if query_names else None
-    _show_image(axes[row, 0], queries[row])
-    if own is not None:
-      axes[row, 0].set_xlabel(short_name(own, 16), fontsize=13, weight='bold')
+    grid[row, 1].set_axis_off()
+    query_name = query_names[row] if query_names else None
+    _draw_image(grid[row, 0], queries[row])
+    if query_name is not None:
+      grid[row, 0].set_xlabel(short_name(query_name, 16), fontsize=13, weight='bold')
     for column in range(num_neighbours):
-      one = axes[row, column + 2]
-      _show_image(one, neighbours[row, column])
+      axes = grid[row, column + 2]
+      _draw_image(axes, neighbours[row, column])
       if neighbour_names:
         name = neighbour_names[row][column]
-        is_same = own is None or name == own
+        is_same = query_name is None or name == query_name
         mark = '' if is_same else '≠ '
-        one.set_xlabel(mark + short_name(name, 16), fontsize=13, color=BLACK if is_same else VERMILLION)
-  axes[0, 0].set_title('image', fontsize=15)
-  above = axes[0, 2].transAxes
-  title = axes[0, 2].text(0, 1.04, 'nearest training images, the nearest first', transform=above)
+        axes.set_xlabel(mark + short_name(name, 16), fontsize=13, color=BLACK if is_same else VERMILLION)
+  grid[0, 0].set_title('image', fontsize=15)
+  title = grid[0, 2].text(0, 1.04, 'nearest training images, the nearest first', transform=grid[0, 2].transAxes)
   title.set_in_layout(False)  # it is wider than its column
   return figure
 
@@ -226,10 +235,10 @@ def draw_neighbours(
 
 @matplotlib.rc_context(STYLE)
 def draw_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
-  """Draws training curves, one panel for each quantity and one line for each run (figure 1).
+  """Draws training curves, with a panel for each quantity and a line for each run (figure 1).
 
   Args:
-    panels: {name of a quantity: {name of a run: (epochs [point], values [point])}}; those in percent begin at 0.
+    panels: {name of a quantity: {name of a run: (epochs [point], values [point])}}.
   """
   runs = list(dict.fromkeys(run for curves in panels.values() for run in curves))
   lines = dict(zip(runs, itertools.cycle(LINES), strict=False))
@@ -237,52 +246,43 @@ def draw_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
   for axes, (quantity, curves) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
     for run, (epochs, values) in curves.items():
       colour, style = lines[run]
-      is_sparse = len(epochs) < 20
-      axes.plot(epochs, values, style, color=colour, linewidth=2.5, label=run, marker='o' if is_sparse else None)
-    axes.set(xlabel='epochs', ylabel=quantity)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.grid(axis='y', color='0.9')
-    axes.set_axisbelow(True)
-    if len(runs) > 1:
-      axes.legend(frameon=False)
+      marker = 'o' if len(epochs) < 20 else None
+      axes.plot(epochs, values, style, color=colour, linewidth=2.5, label=run, marker=marker)
+    _format_curves(axes, quantity, has_legend=len(runs) > 1)
   return figure
 
 
 @matplotlib.rc_context(STYLE)
 def draw_comparison(
-  arms: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], quantity: str, *, level: float | None = None
+  conditions: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], quantity: str, *, level: float | None = None
 ) -> Figure:
-  """Draws the curves of trainings that differ in one thing, a line for each seed and a kind of line for each arm.
+  """Draws the curves of several conditions, with a line style for each condition and a line for each seed.
 
   Args:
-    arms: {name of an arm: [(epochs [point], values [point]) of each seed]}.
-    quantity: what the values are.
-    level: where a dotted line is drawn across.
+    conditions: {name of a condition: [(epochs [point], values [point]) of each seed]}.
+    quantity: name of the quantity on the vertical axis.
+    level: value that is marked by a horizontal dotted line.
   """
   figure = Figure(figsize=(8, 5.5), layout='constrained')
   axes = figure.subplots()
-  for (arm, curves), (colour, style) in zip(arms.items(), itertools.cycle(LINES), strict=False):
-    for number, (epochs, values) in enumerate(curves):
-      axes.plot(
-        epochs,
-        values,
-        style,
-        color=colour,
-        linewidth=2,
-        alpha=1 if number == 0 else 0.5,
-        label=arm if not number else None,
-      )
+  for (condition, curves), (colour, style) in zip(conditions.items(), itertools.cycle(LINES), strict=False):
+    for seed, (epochs, values) in enumerate(curves):
+      alpha, label = (0.5, None) if seed else (1, condition)
+      axes.plot(epochs, values, style, color=colour, linewidth=2, alpha=alpha, label=label)
   if level is not None:
     axes.axhline(level, color=BLACK, linestyle=':', linewidth=1.5)
+  _format_curves(axes, quantity, has_legend=len(conditions) > 1)
+  return figure
+
+
+def _format_curves(axes: Axes, quantity: str, *, has_legend: bool) -> None:
   axes.set(xlabel='epochs', ylabel=quantity)
   axes.set_xlim(left=0)
   axes.set_ylim(bottom=0)
   axes.grid(axis='y', color='0.9')
   axes.set_axisbelow(True)
-  if len(arms) > 1:
+  if has_legend:
     axes.legend(frameon=False)
-  return figure
 
 
 # Inside the network.
@@ -292,52 +292,63 @@ def draw_comparison(
 def draw_maps(
   image: np.ndarray, maps: np.ndarray, layer: str, num_towers: int, *, common_scale: bool = False
 ) -> Figure:
-  """Draws the maps of a layer, tower by tower, beside the image.
+  """Draws the kernel maps of a layer by tower, next to the image.
 
   Args:
-    image: what the network saw, [height, width, rgb] uint8.
-    maps: [height, width, channel], the first tower's channels first.
-    layer: its name.
-    num_towers: of the network.
-    common_scale: draw all on one scale, instead of each from its smallest to its largest value.
+    image: [height, width, rgb] uint8, the crop that the network was evaluated on.
+    maps: [height, width, channel] float, the channels of the first tower first.
+    layer: name of the layer.
+    num_towers: number of towers of the network.
+    common_scale: whether all maps are drawn on one scale; otherwise each is scaled from its minimum to its maximum.
   """
-  of_towers = np.split(np.moveaxis(maps, -1, 0).astype(np.float64), num_towers)
-  num_maps = len(of_towers[0])
+  maps_by_tower = np.split(np.moveaxis(maps, -1, 0).astype(np.float64), num_towers)
+  num_maps = len(maps_by_tower[0])
   num_columns = math.ceil(math.sqrt(2 * num_maps))
   num_rows = math.ceil(num_maps / num_columns)
   height = num_towers * (12 * num_rows / num_columns + 0.6)
   figure = Figure(figsize=(16, max(height, 4)), layout='constrained')
   grid = figure.add_gridspec(num_towers, 2, width_ratios=[1, 3.4])
   axes = figure.add_subplot(grid[:, 0])
-  _show_image(axes, image)
+  _draw_image(axes, image)
   axes.set_title(f'{layer}: {maps.shape[-1]} maps of {maps.shape[0]} x {maps.shape[1]}', fontsize=15)
-  for tower, own in enumerate(of_towers):
-    low, high = (f(maps) if common_scale else f(own, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
-    tiles = (own - low) / np.where(high > low, high - low, 1)
-    axes = figure.add_subplot(grid[tower, 1])
-    axes.imshow(_mosaic(tiles, num_columns), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    axes.set_axis_off()
-    axes.set_title(f'tower {tower}', loc='left', color=TOWERS[tower % len(TOWERS)], weight='bold')
+  for tower, tower_maps in enumerate(maps_by_tower):
+    low, high = (f(maps) if common_scale else f(tower_maps, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+    tiles = (tower_maps - low) / np.where(high > low, high - low, 1)
+    _draw_tower(figure.add_subplot(grid[tower, 1]), tower, tiles, num_columns, cmap='gray', vmin=0, vmax=1)
   return figure
 
 
 @matplotlib.rc_context(STYLE)
 def draw_saliency(images: np.ndarray, gradients: np.ndarray, titles: Sequence[str], threshold: float = 3.0) -> Figure:
-  """Draws images, and under each where a small change of a pixel changes its top class's log-probability most.
+  """Draws images, each above the gradient of its top class's log-probability with respect to the pixels.
 
   Args:
-    images: what the network saw, [image, height, width, rgb] uint8.
-    gradients: [image, height, width, rgb], of the log-probability.
-    titles: of the images.
-    threshold: gradients smaller than so many of their standard deviations count as zero, 3 in the tool of 2012.
+    images: [image, height, width, rgb] uint8, the crops that the network was evaluated on.
+    gradients: [image, height, width, rgb] float, nats per grey level.
+    titles: titles of the images.
+    threshold: gradients below this many standard deviations are drawn as zero; 3 in the tool of 2012.
   """
   figure = Figure(figsize=(3.4 * len(images), 7.4), layout='constrained')
-  axes = figure.subplots(2, len(images), squeeze=False)
+  grid = figure.subplots(2, len(images), squeeze=False)
   for column, (image, gradient, title) in enumerate(zip(images, gradients, titles, strict=True)):
-    _show_image(axes[0, column], image)
-    axes[0, column].set_title(title, fontsize=14)
-    size = measures.strong_gradients(gradient, threshold)
-    vmax = np.percentile(size[size > 0], 90) if size.any() else 1.0  # a few are so large that all others would pale
-    _show_image(axes[1, column], size, cmap='Greys', vmin=0, vmax=vmax)
-    axes[1, column].spines[:].set(visible=True, color='0.8')
+    _draw_image(grid[0, column], image)
+    grid[0, column].set_title(title, fontsize=14)
+    strength = strong_gradients(gradient, threshold)
+    vmax = np.percentile(strength[strength > 0], 90) if strength.any() else 1.0  # outliers would fade all others
+    _draw_image(grid[1, column], strength, cmap='Greys', vmin=0, vmax=vmax)
+    grid[1, column].spines[:].set(visible=True, color='0.8')
   return figure
+
+
+def strong_gradients(gradient: np.ndarray, threshold: float) -> np.ndarray:
+  """Returns the largest magnitude of a gradient among the channels, with weak gradients set to 0.
+
+  Args:
+    gradient: [height, width, rgb] float.
+    threshold: gradients below this many standard deviations are weak.
+
+  Returns:
+    [height, width] float, 0 or more.
+  """
+  magnitude = np.abs(gradient)
+  return np.where(magnitude < threshold * gradient.std(), 0, magnitude).max(axis=-1)

@@ -7,30 +7,30 @@ from tests.conftest import mesh
 
 # Facts, 1.8: parameters with 1000 classes.
 PARAMETERS = {'': 60_965_224, 'one_tower': 59_798_312, 'conv6': 61_555_304}
-MEET = {  # where Figure 2's arrows cross, and where they do in the variants
+CROSS_TOWER_LAYERS = {  # where Figure 2's arrows cross, and where they do in the variants
   '': ['conv3', 'fc6', 'fc7', 'fc8'],
   'one_tower': [],
   'conv6': ['conv3', 'conv6', 'fc6', 'fc7', 'fc8'],
   'no_communication': ['fc8'],
-  'without_conv3': ['conv4', 'fc6', 'fc7', 'fc8'],  # which hands on what conv3 would see
+  'without_conv3': ['conv4', 'fc6', 'fc7', 'fc8'],  # conv4 reads what conv3 would read
   'without_conv5': ['conv3', 'fc6', 'fc7', 'fc8'],
 }
 
 
-def found(variant, shape=(1, 1), num_classes=1000):
+def read_layers(variant, shape=(1, 1), num_classes=1000):
   config = alexnet.get_config(variant).model
   return figure2.read_layers(config, num_classes, mesh(*shape)), config
 
 
-@pytest.mark.parametrize('variant', MEET)
-def test_arrows_cross_where_the_towers_meet(variant):
-  layers, config = found(variant)
-  assert [layer.name for layer in layers if layer.sees_all] == MEET[variant]
+@pytest.mark.parametrize('variant', CROSS_TOWER_LAYERS)
+def test_arrows_cross_at_the_cross_tower_layers(variant):
+  layers, config = read_layers(variant)
+  assert [layer.name for layer in layers if layer.reads_all_towers] == CROSS_TOWER_LAYERS[variant]
   if 'without' not in variant and config.num_towers > 1:
-    assert set(MEET[variant]) == set(config.meet)
+    assert set(CROSS_TOWER_LAYERS[variant]) == set(config.meet)
   figure = figure2.draw_figure2(layers, 224, 1000, mesh(1, 1), config.num_towers)
   arrows = [text.get_gid() for text in figure.axes[0].texts]
-  assert arrows.count('crossing') == 2 * len(MEET[variant])
+  assert arrows.count('crossing') == 2 * len(CROSS_TOWER_LAYERS[variant])
   assert arrows.count('straight') == config.num_towers * (len(layers) + 1)  # from the image, and to the classes
   if variant in PARAMETERS:
     assert sum(layer.num_parameters for layer in layers) == PARAMETERS[variant]
@@ -38,7 +38,7 @@ def test_arrows_cross_where_the_towers_meet(variant):
 
 
 def test_shapes_are_those_of_figure_2():
-  layers, _ = found('')
+  layers, _ = read_layers('')
   assert [(layer.name, layer.shape, layer.kernel[:-1]) for layer in layers] == [
     ('conv1', (55, 55, 48), (11, 11, 3)),
     ('conv2', (27, 27, 128), (5, 5, 48)),
@@ -55,7 +55,7 @@ def test_shapes_are_those_of_figure_2():
 
 
 def test_a_unit_without_a_class_is_not_counted():
-  layers, _ = found('', num_classes=7)
+  layers, _ = read_layers('', num_classes=7)
   assert layers[-1].shape == (4,)
   assert layers[-1].num_parameters == 7 * 4097
 
@@ -72,11 +72,11 @@ def test_a_unit_without_a_class_is_not_counted():
   ],
 )
 def test_each_tower_is_on_the_devices_that_hold_its_kernels(shape, expected):
-  layers, _ = found('', shape)
+  layers, _ = read_layers('', shape)
   figure = figure2.draw_figure2(layers, 224, 1000, mesh(*shape), 2)
   assert [text.get_text() for text in figure.axes[0].texts if ' on cpu' in text.get_text()] == expected
-  with jax.set_mesh(mesh(*shape)):  # what jax itself says
+  with jax.set_mesh(mesh(*shape)):  # jax's placement, for comparison
     kernels = jax.device_put(jax.numpy.zeros((2, 3)), jax.P('tower'))
   for tower, text in enumerate(expected if shape[1] == 2 else []):
-    holders = [s.device.id for s in kernels.addressable_shards if s.index[0].start == tower]
-    assert all(f'cpu:{device}' in text for device in holders)
+    devices = [shard.device.id for shard in kernels.addressable_shards if shard.index[0].start == tower]
+    assert all(f'cpu:{device}' in text for device in devices)

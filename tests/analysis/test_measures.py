@@ -1,4 +1,4 @@
-"""What is measured of a run, against brute force."""
+"""Compares the measurements of a run with brute force."""
 
 import numpy as np
 import pytest
@@ -9,64 +9,65 @@ from alexnet_jax.evaluation import trained_model
 from alexnet_jax.runs import run_folder
 
 
-def test_the_colour_of_each_tower_is_that_of_its_kernels(trained_run):
+def test_the_colour_of_a_tower_is_the_mean_over_its_kernels(trained_run):
   kernels = np.asarray(trained_model.load(trained_run, batch_size=8).params['conv1']['kernel'], np.float64)
   grey = kernels.mean(axis=3, keepdims=True)
-  shares = 1 - 3 * np.square(grey).sum(axis=(1, 2, 3)) / np.square(kernels).sum(axis=(1, 2, 3))
-  found = measures.colour(trained_run)['colour']
-  np.testing.assert_allclose(found, 100 * shares.mean(axis=1), atol=0.01)
-  assert all(abs(share - 100 * measures.NOISE_FRACTION) < 5 for share in found)  # of a network that took no step
+  fractions = 1 - 3 * np.square(grey).sum(axis=(1, 2, 3)) / np.square(kernels).sum(axis=(1, 2, 3))
+  percentages = measures.measure_colour(trained_run)['colour']
+  np.testing.assert_allclose(percentages, 100 * fractions.mean(axis=1), atol=0.01)
+  noise = 100 * measures.NOISE_COLOUR_FRACTION  # the network has not been trained
+  assert all(abs(percentage - noise) < 5 for percentage in percentages)
 
 
-def test_the_training_error_is_that_of_centre_patches_of_all_training_images(trained_run):
+def test_the_training_error_is_measured_on_the_centre_crops_of_all_training_images(trained_run):
   network, config = trained_model.load(trained_run, batch_size=32), run_folder.load_config(trained_run)
   (source,) = sources.open_splits(config.data, 96, [config.data.train_split])
   images = np.zeros((1312, 96, 96, 3), np.uint8)  # a multiple of 32
   images[: len(source)] = np.stack([source[index]['image'] for index in range(len(source))])
   labels = np.array([source[index]['label'] for index in range(len(source))])
   logits = [network.activations(images[start : start + 32], 'fc8') for start in range(0, len(images), 32)]
-  guesses = np.concatenate(logits)[: len(source)].argmax(axis=1)
-  found = measures.training_error(trained_run)['training_error']
-  assert found == pytest.approx(100 * np.mean(guesses != labels), abs=0.01)
+  predicted = np.concatenate(logits)[: len(source)].argmax(axis=1)
+  error = measures.measure_training_error(trained_run)['training_error']
+  assert error == pytest.approx(100 * np.mean(predicted != labels), abs=0.01)
 
 
-def test_neighbours_are_counted_as_by_brute_force(trained_run, monkeypatch):
-  monkeypatch.setattr(measures, 'MOST_QUERIES', 20)
-  monkeypatch.setattr(measures, 'MOST_SEARCHED', 150)
-  found = measures.same_class(trained_run)['same_class']
+def test_classes_of_neighbours_are_those_of_a_brute_force_search(trained_run, monkeypatch):
+  monkeypatch.setattr(measures, 'MAX_QUERIES', 20)
+  monkeypatch.setattr(measures, 'MAX_SEARCHED', 150)
+  percentages = measures.measure_same_class(trained_run)['same_class']
 
   network, config = trained_model.load(trained_run, batch_size=10), run_folder.load_config(trained_run)
   splits = config.data.test_split, config.data.train_split
-  sides = []
-  for source, most in zip(sources.open_splits(config.data, 96, splits), (20, 150), strict=True):
-    drawn = sorted(np.random.default_rng(0).permutation(len(source))[:most].tolist())
-    examples = [source[index] for index in drawn]
-    images = np.stack([one['image'] for one in examples])
-    fc7 = np.concatenate([network.activations(images[start : start + 10], 'fc7') for start in range(0, most, 10)])
+  splits_features = []
+  for source, max_images in zip(sources.open_splits(config.data, 96, splits), (20, 150), strict=True):
+    indices = sorted(np.random.default_rng(0).permutation(len(source))[:max_images].tolist())
+    examples = [source[index] for index in indices]
+    images = np.stack([example['image'] for example in examples])
+    fc7 = np.concatenate([network.activations(images[start : start + 10], 'fc7') for start in range(0, max_images, 10)])
     centre = images[:, 16:80, 16:80]
-    sides.append((fc7, centre, np.array([one['label'] for one in examples])))
-  (*queries, wanted), (*rows, labels) = sides
-  for name, one, other in zip(('fc7', 'pixels'), queries, rows, strict=True):
-    one, other = (x.reshape(len(x), -1).astype(np.float64) for x in (one, other))
-    distances = np.square(one[:, None] - other).sum(axis=-1)
+    splits_features.append((fc7, centre, np.array([example['label'] for example in examples])))
+  (*query_features, query_labels), (*features, labels) = splits_features
+  for name, queries, rows in zip(('fc7', 'pixels'), query_features, features, strict=True):
+    queries, rows = (x.reshape(len(x), -1).astype(np.float64) for x in (queries, rows))
+    distances = np.square(queries[:, None] - rows).sum(axis=-1)
     nearest = np.argsort(distances, axis=1, kind='stable')[:, :6]
-    assert found[name] == round(100 * np.mean(labels[nearest] == wanted[:, None]), 2)
-  assert found['pixels'] > 50  # digits are near in pixels, too: chance is 10 %
+    assert percentages[name] == round(100 * np.mean(labels[nearest] == query_labels[:, None]), 2)
+  assert percentages['pixels'] > 50  # digits are similar in pixels as well; chance is 10 %
 
 
-@pytest.mark.parametrize('number', [1, 7, 8, 19])
-def test_any_number_of_images_may_be_asked_about(trained_run, number):
-  """On four devices that share a batch, at most two images each at a time."""
+@pytest.mark.parametrize('num_images', [1, 7, 8, 19])
+def test_any_number_of_images_is_processed_in_batches(trained_run, num_images):
+  """Shards batches over four devices, with two images or fewer per device."""
   network = trained_model.load(trained_run, batch_size=8, num_data=4, num_tower=1)
-  images = np.random.default_rng(number).integers(0, 256, (number, 96, 96, 3), np.uint8)
-  asked = []
+  images = np.random.default_rng(num_images).integers(0, 256, (num_images, 96, 96, 3), np.uint8)
+  batch_sizes = []
 
-  def fc7(some):
-    asked.append(len(some))
-    return network.activations(some, 'fc7')
+  def fc7(batch):
+    batch_sizes.append(len(batch))
+    return network.activations(batch, 'fc7')
 
-  found = network.in_batches(fc7, images, 2)
-  assert asked == {1: [4], 7: [8], 8: [8], 19: [8, 8, 8]}[number]
-  alone = trained_model.load(trained_run, batch_size=1, num_data=1, num_tower=1)
-  expected = np.concatenate([alone.activations(image[None], 'fc7') for image in images])
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  activations = network.in_batches(fc7, images, 2)
+  assert batch_sizes == {1: [4], 7: [8], 8: [8], 19: [8, 8, 8]}[num_images]
+  on_one_device = trained_model.load(trained_run, batch_size=1, num_data=1, num_tower=1)
+  expected = np.concatenate([on_one_device.activations(image[None], 'fc7') for image in images])
+  np.testing.assert_allclose(activations, expected, rtol=1e-4, atol=1e-4)

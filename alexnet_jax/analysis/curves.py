@@ -1,0 +1,34 @@
+"""The TensorBoard curves of a run."""
+
+import pathlib
+
+import numpy as np
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
+
+CURVES = {  # name on the command line: (tag in TensorBoard, label of the axis)
+  'error': ('train/error', 'training error, %'),
+  'loss': ('train/loss', 'training loss, nats'),
+  'validation': ('validation/top1_error', 'validation error, %'),
+}
+
+
+def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Reads the curves of a run.
+
+  Args:
+    folder: folder of the run.
+
+  Returns:
+    {tag: (steps [point] int, values [point] float)}, ordered by step; empty if the run has no curves yet.
+  """
+  if not (folder / 'tensorboard').is_dir():
+    return {}
+  max_points = {event_accumulator.TENSORS: 0, event_accumulator.SCALARS: 0}  # 0: no maximum
+  events = event_accumulator.EventAccumulator(str(folder / 'tensorboard'), max_points).Reload()
+  curves = {}
+  for tag in events.Tags()[event_accumulator.TENSORS]:
+    points = {event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
+    steps = sorted(points)
+    curves[tag] = np.array(steps), np.array([points[step] for step in steps])
+  return curves
