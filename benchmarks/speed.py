@@ -1,30 +1,29 @@
-"""Times the published network here and in PyTorch, and says how far both are from the machine's limit.
+"""Compares the speed of the published network with that of PyTorch, and with the machine's peak matmul rate.
 
     make bench      or      python benchmarks/speed.py --batch_sizes=32,128 --rounds=7
-    python benchmarks/speed.py --scaling          one device against two: a tower each, and half of the batch each
-    python benchmarks/speed.py --feeding          batches that lie on the device against batches that come from the host
-    python benchmarks/speed.py --layers           what each layer costs
+    python benchmarks/speed.py --scaling          two devices, with a tower or half of the batch each, against one
+    python benchmarks/speed.py --feeding          batches copied from the host against batches on the device
+    python benchmarks/speed.py --layers           the time of each layer
 
-Each side is a process of its own, so that neither's threads or memory get in the other's way, and they take turns, so
-that a machine whose speed drifts slows all. A turn is a few steps in a row, as in training, after one that does not
-count: after a pause a virtual machine may have given the memory back to its host, and the first step takes up to twice
-its time. What is reported are medians over the rounds, and of the ratios within a round; a ratio above 1 says that we
-are faster.
+Each side of a comparison is a separate process, since threads and memory of one would slow the other. The sides take
+turns, since the speed of a machine drifts. A turn is several consecutive steps, as in training, after one untimed step:
+during a pause, a virtual machine may return memory to its host, and the next step takes up to twice its time. The
+results are medians over the rounds, and medians of the ratios within a round. A ratio above 1 means that we are faster.
 
-PyTorch runs the same network at its best: channels_last, its fused SGD, `torch.inference_mode`, eager and compiled, all
-cores; on a GPU also TF32, bf16 autocast and cudnn.benchmark. Its normalisation takes all channels in one call, which
-costs it less than one call for each group; compiled for a GPU it is a sum of moved slices in float32, which PyTorch's
-compiler fuses with its neighbours, and its own layer not (compiled for a CPU that layer is the faster: a step of 32
-images 1,235 ms, with slices 1,297; eager on a GPU the slices were not tried). Batches lie on the device. PyTorch's
-pixels are float32, ready to use; ours are uint8, and mirrored, shifted and scaled in the step. Every side has huge
-pages if ours has them (see alexnet_jax/memory.py), which PyTorch does not ask for by itself; with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=0 none has.
+PyTorch runs the same network with its fastest options: channels_last, fused SGD, `torch.inference_mode`, eager and
+compiled, all cores; on a GPU also TF32, bf16 autocast and cudnn.benchmark. Its normalisation covers all channels in one
+call, which is faster than one call per group. Compiled for a GPU, the normalisation is a sum of shifted slices in
+float32, which PyTorch's compiler fuses with its neighbours, unlike PyTorch's own layer. (Compiled for a CPU, that layer
+is faster: a step of 32 images takes 1,235 ms, with slices 1,297. Slices in eager mode on a GPU were not tried.) Batches
+are on the device. PyTorch's pixels are float32 and ready to use; ours are uint8, and are mirrored, shifted and scaled
+in the step. All sides use huge pages if ours does (see alexnet_jax/runtime/host_memory.py), which PyTorch alone would
+not; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 disables them.
 
-On a GPU both compute in bfloat16 (`model.dtype`, autocast), the steps of a turn are queued and waited for at its end,
-so that what is timed is the device and not the host, batches of 512 and 2048 come along, and the memory is the GPU's.
+On a GPU, both compute in bfloat16 (`model.dtype`, autocast), the batch sizes include 512 and 2048, and the memory is
+the GPU's. The steps of a turn are queued and awaited together, which measures the device instead of the host.
 
-The limit is the machine's own rate of matrix products in that precision, the better of JAX's and PyTorch's, measured in
-the same rounds; a train step is 4.136 GFLOP an image and inference 1.449 (facts, section 2.1), of products alone.
+The peak matmul rate is that of matrix products in the same precision, the better of JAX's and PyTorch's, measured in
+the same rounds. The products of a train step take 4.136 GFLOP per image, those of inference 1.449 (facts, section 2.1).
 """
 
 import argparse
@@ -47,42 +46,42 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from alexnet_jax.runtime import host_memory
 
 CLASSES = 1000
-GFLOP = {'train': 4.136, 'inference': 1.449}  # an image
+GFLOP = {'train': 4.136, 'inference': 1.449}  # per image
 BATCH_SIZES = {'cpu': (1, 32, 128), 'gpu': (1, 32, 128, 512, 2048)}
 MATMUL_SIDES = {'cpu': 2048, 'gpu': 8192}
-SECONDS_IN_A_TURN, MOST_STEPS = 0.5, 200
+SECONDS_PER_TURN, MAX_STEPS = 0.5, 200
 AGAINST_TORCH = ('ours', 'torch', 'torch compiled')
 SCALING = ('ours', 'ours, tower 2', 'ours, data 2')
 FEEDING = ('ours', 'ours, from the host')
-DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; others: 1 x 1
+DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; the others use 1 x 1
 
 
 def main():
-  """Runs the rounds, or one side of them."""
+  """Runs the comparison or, with `--side`, one side of it."""
   host_memory.use_huge_pages()
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--batch_sizes', help='images in a step, with commas; by default 1,32,128, on a GPU 512,2048 too')
+  parser.add_argument('--batch_sizes', help='comma-separated; by default 1,32,128, on a GPU also 512,2048')
   parser.add_argument('--tasks', default='train,inference', help='train, inference or both')
-  parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--scaling', action='store_true', help='two simulated CPU devices against one, not PyTorch')
-  parser.add_argument('--feeding', action='store_true', help='batches from the host against batches there, not PyTorch')
-  parser.add_argument('--layers', action='store_true', help='what each layer costs, not PyTorch')
-  parser.add_argument('--output', type=pathlib.Path, help='file for the results as JSON')
+  parser.add_argument('--rounds', type=int, default=7, help='number of rounds (%(default)s)')
+  parser.add_argument('--scaling', action='store_true', help='compare two simulated CPU devices with one')
+  parser.add_argument('--feeding', action='store_true', help='compare batches from the host with batches on the device')
+  parser.add_argument('--layers', action='store_true', help='print the time of each layer')
+  parser.add_argument('--output', type=pathlib.Path, help='JSON file to write the results to')
   parser.add_argument('--side', nargs=3, metavar=('NAME', 'TASK', 'BATCH_SIZE'), help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.side:
-    with contextlib.suppress(BrokenPipeError):  # who asked has ended
+    with contextlib.suppress(BrokenPipeError):  # the main process has exited
       serve(*options.side)
     return
   if not (options.layers or importlib.util.find_spec('torch')):
     sys.exit('PyTorch is not installed; `make bench` sets it up, or: pip install -e .[bench]')
   probe = Side('matmul ours', '', 0)
-  platform = probe.answer()
+  platform = probe.receive()
   probe.close()
   batch_sizes = [int(size) for size in (options.batch_sizes or '').split(',') if size] or BATCH_SIZES[platform]
   if options.layers:
     for batch_size in batch_sizes:
-      layers(batch_size, options.rounds)
+      print_layer_times(batch_size, options.rounds)
   else:
     names = SCALING if options.scaling else FEEDING if options.feeding else AGAINST_TORCH
     options.tasks = 'train' if options.feeding else options.tasks
@@ -90,24 +89,24 @@ def main():
 
 
 def report(options, batch_sizes, names, matmul_side):
-  """Prints a table as Markdown, row by row as cases are done, and keeps all times of all rounds as JSON."""
+  """Prints a Markdown table, row by row as measured, and writes the times of all rounds as JSON."""
   others = names[1:]
-  header = ['', 'batch', *(f'{name}, images/s' for name in names), f'{names[0]} of the limit']
+  header = ['', 'batch', *(f'{name}, images/s' for name in names), f'{names[0]} of the peak matmul rate']
   header += [*(f'{names[0]} / {name}' for name in others), 'first step, s', 'peak memory, GiB']
   print('| ' + ' | '.join(header) + ' |')
   print('| --- ' * len(header) + '|', flush=True)
   cases = []
   for task, batch_size in itertools.product(options.tasks.split(','), batch_sizes):
     cases.append(compare(task, batch_size, names, options.rounds, matmul_side))
-    print('| ' + ' | '.join(row(cases[-1], names)) + ' |', flush=True)
+    print('| ' + ' | '.join(make_row(cases[-1], names)) + ' |', flush=True)
     if options.output:
-      options.output.write_text(json.dumps(summary(options, cases), indent=1) + '\n')
-  limits = [case['matmul_gflops'] for case in cases]
-  print(f'\nlimit: {statistics.median(limits):.0f} GFLOP/s ({min(limits):.0f} to {max(limits):.0f})')
+      options.output.write_text(json.dumps(summarise(options, cases), indent=1) + '\n')
+  peaks = [case['matmul_gflops'] for case in cases]
+  print(f'\npeak matmul rate: {statistics.median(peaks):.0f} GFLOP/s ({min(peaks):.0f} to {max(peaks):.0f})')
 
 
-def row(case, names):
-  """Returns the cells of a case."""
+def make_row(case, names):
+  """Returns the cells of a row."""
   sides = case['sides']
   return [
     case['task'],
@@ -120,8 +119,8 @@ def row(case, names):
   ]
 
 
-def summary(options, cases):
-  """Returns what is kept of a run."""
+def summarise(options, cases):
+  """Returns the results and the conditions in which they were measured, for JSON."""
   return {
     'date': str(datetime.date.today()),
     'cores': os.cpu_count(),
@@ -133,36 +132,36 @@ def summary(options, cases):
 
 
 def compare(task, batch_size, names, rounds, matmul_side):
-  """Lets the sides take turns at one task and one batch size."""
+  """Measures all sides in turns, for one task and batch size."""
   print(f'{task}, batch {batch_size}', file=sys.stderr, flush=True)
   sides = {name: Side(name, task, batch_size) for name in names}
-  limits = {name: Side(f'matmul {name}', task, batch_size) for name in ('ours', 'torch')}
-  times = {side: [] for side in (*sides.values(), *limits.values())}
+  matmuls = {name: Side(f'matmul {name}', task, batch_size) for name in ('ours', 'torch')}
+  times = {side: [] for side in (*sides.values(), *matmuls.values())}
   for side in times:
-    side.answer()
+    side.receive()
   for side in times:
     side.start()
   for number in range(-1, rounds):
     for side, seconds in times.items():
-      turn = side.ask('turn')
+      turn = side.query('turn')
       if number >= 0:  # the first turn warms up
         seconds.append(turn)
   ours = times[sides[names[0]]]
-  limit = max(2e-9 * matmul_side**3 / statistics.median(times[side]) for side in limits.values())
+  peak = max(2e-9 * matmul_side**3 / statistics.median(times[side]) for side in matmuls.values())
   images_per_second = batch_size / statistics.median(ours)
   result = {
     'task': task,
     'batch_size': batch_size,
-    'matmul_gflops': limit,
-    'fraction_of_limit': GFLOP[task] * images_per_second / limit,
+    'matmul_gflops': peak,
+    'fraction_of_limit': GFLOP[task] * images_per_second / peak,
     'sides': {
       name: {
         'images_per_second': batch_size / statistics.median(times[side]),
         'seconds': times[side],
-        'ratio': statistics.median(theirs / own for own, theirs in zip(ours, times[side], strict=True)),
-        'peak_memory_gib': side.ask('memory'),
-        'first_step_seconds': side.ask('first step'),
-        'version': side.ask('version'),
+        'ratio': statistics.median(t / our_t for our_t, t in zip(ours, times[side], strict=True)),
+        'peak_memory_gib': side.query('memory'),
+        'first_step_seconds': side.query('first step'),
+        'version': side.query('version'),
       }
       for name, side in sides.items()
     },
@@ -173,7 +172,7 @@ def compare(task, batch_size, names, rounds, matmul_side):
 
 
 class Side:
-  """A process that says its platform when it has imported its framework, and then answers whenever it is asked."""
+  """A process that measures one side. It first sends its platform, and then answers queries."""
 
   def __init__(self, name, task, batch_size):
     self._name = name
@@ -187,59 +186,59 @@ class Side:
     )
 
   def start(self):
-    """Lets it compile, which wants all cores, and waits for that."""
-    print(f'  {self._name}: first step after {self.ask("start"):.0f} s', file=sys.stderr, flush=True)
+    """Runs the first step, which compiles on all cores, and waits for it."""
+    print(f'  {self._name}: first step after {self.query("start"):.0f} s', file=sys.stderr, flush=True)
 
-  def ask(self, what):
-    """Sends one word and returns the answer."""
-    with contextlib.suppress(BrokenPipeError):  # then there is no answer
-      self._process.stdin.write(what + '\n')
+  def query(self, message):
+    """Sends a line and returns the answer."""
+    with contextlib.suppress(BrokenPipeError):  # `receive` reports it
+      self._process.stdin.write(message + '\n')
       self._process.stdin.flush()
-    return self.answer()
+    return self.receive()
 
-  def answer(self):
-    """Waits for an answer."""
+  def receive(self):
+    """Waits for an answer and returns it."""
     answer = self._process.stdout.readline()
     if not answer:
-      sys.exit('one side ended before its time; what it said stands above.')
+      sys.exit(f'{self._name} exited early; its error message is above.')
     return json.loads(answer)
 
   def close(self):
-    """Ends the process and gives its memory back."""
+    """Ends the process, which frees its memory."""
     self._process.stdin.close()
     self._process.wait()
 
 
 def serve(name, task, batch_size):
-  """Names the platform, and then answers the questions of `Side.ask`, one a line."""
+  """Sends the platform, and then answers the queries of `Side.query`, one per line."""
   about, wait = (about_torch, wait_for_torch) if 'torch' in name else (about_jax, wait_for_jax)
   platform = about()['platform']
   print(json.dumps(platform), flush=True)
-  if not sys.stdin.readline():  # not told to start: another side failed, or the platform was all
+  if not sys.stdin.readline():  # the main process closed the pipe: it needs only the platform, or another side failed
     return
   kind, _, framework = name.partition(' ')
   if kind == 'matmul':
-    one = matmul(framework)
+    step = make_matmul(framework)
   elif kind == 'torch':
-    one = torch_step(task, int(batch_size), compiled=framework == 'compiled')
+    step = make_torch_step(task, int(batch_size), compiled=framework == 'compiled')
   else:
-    one = our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)), from_host='host' in name)
+    step = make_our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)), from_host='host' in name)
 
-  def run(steps):
-    for _ in range(steps):
-      result = one()
-      if platform == 'cpu':  # else a CPU would run two at a time
+  def run(num_steps):
+    for _ in range(num_steps):
+      result = step()
+      if platform == 'cpu':  # JAX would run two steps at a time on a CPU
         wait(result)
     wait(result)
 
-  first = elapsed(lambda: run(1))  # with compiling
-  steps = max(2, min(MOST_STEPS, round(SECONDS_IN_A_TURN / elapsed(lambda: run(1)))))
+  first = elapsed(lambda: run(1))  # compiles
+  num_steps = max(2, min(MAX_STEPS, round(SECONDS_PER_TURN / elapsed(lambda: run(1)))))
   print(json.dumps(first), flush=True)
   for line in sys.stdin:
     match line.strip():
       case 'turn':
         run(1)
-        answer = elapsed(lambda: run(steps)) / steps
+        answer = elapsed(lambda: run(num_steps)) / num_steps
       case 'first step':
         answer = first
       case fact:
@@ -248,21 +247,21 @@ def serve(name, task, batch_size):
 
 
 def about_jax():
-  """Names the version and the platform, and says how much memory was taken at most, in GiB."""
+  """Returns version, platform and peak memory (GiB) of JAX."""
   import jax
 
   device = jax.devices()[0]
-  most = peak_memory() if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use'] / 2**30
-  return {'version': f'jax {jax.__version__}, {device.device_kind}', 'platform': device.platform, 'memory': most}
+  memory = peak_memory() if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use'] / 2**30
+  return {'version': f'jax {jax.__version__}, {device.device_kind}', 'platform': device.platform, 'memory': memory}
 
 
 def about_torch():
-  """Says the same of PyTorch."""
+  """Returns version, platform and peak memory (GiB) of PyTorch."""
   import torch
 
   has_gpu = torch.cuda.is_available()
-  most = torch.cuda.max_memory_allocated() / 2**30 if has_gpu else peak_memory()
-  return {'version': f'torch {torch.__version__}', 'platform': 'gpu' if has_gpu else 'cpu', 'memory': most}
+  memory = torch.cuda.max_memory_allocated() / 2**30 if has_gpu else peak_memory()
+  return {'version': f'torch {torch.__version__}', 'platform': 'gpu' if has_gpu else 'cpu', 'memory': memory}
 
 
 def wait_for_jax(result):
@@ -273,7 +272,7 @@ def wait_for_jax(result):
 
 
 def wait_for_torch(_):
-  """Waits until PyTorch has computed everything."""
+  """Waits until PyTorch has finished all computations."""
   import torch
 
   if torch.cuda.is_available():
@@ -281,19 +280,20 @@ def wait_for_torch(_):
 
 
 def peak_memory():
-  """Returns how large this process ever was, in GiB; ru_maxrss is in KiB on Linux."""
+  """Returns the peak resident memory of this process, GiB."""
+  # On Linux, ru_maxrss is in KiB.
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def elapsed(function):
-  """Returns the seconds that a call takes."""
+  """Returns the duration of a call, seconds."""
   start = time.perf_counter()
   function()
   return time.perf_counter() - start
 
 
-def our_step(task, batch_size, num_data, num_tower, *, from_host):
-  """Returns what begins a train step of `python main.py`, or applies the network alone."""
+def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
+  """Returns a function that dispatches a train step of `python main.py`, or the forward pass."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -325,7 +325,7 @@ def our_step(task, batch_size, num_data, num_tower, *, from_host):
   state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
   mean_image, key = jnp.full((256, 256, 3), 120.0), jax.random.key(1)
   config.optimizer.rate = 1e-4
-  rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=1).at(0, 0)
+  learning_rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=1).at_step(0, 0)
 
   if task == 'inference':
     apply, params = jax.jit(network.apply), state.params
@@ -340,14 +340,14 @@ def our_step(task, batch_size, num_data, num_tower, *, from_host):
 
   def train():
     nonlocal state
-    state, _ = step.train_step(state, next(batches), mean_image, rates, key, network=network, hyper=hyper)
+    state, _ = step.train_step(state, next(batches), mean_image, learning_rates, key, network=network, hyper=hyper)
     return state
 
   return train
 
 
-def torch_step(task, batch_size, *, compiled):
-  """The same in PyTorch."""
+def make_torch_step(task, batch_size, *, compiled):
+  """Returns a function that dispatches a train step or the forward pass in PyTorch."""
   import torch
   import torch.nn.functional as F
   from torch import nn
@@ -359,13 +359,13 @@ def torch_step(task, batch_size, *, compiled):
 
   class SlicedNorm(nn.Module):
     def forward(self, x):
-      wide = x.float()
-      squares = F.pad(wide * wide, (0, 0, 0, 0, 2, 2))
+      x32 = x.float()
+      squares = F.pad(x32 * x32, (0, 0, 0, 0, 2, 2))
       root = (2 + 1e-4 * sum(squares[:, i : i + x.shape[1]] for i in range(5))).rsqrt()
-      return (wide * root * root.sqrt()).to(x.dtype)
+      return (x32 * root * root.sqrt()).to(x.dtype)
 
-  fuses = compiled and device.type == 'cuda'
-  norms = [SlicedNorm() if fuses else nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0) for _ in range(2)]
+  is_fused = compiled and device.type == 'cuda'
+  norms = [SlicedNorm() if is_fused else nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0) for _ in range(2)]
   network = nn.Sequential(
     nn.ZeroPad2d((0, 3, 0, 3)),
     *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(), norms[0], nn.MaxPool2d(3, 2)),
@@ -391,15 +391,15 @@ def torch_step(task, batch_size, *, compiled):
     loss.backward()
     optimizer.step()
 
-  def look():
+  def infer():
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
       call(images)
 
-  return train if task == 'train' else look
+  return train if task == 'train' else infer
 
 
-def matmul(framework):
-  """A square product of two matrices, of which the limit is made: float32, on a GPU bfloat16."""
+def make_matmul(framework):
+  """Returns a function that dispatches a product of two square matrices, float32, or bfloat16 on a GPU."""
   if framework == 'torch':
     import torch
 
@@ -419,8 +419,8 @@ def matmul(framework):
   return lambda: product(a, b)
 
 
-def layers(batch_size, rounds):
-  """Prints what each layer costs by itself, its normalisation with it, as Markdown."""
+def print_layer_times(batch_size, rounds):
+  """Prints a Markdown table of the time of each layer, including its normalisation."""
   import jax
   import jax.numpy as jnp
   from flax import nnx
@@ -454,28 +454,28 @@ def layers(batch_size, rounds):
   for name in ('conv1', 'pool1', 'conv2', 'pool2', 'conv3', 'conv4', 'conv5', 'pool5', 'fc6', 'fc7', 'fc8'):
     forward = jax.jit(functools.partial(apply, name=name))
     y = forward(module, x)
-    # Of the layer's own weights, and of what it reads unless that is the image.
-    own = nnx.State({name: module[name]}) if name in module else nnx.State({})
+    # Gradients with respect to the layer's weights, and to its inputs unless those are the images.
+    weights = nnx.State({name: module[name]}) if name in module else nnx.State({})
     rest = nnx.State({key: value for key, value in module.items() if key != name})
 
-    def pull(own, x, dy, name=name, rest=rest):
-      _, back = jax.vjp(lambda own, x: apply(nnx.merge_state(own, rest), x, name=name), own, x)
-      return back(dy)[: 1 if name == 'conv1' else 2]
+    def backward(weights, x, dy, name=name, rest=rest):
+      _, vjp = jax.vjp(lambda weights, x: apply(nnx.merge_state(weights, rest), x, name=name), weights, x)
+      return vjp(dy)[: 1 if name == 'conv1' else 2]
 
-    seconds, both = median(forward, module, x), median(jax.jit(pull), own, x, y)
+    seconds, both = median(forward, module, x), median(jax.jit(backward), weights, x, y)
     kernel = module[name]['kernel'] if name in module else None
     gflop = (
       0 if kernel is None else 2e-9 * batch_size * kernel[...].size * (y.shape[2] * y.shape[3] if y.ndim == 5 else 1)
     )
-    rates = [
-      f'{times * gflop / t:.0f}' if gflop else '' for times, t in ((1, seconds), (2 if name == 'conv1' else 3, both))
+    gflops = [
+      f'{factor * gflop / t:.0f}' if gflop else '' for factor, t in ((1, seconds), (2 if name == 'conv1' else 3, both))
     ]
-    print(f'| {name} | {1e3 * seconds:.1f} | {rates[0]} | {1e3 * both:.1f} | {rates[1]} |')
+    print(f'| {name} | {1e3 * seconds:.1f} | {gflops[0]} | {1e3 * both:.1f} | {gflops[1]} |')
     x = jnp.copy(y)
 
 
 def hardware():
-  """Names the processor, where Linux says which it is."""
+  """Returns the name of the processor, or 'unknown' if the system is not Linux."""
   cpu = pathlib.Path('/proc/cpuinfo')
   lines = cpu.read_text().splitlines() if cpu.exists() else []
   return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), 'unknown')

@@ -1,1 +1,1 @@
-"""The paper's experiments, and what they show."""
+"""The paper's claims, the experiments that test them, and their results."""

@@ -1,72 +1,86 @@
-"""The experiments of the paper: what is trained for each.
+"""The experiments of the paper: the trainings of each, and the conclusion from their records.
 
-An experiment compares arms: trainings that differ in one thing and share seeds, the order of the images, and steps.
+An experiment compares conditions. The trainings of its conditions differ in one respect, and have the same seeds, the
+same order of the images and the same number of steps.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from alexnet_jax.analysis import measures
 from alexnet_jax.reproduction import verdicts
-from alexnet_jax.reproduction.records import Record
-from alexnet_jax.reproduction.verdicts import Conclusion, gain, more_views, overfits, reaches, speed_up
+from alexnet_jax.reproduction.records import Curve, Record
+from alexnet_jax.reproduction.verdicts import (
+  Conclusion,
+  Records,
+  compare_crops,
+  compare_errors,
+  compare_overfitting,
+  compare_speed,
+  compare_with_paper,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-  """A training that is repeated with several seeds.
+  """One training configuration of an experiment, run with several seeds.
 
   Attributes:
-    name: short, for file names and legends.
+    name: short name, for file names and legends.
     config: FILE.py:VARIANT,VARIANT.
-    num_epochs: how long.
-    fields: of the config that differ from it.
-    rates: learning rates to choose from; none: that of the config.
-    trial_epochs: after so many, with seed 0, the rate with the lowest training error is chosen.
-    home: folder of its results, where several experiments share it; empty: that of the experiment.
-    init_from: arm whose network of the same seed it starts from.
-    averages: arm whose networks of all seeds are averaged, once; then nothing is trained.
-    inspect: what else is measured on a run that has ended, see `inspection.py`.
+    num_epochs: number of epochs.
+    fields: config fields that differ from those of `config`.
+    learning_rates: candidates for the learning rate; if there are none, that of `config` is used.
+    trial_epochs: length of the trials of the candidates, with seed 0; the one with the lowest training error is chosen.
+    folder: name of the folder of its records and runs, if several experiments share them; else the experiment's name.
+    init_from: condition whose network of the same seed it is initialised from.
+    ensemble_of: condition whose networks of all seeds are averaged; such a condition trains nothing.
+    measure: function that measures a finished run, given its folder; see `analysis/measures.py`.
   """
 
   name: str
   config: str
   num_epochs: float
   fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
-  rates: Sequence[float] = ()
+  learning_rates: Sequence[float] = ()
   trial_epochs: float = 0
-  home: str = ''
+  folder: str = ''
   init_from: 'Condition | None' = None
-  averages: 'Condition | None' = None
-  inspect: Callable[[pathlib.Path], Mapping[str, object]] | None = None
+  ensemble_of: 'Condition | None' = None
+  measure: Callable[[pathlib.Path], Mapping] | None = None
 
 
-SHOW_IMAGES = ('predictions', 'neighbours')
-QUANTITIES = {Record.test_curve: 'test error', Record.training_curve: 'training error'}  # test: of the centre patch
+# Names of the curves that can be drawn; the test error is that of centre crops.
+CURVE_NAMES: Mapping[Callable[[Record], Curve], str] = {
+  Record.test_curve: 'test error',
+  Record.training_curve: 'training error',
+}
+# Figures that show images of the dataset, which may not be redistributed; the report does not include them.
+FIGURES_OF_IMAGES = ('predictions', 'neighbours')
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A claim of the paper, put to the test.
+  """A test of a claim of the paper.
 
   Attributes:
-    name: on the command line.
-    title: of its entry in RESULTS.md.
-    section: of the paper.
-    arms: what is trained.
-    conclude: says what follows from the outcomes, of which every arm has one or more.
-    images_per_second: in training, measured on one core of an AMD EPYC, while the other does as much; for estimates.
-    num_seeds: repetitions of each arm.
-    num_images: in the training set; for estimates.
-    data: to train on.
-    needs: what a reader must have, where it is more than TFDS fetches by itself.
-    shown: the curves that are drawn of every arm, of `QUANTITIES`; none: no figure.
-    level: percent that the figure marks.
-    pictures: further figures, by their names in `figures.py`, of the run of the first arm with seed 0. Those of
-      `SHOW_IMAGES` are not part of the report: photographs are others' and may not be passed on.
-    note: what a reader of the entry must know.
-    reads: other experiments whose outcomes it looks at; their arms are called EXPERIMENT/ARM.
+    name: name on the command line.
+    title: title of its entry in RESULTS.md.
+    section: section of the paper.
+    conditions: the conditions that it compares.
+    conclude: function from its records, with one or more of every condition, to its finding.
+    images_per_second: speed of training for estimates, measured on one core of an AMD EPYC with both cores training.
+    num_seeds: number of repetitions of each condition.
+    num_images: number of training images, for estimates.
+    data: the dataset, for the reader.
+    requires: data that the user must provide; empty if TFDS fetches it.
+    curves: the curves in its figure, keys of `CURVE_NAMES`; if there are none, it has no such figure.
+    marked_error: error in percent that the figure marks.
+    run_figures: further figures of the first condition's run with seed 0, by their names in `analysis/figures.py`.
+    note: what the reader of the entry needs to know.
+    reads: other experiments whose records it uses; their conditions are called EXPERIMENT/CONDITION.
   """
 
   name: str
@@ -78,130 +92,142 @@ class Experiment:
   num_seeds: int = 3
   num_images: int = 50_000
   data: str = 'CIFAR-10'
-  needs: str = ''
-  shown: Sequence[Callable[[Record], tuple]] = (Record.training_curve,)
-  level: float | None = None
-  pictures: Sequence[str] = ()
+  requires: str = ''
+  curves: Sequence[Callable[[Record], Curve]] = (Record.training_curve,)
+  marked_error: float | None = None
+  run_figures: Sequence[str] = ()
   note: str = ''
   reads: Sequence[str] = ()
 
   @property
-  def quantity(self) -> str:
-    """Says what the drawn curves are of."""
-    return f'{QUANTITIES[self.shown[0]] if len(self.shown) == 1 else "error"}, %'
-
-  def num_epochs(self, num_seeds: int) -> float:
-    """Counts the epochs of all its trainings, and of those that they start from."""
-    trained = [condition for condition in self.all_conditions() if not condition.averages]
-    trials = sum(condition.trial_epochs * len(condition.rates) for condition in trained)
-    return trials + num_seeds * sum(condition.num_epochs for condition in trained)
+  def axis_label(self) -> str:
+    """Label of the vertical axis of its figure."""
+    return f'{CURVE_NAMES[self.curves[0]] if len(self.curves) == 1 else "error"}, %'
 
   def all_conditions(self) -> Sequence[Condition]:
-    """Returns the arms, and before them those that they start from."""
+    """Returns the conditions that others are initialised from, followed by those that the experiment compares."""
     origins = {condition.init_from.name: condition.init_from for condition in self.conditions if condition.init_from}
     return (*origins.values(), *self.conditions)
 
-  def hours(self, num_seeds: int) -> float:
-    """Estimates how long it takes."""
-    return self.num_epochs(num_seeds) * self.num_images / self.images_per_second / 3600
+  def num_epochs(self, num_seeds: int) -> float:
+    """Returns the number of epochs of all trainings, including trials."""
+    trained = [condition for condition in self.all_conditions() if not condition.ensemble_of]
+    trials = sum(condition.trial_epochs * len(condition.learning_rates) for condition in trained)
+    return trials + num_seeds * sum(condition.num_epochs for condition in trained)
+
+  def seconds(self, num_epochs: float) -> float:
+    """Estimates the duration of a number of epochs."""
+    return num_epochs * self.num_images / self.images_per_second
 
 
-def trial_name(condition: str, rate: float) -> str:
-  """Names a trial of a rate among outcomes, and among files but for its seed: 'relu-rate0.001'."""
-  return f'{condition}-rate{rate:g}'
+def trial_name(condition: str, learning_rate: float) -> str:
+  """Returns the name of the trial of a learning rate, such as 'relu-rate0.001'."""
+  return f'{condition}-rate{learning_rate:g}'
 
 
 def error_after(record: Record, num_epochs: float) -> float:
-  """Returns the training error after so many epochs, percent."""
-  epochs, errors = record.curve('train/error')
+  """Returns the last training error that was measured in the first `num_epochs` epochs, percent."""
+  epochs, errors = record.training_curve()
   return float(errors[epochs <= num_epochs][-1])
 
 
-def kernels_and_training_error(folder: pathlib.Path) -> Mapping[str, object]:
-  """Measures a run of the small AlexNet."""
-  return measures.colour(folder) | measures.training_error(folder)
+def measure_small(folder: pathlib.Path) -> Mapping:
+  """Measures the kernels and the training error of a run of the small AlexNet."""
+  return measures.measure_colour(folder) | measures.measure_training_error(folder)
 
 
-def kernels_and_neighbours(folder: pathlib.Path) -> Mapping[str, object]:
-  """Measures a run on photographs."""
-  return measures.colour(folder) | measures.same_class(folder)
+def measure_photographs(folder: pathlib.Path) -> Mapping:
+  """Measures the kernels and the nearest neighbours of a run on photographs."""
+  return measures.measure_colour(folder) | measures.measure_same_class(folder)
 
 
-# The arms of the small AlexNet. They share seeds, order and steps, so that one paper's recipe stands beside all others.
+EVERY_FIVE_EPOCHS: dict[str, object] = {'eval_every': 5 * 391}
+# The test split serves as the validation split, which draws the curve of the test error. No schedule reads it.
+WITH_TEST_CURVE = EVERY_FIVE_EPOCHS | {'data.validation_split': 'test'}
+# The learning rate of a shortened run decays after the same fractions of the run as that of the 13 % network.
+SHORTENED = {'optimizer.steps': (0.875, 0.9375)}
 
-SELDOM = {'eval_every': 5 * 391}  # every five epochs
-CURVES = SELDOM | {'data.validation_split': 'test'}  # the curve of the test error; nothing hangs on it
-CUT = {'optimizer.steps': (0.875, 0.9375)}  # where the rate drops in a run that is cut short, as in that of 13 %
+# Conditions with the small AlexNet. All have the same seeds, order of images and steps, and share their folder, so one
+# condition with the paper's recipe serves all experiments.
 
-# The rate drops twice at fixed times, since a plateau of its own for each arm would be a second difference.
-TWO_DROPS = {'optimizer.schedule': 'steps', 'optimizer.steps': (0.8, 0.95)}
-SMALL = {
+# The learning rate decays twice at fixed times; a plateau schedule would be a second difference between conditions.
+TWO_DECAYS = {'optimizer.schedule': 'steps', 'optimizer.steps': (0.8, 0.95)}
+SMALL: dict[str, object] = {
   'data.train_split': 'train',
   'data.validation_split': 'test',
-  **TWO_DROPS,
+  **TWO_DECAYS,
   'eval_every': 2 * 391,
   'log_every': 79,
 }
 SMALL_EPOCHS = 24
-SMALL_SPEED = 1000
+SMALL_IMAGES_PER_SECOND = 1000
 BOTH_ERRORS = (Record.test_curve, Record.training_curve)
 OVERFITTING_NOTE = (
-  'Test and training error are those of the finished network, of centre patches and with all neurons; the figure and '
-  'the column below have the training error of the batches, with augmentation and dropout.'
+  'The errors in bold are those of the finished network on centre crops, without dropout. The training error in the '
+  'figure and in the table is measured on training batches, with augmentation and dropout.'
 )
-SMALL_NOTE = (
-  '`small` is the network of the paper with half of its kernels, for 64 x 64 pixels, in the recipe of the paper but '
-  'for the initial deviations, which are scaled to the smaller layers, and the rate, which drops after 80 and 95 % of '
-  'the run. An error of 20 % of 10,000 test images has a standard deviation of 0.4 points; ten trainings '
-  'done again with the same seed, but sums taken in another order, differed by 0.0 to 1.0, on average by 0.3. Two that '
-  'were done again with sums in the same order, on a fresh clone on the same kind of machine, were the same to the '
-  'last digit. Nineteen done again on another kind of processor, of dropout with seed 0 and of pre-training with seeds '
-  '0 to 2, differed by 0.0 to 1.4, on average by 0.4.'
-)
+SMALL_NOTE = """\
+`small` is the paper's network with half of the kernels, for images of 64 x 64 pixels. It is trained with the paper's
+recipe, except that the standard deviations of the initial weights are scaled to the smaller layers, and that the
+learning rate decays after 80 and 95 % of the run.
+
+An error of 20 % on 10,000 test images has a standard error of 0.4 points. Repetitions of a training with the same seed
+differ by:
+
+| repeated | trainings | difference, points | mean difference |
+| --- | --- | --- | --- |
+| on the same kind of machine, from a fresh clone | 2 | 0.0 | 0.0 |
+| with another order of floating-point sums | 10 | 0.0 to 1.0 | 0.3 |
+| on another kind of processor (dropout, seed 0; pre-training, seeds 0 to 2) | 19 | 0.0 to 1.4 | 0.4 |
+"""
 
 
-def small(name: str, *variants: str) -> Condition:
-  """Makes an arm of the small AlexNet on CIFAR-10."""
+def small_condition(name: str, *variants: str) -> Condition:
+  """Makes a condition that trains the small AlexNet on CIFAR-10."""
   config = ','.join(('configs/alexnet.py:cifar10,small', *variants))
-  return Condition(name, config, SMALL_EPOCHS, SMALL, home='small', inspect=kernels_and_training_error)
+  return Condition(name, config, SMALL_EPOCHS, SMALL, folder='small', measure=measure_small)
 
 
-def ablation(
-  name: str, title: str, section: str, conditions: Sequence[Condition], conclude: Conclusion, **others
+def small_experiment(
+  name: str, title: str, section: str, conditions: Sequence[Condition], conclude: Conclusion, **fields: Any
 ) -> Experiment:
-  """Makes an experiment on the small AlexNet."""
-  others = {'images_per_second': SMALL_SPEED, 'data': 'CIFAR-10, `small`', 'shown': (Record.test_curve,)} | others
-  return Experiment(name, title, section, conditions, conclude, **others)
+  """Makes an experiment with the small AlexNet on CIFAR-10; `fields` are further fields of `Experiment`."""
+  defaults: dict[str, Any] = {
+    'images_per_second': SMALL_IMAGES_PER_SECOND,
+    'data': 'CIFAR-10, `small`',
+    'curves': (Record.test_curve,),
+  }
+  return Experiment(name, title, section, conditions, conclude, **(defaults | fields))
 
 
-# Without overlap conv5 has no padding (run 147), and 64 pixels would leave it a single place. 96 leave several.
-LARGER = {
+# Without overlap conv5 has no padding (run 147), so images of 64 pixels would leave it a single position; 96 pixels
+# leave several.
+IMAGES_OF_96_PIXELS = {
   'model.image_size': 96,
   'model.border': 12,
   'augment.offsets': 12,
-  'model.init_std.fc6': 0.01 * (9216 / 512) ** 0.5,  # it reads 2 x 2 places now
+  'model.init_std.fc6': 0.01 * (9216 / 512) ** 0.5,  # fc6 reads 2 x 2 positions of 128 maps
 }
 
 
-def larger(name: str, *variants: str) -> Condition:
-  """Makes an arm for 96 x 96 pixels, which take more than twice as long, and half as many epochs."""
-  condition = small(name, *variants)
-  return dataclasses.replace(condition, fields=SMALL | LARGER, home='', num_epochs=SMALL_EPOCHS / 2)
+def condition_of_96_pixels(name: str, *variants: str) -> Condition:
+  """Makes a condition for images of 96 x 96 pixels; they take over twice the time, so it has half of the epochs."""
+  condition = small_condition(name, *variants)
+  return dataclasses.replace(condition, fields=SMALL | IMAGES_OF_96_PIXELS, folder='', num_epochs=SMALL_EPOCHS / 2)
 
 
-PAPER = small('paper')
-# Without dropout twice as many neurons speak at a time, so that the same rate makes larger steps: this arm may choose.
-# The rate drops at shares of a run, so that trials are whole runs.
+PAPER = small_condition('paper')
+# The learning rate decays after fractions of the run, so trials are complete runs.
 NO_DROPOUT = dataclasses.replace(
-  small('no_dropout', 'no_dropout'), rates=(0.0025, 0.005, 0.01), trial_epochs=SMALL_EPOCHS
+  small_condition('no_dropout', 'no_dropout'), learning_rates=(0.0025, 0.005, 0.01), trial_epochs=SMALL_EPOCHS
 )
-RATE_NOTE = (
-  'Without dropout twice as many neurons speak at a time, so that the same rate makes larger steps; that arm has the '
-  'rate with the lowest training error, here the smallest that was tried.'
+NO_DROPOUT_NOTE = (
+  'Without dropout, twice the number of neurons is active, so the same learning rate makes larger steps. `no_dropout` '
+  'therefore uses the learning rate with the lowest training error, here the smallest that was tried.'
 )
 
-# Pre-training on some classes of CIFAR-10, and fine-tuning on a few images of the others: as 15 million images of all
-# classes of ImageNet to the 1.2 million of ILSVRC.
+# Pre-training on six classes of CIFAR-10 and fine-tuning on a few images of the other four stands for pre-training on
+# 15 million images of all classes of ImageNet and fine-tuning on the 1.2 million images of ILSVRC.
 ANIMALS = {'data.classes': ('bird', 'cat', 'deer', 'dog', 'frog', 'horse')}
 VEHICLES = {
   'data.classes': ('airplane', 'automobile', 'ship', 'truck'),
@@ -209,26 +235,28 @@ VEHICLES = {
   'eval_every': 95,  # every five epochs
 }
 PRETRAINED = dataclasses.replace(
-  small('animals', 'conv6'), fields=SMALL | ANIMALS, home='pretraining', inspect=None, num_epochs=20
+  small_condition('animals', 'conv6'), fields=SMALL | ANIMALS, folder='pretraining', measure=None, num_epochs=20
 )
 
 
-def few_vehicles(name: str, *variants: str, rates: Sequence[float], init_from: Condition | None = None) -> Condition:
-  """Makes an arm that learns the other classes from 2,400 images."""
+def vehicle_condition(
+  name: str, *variants: str, learning_rates: Sequence[float], init_from: Condition | None = None
+) -> Condition:
+  """Makes a condition that trains on 2,400 images of vehicles."""
   return dataclasses.replace(
-    small(name, *variants),
+    small_condition(name, *variants),
     fields=SMALL | VEHICLES,
-    home='pretraining',
-    inspect=None,
+    folder='pretraining',
+    measure=None,
     init_from=init_from,
     num_epochs=60,
-    rates=rates,
+    learning_rates=learning_rates,
     trial_epochs=60,
   )
 
 
-def photographs(name: str, *variants: str) -> Condition:
-  """Makes an arm of the whole AlexNet on ten classes of photographs."""
+def photograph_condition(name: str, *variants: str) -> Condition:
+  """Makes a condition that trains the full AlexNet on ten classes of photographs."""
   return Condition(
     name,
     ','.join(('configs/alexnet.py:imagenette', *variants)),
@@ -237,14 +265,12 @@ def photographs(name: str, *variants: str) -> Condition:
       'data.name': 'ilsvrc/photos',
       'data.train_split': 'train',
       'data.validation_split': 'validation',
-      **TWO_DROPS,
+      **TWO_DECAYS,
       'batch_size': 32,
     },
-    inspect=kernels_and_neighbours,
+    measure=measure_photographs,
   )
 
-
-# The experiments.
 
 EXPERIMENTS = {
   experiment.name: experiment
@@ -254,258 +280,283 @@ EXPERIMENTS = {
       title='Figure 1: ReLU against tanh',
       section='3.1',
       conditions=(
-        Condition('relu', 'configs/cifar10.py:figure1', 12, SELDOM, (0.001, 0.002, 0.004, 0.008), 3),
-        Condition('tanh', 'configs/cifar10.py:figure1,tanh', 50, SELDOM, (0.002, 0.004, 0.008, 0.016, 0.032), 3),
+        Condition(
+          'relu',
+          'configs/cifar10.py:figure1',
+          12,
+          EVERY_FIVE_EPOCHS,
+          learning_rates=(0.001, 0.002, 0.004, 0.008),
+          trial_epochs=3,
+        ),
+        Condition(
+          'tanh',
+          'configs/cifar10.py:figure1,tanh',
+          50,
+          EVERY_FIVE_EPOCHS,
+          learning_rates=(0.002, 0.004, 0.008, 0.016, 0.032),
+          trial_epochs=3,
+        ),
       ),
-      conclude=speed_up('relu', 'tanh', to_error=25, paper=6),
+      conclude=compare_speed('relu', 'tanh', to_error=25, paper=6),
       images_per_second=1400,
-      level=25,
-      note='Four layers of weights, no regularisation, no augmentation. The training error is that of each batch '
-      'before its own update, averaged over 10,000 images. Each arm has the rate whose training error was lowest after '
-      'three epochs.',
+      marked_error=25,
+      note='The network has four layers of weights and is trained without regularisation and augmentation. The '
+      'training error of a batch is measured before its own update and averaged over 10,000 images. Each condition '
+      'uses the learning rate with the lowest training error after three epochs.',
     ),
     Experiment(
       name='lrn',
       title='Local response normalisation on CIFAR-10',
       section='3.3',
       conditions=(
-        Condition('with', 'configs/cifar10.py:11pct', 24, CURVES | CUT),
-        Condition('without', 'configs/cifar10.py:11pct,no_lrn', 24, CURVES | CUT),
+        Condition('with', 'configs/cifar10.py:11pct', 24, WITH_TEST_CURVE | SHORTENED),
+        Condition('without', 'configs/cifar10.py:11pct,no_lrn', 24, WITH_TEST_CURVE | SHORTENED),
       ),
-      conclude=gain('with', 'without', paper=2.0),
+      conclude=compare_errors('with', 'without', paper=2.0),
       images_per_second=1000,
-      shown=(Record.test_curve,),
-      note='The network of 11 % with its normalisation and without, cut to 24 epochs. In 2012 more than normalisation '
-      'was between 13 and 11 %: the second network is wider, decays otherwise, and was trained for 520 epochs instead '
-      'of 160 (facts, 3). This pair differs in normalisation alone. Nine views.',
+      curves=(Record.test_curve,),
+      note='The network of 11 % is trained with and without normalisation, for 24 epochs only; errors are of nine '
+      'crops. The networks of 13 and 11 % of 2012 differ in more than normalisation: the second is wider, has another '
+      'weight decay, and was trained for 520 epochs instead of 160 (facts, 3).',
     ),
     Experiment(
       name='13pct',
       title='The four-layer network of 13 %',
       section='3.3',
-      conditions=(Condition('13pct', 'configs/cifar10.py:13pct', 160, CURVES),),
-      conclude=reaches('13pct', paper=13.0, within=0.5),
+      conditions=(Condition('13pct', 'configs/cifar10.py:13pct', 160, WITH_TEST_CURVE),),
+      conclude=compare_with_paper('13pct', paper=13.0, tolerance=0.5),
       images_per_second=1200,
       num_seeds=1,
-      shown=(Record.test_curve,),
-      note='Its own schedule, but all five batches from the start; in 2012 the fifth came in after 100 epochs. Nine '
-      'views.',
+      curves=(Record.test_curve,),
+      note='The schedule is that of 2012, but all five training batches are used from the first epoch; in 2012 the '
+      'fifth was added after 100 epochs. The error is that of nine crops.',
     ),
     Experiment(
       name='11pct',
       title='The four-layer network of 11 %',
       section='3.3',
-      conditions=(Condition('11pct', 'configs/cifar10.py:11pct', 100, CURVES | CUT),),
-      conclude=reaches('11pct', paper=11.0, within=0.5),
+      conditions=(Condition('11pct', 'configs/cifar10.py:11pct', 100, WITH_TEST_CURVE | SHORTENED),),
+      conclude=compare_with_paper('11pct', paper=11.0, tolerance=0.5),
       images_per_second=1000,
       num_seeds=1,
-      shown=(Record.test_curve,),
-      note='Cut from 520 to 100 epochs. By then its training error, of images cut and mirrored at random, lies hardly '
-      'below its test error, so that it would go on learning. The figure shows the network of 13 % beside it. Nine '
-      'views.',
+      curves=(Record.test_curve,),
+      note='The run is shortened from 520 to 100 epochs. At its end the training error, on augmented images, is hardly '
+      'below the test error, so longer training would probably lower both. The figure also shows the network of 13 %. '
+      'The error is that of nine crops.',
       reads=('13pct',),
     ),
     Experiment(
       name='views',
-      title='Nine views against the centre patch',
+      title='Nine crops against the centre crop',
       section='4.1',
       conditions=(),
-      conclude=more_views('nine_view'),
+      conclude=compare_crops('nine_view'),
       images_per_second=1,
       reads=('lrn', '13pct', '11pct'),
-      note='The networks of the other experiments; trains nothing itself. Nine views are those of cuda-convnet, the '
-      'ten of the paper are for ImageNet, where they gained 1.5 (facts, 0). Reproduced: every network gains.',
+      note='This experiment uses the networks of other experiments and trains none. The nine crops are those of '
+      "cuda-convnet; the paper's ten crops are for ImageNet, where they lower the error by 1.5 points (facts, 0). "
+      '"Reproduced" here means that the error of every network is lower with nine crops.',
     ),
-    ablation(
+    small_experiment(
       'one_tower',
-      'Two towers against one of half the kernels',
+      'Two towers against one with half of the kernels',
       '3.2',
-      (PAPER, small('one_tower', 'one_tower')),
-      gain('paper', 'one_tower', paper=1.7),
+      (PAPER, small_condition('one_tower', 'one_tower')),
+      compare_errors('paper', 'one_tower', paper=1.7),
     ),
-    ablation(
+    small_experiment(
       'communication',
-      'Two towers against two that never meet',
+      'Two towers with and without cross-tower layers',
       '3.2',
-      (PAPER, small('no_communication', 'no_communication')),
-      gain('paper', 'no_communication', paper=1.2),
-      note='Run 150 of 2012 had wider layers to make up for what they do not read, this network has not.',
+      (PAPER, small_condition('no_communication', 'no_communication')),
+      compare_errors('paper', 'no_communication', paper=1.2),
+      note='Run 150 of 2012 has wider layers to compensate for the inputs that they do not read; `no_communication` '
+      'does not.',
     ),
-    ablation(
+    small_experiment(
       'overlap',
       'Overlapping pooling',
       '3.4',
-      (larger('paper'), larger('no_overlap', 'no_overlap')),
-      gain('paper', 'no_overlap', paper=0.4),
+      (condition_of_96_pixels('paper'), condition_of_96_pixels('no_overlap', 'no_overlap')),
+      compare_errors('paper', 'no_overlap', paper=0.4),
       images_per_second=450,
-      note='For 96 x 96 pixels: with 64, and the paddings that go with windows of two (run 147), conv5 would be left '
-      'with a single place. The paper finds that with overlap it is slightly harder to overfit; in 12 epochs both end '
-      'three and a half points above their error on the training images, and the one without learns faster.',
+      note='Images have 96 x 96 pixels. With 64 x 64 pixels, and the padding that belongs to pooling windows of two '
+      'pixels (run 147), the maps of conv5 would have a single position. The paper observes that networks with '
+      'overlapping pooling are slightly more difficult to overfit. In 12 epochs, the test error of both networks ends '
+      'three and a half points above their error on the training images, and the network without overlap learns '
+      'faster.',
     ),
-    ablation(
+    small_experiment(
       'augmentation',
       'Without augmentation',
       '4.1',
-      (PAPER, small('no_augmentation', 'no_augmentation')),
-      overfits('paper', 'no_augmentation'),
-      shown=BOTH_ERRORS,
+      (PAPER, small_condition('no_augmentation', 'no_augmentation')),
+      compare_overfitting('paper', 'no_augmentation'),
+      curves=BOTH_ERRORS,
       note=OVERFITTING_NOTE,
     ),
-    ablation(
+    small_experiment(
       'normalisation',
       'Local response normalisation in AlexNet',
       '3.3',
-      (PAPER, small('no_lrn', 'no_lrn')),
-      gain('paper', 'no_lrn', paper=1.4),
+      (PAPER, small_condition('no_lrn', 'no_lrn')),
+      compare_errors('paper', 'no_lrn', paper=1.4),
     ),
-    ablation(
+    small_experiment(
       'colour',
       'The colour shift',
       '4.1',
-      (PAPER, small('no_colour', 'no_colour')),
-      gain('paper', 'no_colour', paper=1.0, at_least=True),
-      note='The shift stands for light of other colour and brightness (section 4.1), which ten classes of small images '
-      'may ask less of than a thousand of photographs.',
+      (PAPER, small_condition('no_colour', 'no_colour')),
+      compare_errors('paper', 'no_colour', paper=1.0, at_least=True),
+      note='The colour shift imitates changes in the colour and intensity of the illumination (section 4.1). They may '
+      'matter less for ten classes of small images than for a thousand classes of photographs.',
     ),
-    ablation(
+    small_experiment(
       'ten_views',
-      'Ten views against the centre patch',
+      'Ten crops against the centre crop',
       '4.1',
       (PAPER,),
-      more_views('ten_view'),
-      shown=(),
+      compare_crops('ten_view'),
+      curves=(),
       data='CIFAR-10, `small`; photographs',
       reads=('photographs',),
     ),
-    ablation(
+    small_experiment(
       'dropout',
       'Without dropout',
       '4.2',
       (PAPER, NO_DROPOUT),
-      overfits('paper', 'no_dropout'),
-      shown=BOTH_ERRORS,
-      note=f'{OVERFITTING_NOTE} {RATE_NOTE} Crops and reflections alone keep this network from overfitting in 24 '
-      'epochs; that of the paper had 60 million parameters for 1.2 million images, and 90 epochs.',
+      compare_overfitting('paper', 'no_dropout'),
+      curves=BOTH_ERRORS,
+      note=f'{OVERFITTING_NOTE} {NO_DROPOUT_NOTE} Crops and reflections alone prevent this network from overfitting in '
+      '24 epochs. The network of the paper had 60 million parameters for 1.2 million images, and 90 epochs.',
     ),
-    ablation(
+    small_experiment(
       'dropout_time',
-      'Dropout needs more iterations',
+      'Dropout requires more iterations',
       '4.2',
       (PAPER, NO_DROPOUT),
-      speed_up('no_dropout', 'paper', to_error=35, paper=2, of=Record.test_curve),
-      level=35,
-      note='Epochs to 35 % test error, a level chosen before there were curves. The same curves say 1.2 times at 40 %, '
-      '1.3 at 30 % and 1.2 at 26 %. Whoever reaches it only when the rate drops '
-      f'says nothing of dropout. {RATE_NOTE}',
+      compare_speed('no_dropout', 'paper', to_error=35, paper=2, curve=Record.test_curve),
+      marked_error=35,
+      note='Epochs to a test error of 35 %, a threshold that was chosen before any curve was measured. At thresholds '
+      'of 40, 30 and 26 % the ratios are 1.2, 1.3 and 1.2. A run that reaches a threshold only when its learning rate '
+      f'decays is not informative about dropout. {NO_DROPOUT_NOTE}',
     ),
-    ablation(
+    small_experiment(
       'decay',
       'Weight decay lowers the training error',
       '5',
-      (PAPER, small('no_decay', 'no_decay')),
-      gain('paper', 'no_decay', paper=None, of=verdicts.training_error, what=' in training'),
-      shown=(Record.training_curve,),
+      (PAPER, small_condition('no_decay', 'no_decay')),
+      compare_errors('paper', 'no_decay', paper=None, error_of=verdicts.training_error, suffix=' in training'),
+      curves=(Record.training_curve,),
     ),
-    ablation(
+    small_experiment(
       'biases',
       'Biases of 1 in the early phase',
       '5',
-      (PAPER, small('zero_bias', 'zero_bias')),
-      speed_up('paper', 'zero_bias', to_error=60, paper=None),
-      shown=(Record.training_curve,),
-      level=60,
-      note='Epochs to 60 % training error. The paper does not say how much sooner it gets there, and its initial '
-      'weights are smaller than those of `small`, with which the biases hardly matter.',
+      (PAPER, small_condition('zero_bias', 'zero_bias')),
+      compare_speed('paper', 'zero_bias', to_error=60, paper=None),
+      curves=(Record.training_curve,),
+      marked_error=60,
+      note='Epochs to a training error of 60 %. The paper does not quantify the acceleration. Its initial weights are '
+      'smaller than those of `small`, with which the biases hardly matter.',
     ),
-    ablation(
+    small_experiment(
       'depth',
       'Without a middle layer',
       '7',
-      (PAPER, small('without_conv3', 'without_conv3'), small('without_conv4', 'without_conv4')),
-      gain('paper', 'without_conv3', 'without_conv4', paper=2.0),
-      note='The training error of the finished network rises too, by about a point. Ten classes and 24 epochs leave '
-      'less for a layer to do than the 1000 classes and 90 epochs of the paper.',
+      (
+        PAPER,
+        small_condition('without_conv3', 'without_conv3'),
+        small_condition('without_conv4', 'without_conv4'),
+      ),
+      compare_errors('paper', 'without_conv3', 'without_conv4', paper=2.0),
+      note='The training error of the finished network increases as well, by about a point. A single layer probably '
+      'matters less for ten classes and 24 epochs than for the 1000 classes and 90 epochs of the paper.',
     ),
-    ablation(
+    small_experiment(
       'ensemble',
       'Five networks, averaged',
       '6',
-      (PAPER, dataclasses.replace(PAPER, name='averaged', averages=PAPER, inspect=None)),
-      gain('averaged', 'paper', paper=2.6, num_needed=1),
+      (PAPER, dataclasses.replace(PAPER, name='averaged', ensemble_of=PAPER, measure=None)),
+      compare_errors('averaged', 'paper', paper=2.6, min_seeds=1),
       num_seeds=5,
-      shown=(),  # an average has no curve
-      note='The mean of the probabilities of seeds 0 to 4.',
+      curves=(),  # an average has no curve
+      note='`averaged` is the mean of the probabilities of seeds 0 to 4.',
     ),
-    ablation(
+    small_experiment(
       'pretraining',
       'Pre-training on other classes, then fine-tuning',
       '6',
       (
-        few_vehicles('five_convs', rates=(0.01, 0.02)),
-        few_vehicles('six_convs', 'conv6', rates=(0.01, 0.02)),
-        few_vehicles('pretrained', 'conv6', 'finetune', rates=(0.001, 0.005, 0.01, 0.02), init_from=PRETRAINED),
+        vehicle_condition('five_convs', learning_rates=(0.01, 0.02)),
+        vehicle_condition('six_convs', 'conv6', learning_rates=(0.01, 0.02)),
+        vehicle_condition(
+          'pretrained', 'conv6', 'finetune', learning_rates=(0.001, 0.005, 0.01, 0.02), init_from=PRETRAINED
+        ),
       ),
-      gain('pretrained', 'five_convs', paper=1.7),
+      compare_errors('pretrained', 'five_convs', paper=1.7),
       num_images=5_000,  # in an epoch, on average over all trainings
       data='CIFAR-10, four classes, `small`',
-      note='A network with a sixth convolution, trained on the 30,000 images of animals for 20 epochs and then on '
-      '2,400 of vehicles, against the one without either; six_convs has the sixth convolution alone. Each arm has the '
-      'rate with the lowest training error; in fine-tuning fc8 has ten times as much. With a tenth of the rate of the '
-      'others, as in 2012, 1,126 steps do not do what 540,000 did. All done again, on a fresh clone on two cores of an '
-      'AMD EPYC (Zen 3) on 2026-11-27: five_convs 16.09 ± 0.31, six_convs 16.48 ± 0.74, pretrained 15.27 ± 0.17 % with '
-      'ten views; there 0.005 was the rate with the lowest training error in fine-tuning.',
+      note='`pretrained` has a sixth convolution, is pre-trained on the 30,000 images of animals for 20 epochs, and '
+      'then fine-tuned on 2,400 images of vehicles. `six_convs` is not pre-trained, and `five_convs` lacks the sixth '
+      'convolution as well. Each condition uses the learning rate with the lowest training error; in fine-tuning, the '
+      'learning rate of fc8 is ten times as high. A tenth of the learning rate of the other conditions, as in 2012, is '
+      'too low for fine-tuning in 1,126 steps; in 2012 there were 540,000. All trainings were repeated from a fresh '
+      'clone, on two cores of an AMD EPYC (Zen 3), on 2026-11-27. Their errors with ten crops are 16.09 ± 0.31 % '
+      '(five_convs), 16.48 ± 0.74 % (six_convs) and 15.27 ± 0.17 % (pretrained, whose training error was lowest at '
+      '0.005).',
     ),
-    ablation(
+    small_experiment(
       'kernels',
       'One tower learns colour',
       '6.1',
       (PAPER,),
-      verdicts.specialised(),
-      shown=(),
-      pictures=('kernels',),
+      verdicts.compare_tower_colours(),
+      curves=(),
+      run_figures=('kernels',),
       data='CIFAR-10, `small`; photographs',
-      note="Colour is what is left of a kernel when its channels' mean is taken from each; in noise it has 67 % of the "
-      'energy. In the two towers of the published Caffe network it has 77 and 15 %. Here the towers had 9,375 '
-      'steps on CIFAR-10 and 2,100 on photographs; those of the paper, which parted in every run, had about 900,000.',
+      note='The colour of a kernel is the remainder after the mean of its channels is subtracted from each. It has 67 '
+      '% of the energy of noise, and 77 and 15 % of the energy of the two towers of the published Caffe network. Here, '
+      'the towers were trained for 9,375 steps on CIFAR-10 and 2,100 on photographs. Those of the paper, which '
+      'specialised in every run, were trained for about 900,000. The paper gives no number, so the difference between '
+      'the towers is compared with the 62 points of the Caffe network.',
       reads=('photographs',),
     ),
     Experiment(
       name='photographs',
-      title='The whole network on a few photographs',
+      title='The full network on a few photographs',
       section='6.1',
-      conditions=(photographs('paper'), photographs('as_run', 'as_run')),
-      conclude=verdicts.alike('paper', 'as_run'),
-      images_per_second=25,  # half of what two cores do (benchmarks/README.md)
+      conditions=(photograph_condition('paper'), photograph_condition('as_run', 'as_run')),
+      conclude=verdicts.compare_neighbours('paper', 'as_run'),
+      images_per_second=25,  # half of the speed of two cores (benchmarks/README.md)
       num_seeds=1,
       num_images=2_800,
       data='ten classes of photographs',
-      needs='FOLDER/train/CLASS/PICTURE and val, prepared with `python -m alexnet_jax prepare folder FOLDER '
+      requires='FOLDER/train/CLASS/IMAGE and val, prepared by `python -m alexnet_jax prepare folder FOLDER '
       '--name=photos`',
-      shown=(Record.test_curve,),
-      pictures=('kernels', 'predictions', 'neighbours'),
-      note='The full AlexNet, 224 x 224 pixels, on 2,800 photographs of the ten classes of Imagenette, 280 of each, '
-      'tested on 70 others of each: n01440764 tench, n02102040 English springer, n02979186 cassette player, n03000684 '
-      'chain saw, n03028079 church, n03394916 French horn, n03417042 garbage truck, n03425413 gas pump, n03445777 golf '
-      'ball, n03888257 parachute.',
+      curves=(Record.test_curve,),
+      run_figures=('kernels', 'predictions', 'neighbours'),
+      note='The full AlexNet, 224 x 224 pixels, is trained on 2,800 photographs, 280 of each of the ten classes of '
+      'Imagenette, and tested on 70 others of each: n01440764 tench, n02102040 English springer, n02979186 cassette '
+      'player, n03000684 chain saw, n03028079 church, n03394916 French horn, n03417042 garbage truck, n03425413 gas '
+      'pump, n03445777 golf ball, n03888257 parachute. Each percentage is of 3,000 neighbours, so one seed is enough.',
     ),
   )
 }
 
 
 def conditions_read(experiment: Experiment) -> list[str]:
-  """Names the arms of the experiments that this one reads, as its outcomes call them: 'lrn/with'."""
+  """Returns the names of the conditions of other experiments that an experiment reads, such as 'lrn/with'."""
   return [f'{name}/{condition.name}' for name in experiment.reads for condition in EXPERIMENTS[name].conditions]
 
 
-def curves(experiment: Experiment, records: Mapping[str, Sequence[Record]]) -> dict[str, list[tuple]]:
-  """Returns what the figure of an experiment compares, {name of a line: its curve of every seed}."""
-  drawn = conditions_read(experiment) + [
-    condition.name for condition in experiment.conditions if not condition.averages
-  ]
-  return {
-    name.rpartition('/')[2] + (f', {QUANTITIES[curve]}' if len(experiment.shown) > 1 else ''): [
-      curve(record) for record in records[name]
-    ]
-    for name in drawn
-    for curve in experiment.shown
-  }
+def curves_by_label(experiment: Experiment, records: Records) -> dict[str, list[Curve]]:
+  """Returns the curves in the figure of an experiment, {label: [curve of each seed]}."""
+  trained = [condition.name for condition in experiment.conditions if not condition.ensemble_of]
+  labelled = {}
+  for name in conditions_read(experiment) + trained:
+    for curve in experiment.curves:
+      label = name.rpartition('/')[2] + (f', {CURVE_NAMES[curve]}' if len(experiment.curves) > 1 else '')
+      labelled[label] = [curve(record) for record in records[name]]
+  return labelled

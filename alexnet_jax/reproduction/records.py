@@ -1,4 +1,4 @@
-"""What is kept of a finished training: a small JSON with its command, machine, error rates and curves."""
+"""Records of finished trainings: small JSON files with the command, the machine, the error rates and the curves."""
 
 import datetime
 import json
@@ -11,30 +11,34 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alexnet_jax.models import towers
 from alexnet_jax.runtime import atomic_files, host_memory
 from alexnet_jax.runtime.errors import RunError, UsageError
 
-KEPT_RATES = ('top1_error', 'top5_error', 'log_prob')  # of each way to look at test images
-SIGNIFICANT = 4  # digits of a point of a curve
+RECORDED_METRICS = ('top1_error', 'top5_error', 'log_prob')
+RECORDED_CURVES = ('train/error', 'train/loss', 'validation/top1_error')
+NUM_SIGNIFICANT_DIGITS = 4  # of the values of a curve
+
+Curve = tuple[np.ndarray, np.ndarray]  # epochs [point], values [point]
 
 
 class Record(NamedTuple):
-  """A finished training.
+  """A finished training, or the evaluation of an average of trained networks; the fields are the keys of the JSON file.
 
   Attributes:
-    command: that trains the same.
-    commit: of this project; ends in '+' where files differed from it.
-    date: on which it ended, ISO 8601.
+    command: command that repeats it.
+    commit: commit of this project, with a trailing '+' if the working tree differed from it.
+    date: date on which it ended, ISO 8601.
     hardware: processor, cores and memory, or accelerators.
-    versions: of jax and flax.
-    seed: of the run; of an average, how many networks it is of.
+    versions: versions of JAX and Flax.
+    seed: seed of the run; for an average, the number of networks.
     dataset: name and version, such as 'cifar10/3.0.2'.
-    num_epochs: trained for.
-    steps_per_epoch: training images over the batch size.
-    minutes: spent in training steps.
+    num_epochs: number of epochs trained.
+    steps_per_epoch: number of training images divided by the batch size.
+    minutes: time spent in training steps.
     results: {'centre': {'top1_error': percent, 'top5_error': percent, 'log_prob': nats}, ...} on the test split.
     curves: {'train/error': ([step, ...], [percent, ...]), 'train/loss': ..., 'validation/top1_error': ...}.
-    measured: what `inspection.py` found in the run, such as {'colour': [percent, percent]}.
+    measured: results of further measurements, see `analysis/measures.py`, such as {'colour': [percent, percent]}.
   """
 
   command: str
@@ -49,25 +53,25 @@ class Record(NamedTuple):
   minutes: float
   results: Mapping[str, Mapping[str, float]]
   curves: Mapping[str, tuple[list[int], list[float]]]
-  measured: Mapping[str, object] = {}
+  measured: Mapping = {}
 
-  def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a curve as (epochs [point], values [point]); both are empty where it has none of that name."""
+  def curve(self, name: str) -> Curve:
+    """Returns a curve as (epochs [point], values [point]); both are empty if there is no curve of that name."""
     steps, values = self.curves.get(name, ((), ()))
     return np.asarray(steps, float) / self.steps_per_epoch, np.asarray(values, float)
 
-  def training_curve(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the curve of the training error, of batches before their own update."""
+  def training_curve(self) -> Curve:
+    """Returns the training error in percent, of each batch before its own update."""
     return self.curve('train/error')
 
-  def test_curve(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the curve of the test error of the centre, for a run that also validated on the test split."""
+  def test_curve(self) -> Curve:
+    """Returns the test error in percent, on centre crops, of a run whose validation split is the test split."""
     epochs, errors = self.curve('validation/top1_error')
     return np.append(epochs, self.num_epochs), np.append(errors, self.results['centre']['top1_error'])
 
 
-def epochs_to(error: float, curve: tuple[np.ndarray, np.ndarray]) -> float | None:
-  """Says after how many epochs a curve, (epochs [point], percent [point]), first fell below an error; None: never."""
+def epochs_to_error(error: float, curve: Curve) -> float | None:
+  """Returns the epoch at which a curve first falls below an error in percent, interpolated linearly; None if never."""
   epochs, errors = curve
   below = np.flatnonzero(errors < error)
   if not below.size:
@@ -83,60 +87,53 @@ def make_record(
   *,
   command: str,
   seed: int,
-  versions: str,
-  devices: str,
   batch_size: int,
   num_images: int,
   results: Mapping,
   curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-  measured: Mapping[str, object] | None = None,
 ) -> Record:
-  """Collects what is worth keeping of a training that has just ended.
+  """Makes the record of a training that has just ended in this process.
 
   Args:
-    command: that trains the same.
-    seed: of the run.
-    versions: of jax and flax.
-    devices: what it ran on, in words, where that is no CPU.
-    batch_size: images in a step.
-    num_images: in the training split.
-    results: what `results.json` holds.
-    curves: of TensorBoard, {'train/loss': (steps [point], values [point]), ...}.
-    measured: what `inspection.py` found.
+    command: command that repeats it.
+    seed: seed of the run; for an average, the number of networks.
+    batch_size: number of images in a training step.
+    num_images: number of images in the training split.
+    results: contents of `results.json`.
+    curves: curves of TensorBoard, {'train/loss': (steps [point], values [point]), ...}.
   """
-  speed = curves.get('speed/images_per_second', ((0,), (0.0,)))[1]
-  num_trained = results['step'] * batch_size
+  _, speeds = curves.get('speed/images_per_second', ((0,), (0.0,)))
+  num_trained_images, images_per_second = results['step'] * batch_size, float(np.median(speeds))
   return Record(
     command=command,
     commit=_commit(),
     date=datetime.date.today().isoformat(),
-    hardware=devices or _processor(),
-    versions=versions,
+    hardware=towers.accelerators() or _processor(),
+    versions=towers.versions(),
     seed=seed,
     dataset=results['dataset'],
-    num_epochs=round(num_trained / num_images, 3),
+    num_epochs=round(num_trained_images / num_images, 3),
     steps_per_epoch=num_images / batch_size,
-    minutes=round(num_trained / float(np.median(speed)) / 60, 1) if np.median(speed) > 0 else 0.0,
+    minutes=round(num_trained_images / images_per_second / 60, 1) if images_per_second > 0 else 0.0,
     results={
-      crop_set: {name: round(rates[name], 4) for name in KEPT_RATES}
-      for crop_set, rates in results.items()
-      if isinstance(rates, Mapping) and KEPT_RATES[0] in rates
+      crop_set: {name: round(metrics[name], 4) for name in RECORDED_METRICS}
+      for crop_set, metrics in results.items()
+      if isinstance(metrics, Mapping) and RECORDED_METRICS[0] in metrics
     },
     curves={
-      name: (steps.tolist(), [float(f'{value:.{SIGNIFICANT}g}') for value in values])
+      name: (steps.tolist(), [float(f'{value:.{NUM_SIGNIFICANT_DIGITS}g}') for value in values])
       for name, (steps, values) in curves.items()
-      if name in ('train/error', 'train/loss', 'validation/top1_error')
+      if name in RECORDED_CURVES
     },
-    measured=measured or {},
   )
 
 
 def _commit():
-  """Names the commit that is checked out beside this file; 'unknown' where git does not know one."""
-  git = ['git', '-C', os.path.dirname(os.path.abspath(__file__))]
+  """Returns the commit of the repository that contains this file, or 'unknown'."""
+  git = ['git', '-C', str(pathlib.Path(__file__).resolve().parents[2])]
   try:
     commit = subprocess.run([*git, 'rev-parse', '--short=10', 'HEAD'], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*git, 'diff', '--quiet', 'HEAD', '--', '.', '../configs'], check=False).returncode
+    changed = subprocess.run([*git, 'diff', '--quiet', 'HEAD', '--', 'alexnet_jax', 'configs'], check=False).returncode
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
   return commit.stdout.strip() + ('+' if changed else '')
@@ -147,18 +144,18 @@ def _processor():
   lines = cpu.read_text().splitlines() if cpu.exists() else []
   names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
   try:
-    mine = len(os.sched_getaffinity(0))  # fewer than there are where `taskset` says so
+    num_available = len(os.sched_getaffinity(0))  # fewer than `os.cpu_count()` under `taskset`
   except AttributeError:  # macOS
-    mine = os.cpu_count()
-  cores = f'{mine} cores' if mine == os.cpu_count() else f'{mine} of {os.cpu_count()} cores'
+    num_available = os.cpu_count() or 1
+  cores = f'{num_available} cores' if num_available == os.cpu_count() else f'{num_available} of {os.cpu_count()} cores'
   return f'{next(names, platform.machine())}, {cores}, {host_memory.total_bytes() / 2**30:.0f} GiB'
 
 
 def save(path: pathlib.Path, record: Record) -> None:
-  """Writes an outcome, one curve a line.
+  """Writes a record as JSON with one curve per line, and creates its folder if necessary.
 
   Raises:
-    RunError: if it cannot be written.
+    RunError: if the file cannot be written.
   """
   lines = [f'  {json.dumps(name)}: {json.dumps(value)}' for name, value in record._asdict().items() if name != 'curves']
   curves = [f'    {json.dumps(name)}: {json.dumps(points)}' for name, points in record.curves.items()]
@@ -172,14 +169,14 @@ def save(path: pathlib.Path, record: Record) -> None:
 
 
 def load(path: pathlib.Path) -> Record | None:
-  """Reads an outcome; None if there is none.
+  """Reads a record; returns None if the file does not exist.
 
   Raises:
-    UsageError: if it is damaged.
+    UsageError: if the file is damaged.
   """
   try:
     return Record(**json.loads(path.read_text()))
   except FileNotFoundError:
     return None
   except (ValueError, TypeError, OSError) as error:
-    raise UsageError(f'{path} is damaged; put it back, or delete it and train anew.') from error
+    raise UsageError(f'{path} is damaged; restore it, or delete it to repeat the training.') from error

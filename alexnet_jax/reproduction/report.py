@@ -1,224 +1,256 @@
-"""RESULTS.md."""
+"""Renders RESULTS.md from the records of all experiments."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from alexnet_jax.reproduction.claims import CLAIMS, IMAGENET, TWO_DEVICES
 from alexnet_jax.reproduction.experiments import (
   EXPERIMENTS,
-  SHOW_IMAGES,
+  FIGURES_OF_IMAGES,
   SMALL_NOTE,
+  Condition,
   Experiment,
   conditions_read,
   error_after,
   trial_name,
 )
+from alexnet_jax.reproduction.records import Record
 from alexnet_jax.reproduction.verdicts import (
   DIRECTION,
-  FACTOR,
+  MAX_FACTOR,
   NOT_REPRODUCED,
   REPRODUCED,
-  Outcomes,
+  Records,
   error,
-  mean_and_std,
+  format_mean_and_std,
 )
 
-NOT_YET = 'not yet'
-
+NOT_RUN = 'not run'
 
 INTRODUCTION = f"""# Results
 
-Every claim of the paper, and what was measured here. `python -m alexnet_jax reproduce NAME` runs an experiment and
-writes its entry; this file is made from `results/` by `python -m alexnet_jax reproduce --write`, so do not edit it.
+The claims of the paper, compared with our measurements. `python -m alexnet_jax reproduce NAME` runs an experiment and
+updates its entry. This file is generated from `results/` by `python -m alexnet_jax reproduce --write`; do not edit it.
 
-- **{REPRODUCED}**: the effect is there, every seed of one side is better than every seed of the other, and it is
-  between {1 / FACTOR:g} and {FACTOR} times as large as in the paper, where that gives a number (an error rate: at most
-  half a point above it).
-- **{DIRECTION}**: it has the paper's sign, but another size, or it is within the spread, or one side has one seed alone
-  (an average of all seeds may).
-- **{NOT_REPRODUCED}**: it is not there.
-- **needs {IMAGENET}**: only ImageNet can show it. **needs {TWO_DEVICES}**: there were never two.
-- **{NOT_YET}**: not run to the end yet; a smaller dataset can show it.
+| status | meaning |
+| --- | --- |
+| {REPRODUCED} | The effect is clear and of the paper's size. |
+| {DIRECTION} | The effect has the paper's sign, but is not clear, or differs in size. |
+| {NOT_REPRODUCED} | There is no effect, or it has the opposite sign. |
+| needs {IMAGENET} | The claim cannot be tested without {IMAGENET}. |
+| needs {TWO_DEVICES} | The claim cannot be tested without {TWO_DEVICES}, which were not available. |
+| {NOT_RUN} | The experiment is not finished. |
 
-Errors are in percent, top-1 / top-5 where there are two; differences are in percentage points; ± is the standard
-deviation between seeds.
+An effect is clear if every seed of one condition is better than every seed of the other, and each condition has at
+least two seeds; an average of all seeds needs no repetition. An effect has the paper's size if it is {1 / MAX_FACTOR:g}
+to {MAX_FACTOR} times as large, or if the paper gives no number. An error rate is reproduced if it is at most half a
+point above the paper's.
+
+Errors are in percent (top-1 / top-5 if there are two numbers), differences in percentage points; ± is the standard
+deviation over seeds.
+
+Each entry lists the version of jax that it was measured with. On Python 3.11, jax is pinned to 0.10.1, because 0.10.2
+computes some jitted reductions wrongly on a CPU (jax issue 39103). The entries measured with 0.10.2 precede this pin.
 """
 
-
 IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (benchmarks/README.md)
-
-
 BYTES_PER_IMAGE = 15_500  # of 3,500 photographs of 224 x 224, prepared, 2026-11-25
 
-
-RUNS = (  # on ImageNet (facts, 1.6 and 4): config, epochs, training images, all images
+IMAGENET_RUNS = (  # (facts, 1.6 and 4): config, epochs, training images, all images
   (':ilsvrc2010', 90, 1_261_406, 1_461_406),
   (':imagenet2012', 90, 1_281_167, 1_431_167),
-  (':fall2009,conv6', 90, 4_405_500, 8_900_000),  # half of them is for training, a hundredth of that for validation
+  (':fall2009,conv6', 90, 4_405_500, 8_900_000),  # half of the images are for training, 1 % of those for validation
   (':fall2009,run146_2009', 6.65, 4_405_500, 8_900_000),
   (':fall2011,run146_2011', 8.11, 7_425_000, 15_000_000),
   (':imagenet2012,run146_2012', 54, 1_281_167, 1_431_167),
 )
+IMAGENET_NOTE = """\
+`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`. If a claim has
+several commands, compare the `results.json` of their runs. README.md describes how to prepare ImageNet. The runs cost:
+"""
+COST_NOTE = """\
+With `as_run`, the number of epochs is that of the run's log (facts, 1.6). Disk space is that of the prepared images,
+at 15.5 KB each as measured on photographs of 224 x 224 pixels. Images with larger originals may take twice as much. The
+official archives are read in place and take additional space. The days are those of the published network; a network
+with conv6 and more classes takes longer. On an H100, the train step takes 9 ms with 512 images in bfloat16 from device
+memory, which is 56,000 images/s (benchmarks/README.md). No network has been trained there yet.
+"""
 
 
-def cost() -> str:
-  """Says what the runs on ImageNet cost."""
-  lines = [
-    '',
-    '`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`; where there',
-    'are two, what is compared stands in the `results.json` of each (README says how to prepare ImageNet). It costs:',
-    '',
-    f'| run | epochs | steps of 128 | days of two CPU cores, {IMAGES_PER_SECOND} images/s | disk, GB |',
-    '| --- | --- | --- | --- | --- |',
-  ]
-  for config, epochs, training_images, all_images in RUNS:
-    days = epochs * training_images / IMAGES_PER_SECOND / 86_400
-    lines.append(
-      f'| `{config}` | {epochs} | {round(epochs * training_images / 128, -3):,.0f} | {days:.0f} | '
-      f'{all_images * BYTES_PER_IMAGE / 1e9:.0f} |'
-    )
-  lines += [
-    '',
-    'With `as_run` a run has the epochs of its log (facts, 1.6). Disk is that of the prepared images, 15.5 KB each as',
-    'was measured on photographs of 224 x 224; those of larger originals may take twice as much, and the official',
-    'archives are read where they are, beside it. The days are of the published network: one with conv6 and more',
-    'classes takes longer. On an H100 the train step takes 9 ms with 512 images in bfloat16 that lie in its memory,',
-    '56,000 images/s (benchmarks/README.md); no network was trained there yet.',
-    '',
-  ]
-  return '\n'.join(lines)
-
-
-def report(found: Mapping[str, Outcomes]) -> str:
-  """Writes RESULTS.md.
+def render(records: Mapping[str, Records]) -> str:
+  """Renders RESULTS.md.
 
   Args:
-    found: of each experiment, the outcomes of its trainings that have ended.
+    records: {experiment: {condition: records of its finished trainings}}, for all experiments.
   """
-  described = set()
+  described: set[tuple[str, str]] = set()
   entries = [
-    entry(EXPERIMENTS[name], records, described)
-    for name, records in found.items()
-    if is_complete(EXPERIMENTS[name], records)
+    render_entry(EXPERIMENTS[name], finished, described)
+    for name, finished in records.items()
+    if not missing_conditions(EXPERIMENTS[name], finished)
   ]
-  return '\n'.join([INTRODUCTION, table(found), cost(), f'{SMALL_NOTE}\n', *entries])
+  return '\n'.join(
+    [INTRODUCTION, render_claims(records), IMAGENET_NOTE, render_cost(), COST_NOTE, SMALL_NOTE, *entries]
+  )
 
 
-def table(found: Mapping[str, Outcomes]) -> str:
-  """Returns the table of all claims."""
+def render_claims(records: Mapping[str, Records]) -> str:
+  """Renders the table of all claims; the argument is that of `render`."""
   lines = [
     '| section | claim | paper | logs of 2012 | ours | data | status | command |',
     '| --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
   for claim in CLAIMS:
-    ours, data, status, command = '', '', f'needs {claim.needs}' if claim.needs else NOT_YET, claim.command
+    measured, data, status = '', '', f'needs {claim.requires}' if claim.requires else NOT_RUN
+    commands = claim.command.split('; ') if claim.command else []
     if claim.experiment:
       experiment = EXPERIMENTS[claim.experiment]
       data = experiment.data
-      command = '; '.join(filter(None, (f'python -m alexnet_jax reproduce {experiment.name}', claim.command)))
-      if is_complete(experiment, found[experiment.name]):
-        ours, status = experiment.conclude(found[experiment.name])
-    command = '; '.join(f'`{one}`' for one in command.split('; '))
-    lines.append(
-      f'| {claim.section} | {claim.what} | {claim.paper} | {claim.logs} | {ours} | {data} | {status} | {command} |'
-    )
-  return '\n'.join(lines)
+      commands.insert(0, f'python -m alexnet_jax reproduce {experiment.name}')
+      if not missing_conditions(experiment, records[experiment.name]):
+        measured, status = experiment.conclude(records[experiment.name])
+    command = '; '.join(f'`{command}`' for command in commands)
+    cells = (claim.section, claim.statement, claim.paper, claim.logs, measured, data, status, command)
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join([*lines, ''])
 
 
-def is_complete(experiment: Experiment, records: Outcomes) -> bool:
-  """Says whether there is something to conclude from: every arm has ended at least once, of what it reads, too."""
-  return not missing(experiment, records)
-
-
-def missing(experiment: Experiment, records: Outcomes) -> list[str]:
-  """Names the arms of an experiment, and of those that it reads, that have not ended with any seed."""
-  return [
-    name
-    for name in (*(condition.name for condition in experiment.conditions), *conditions_read(experiment))
-    if name not in records
+def render_cost() -> str:
+  """Renders the table of what the runs on ImageNet cost."""
+  lines = [
+    f'| run | epochs | steps of 128 | days on two CPU cores, {IMAGES_PER_SECOND} images/s | disk, GB |',
+    '| --- | --- | --- | --- | --- |',
   ]
+  for config, num_epochs, num_training_images, num_images in IMAGENET_RUNS:
+    num_trained_images = num_epochs * num_training_images
+    lines.append(
+      f'| `{config}` | {num_epochs} | {round(num_trained_images / 128, -3):,.0f} '
+      f'| {num_trained_images / IMAGES_PER_SECOND / 86_400:.0f} | {num_images * BYTES_PER_IMAGE / 1e9:.0f} |'
+    )
+  return '\n'.join([*lines, ''])
 
 
-def entry(experiment: Experiment, records: Outcomes, described: set | None = None) -> str:
-  """Returns the entry of an experiment.
+def missing_conditions(experiment: Experiment, records: Records) -> list[str]:
+  """Returns the conditions of an experiment, and of those that it reads, without any finished training."""
+  own = [condition.name for condition in experiment.conditions]
+  return [name for name in own + conditions_read(experiment) if name not in records]
+
+
+def render_entry(experiment: Experiment, records: Records, described: set[tuple[str, str]] | None = None) -> str:
+  """Renders the entry of an experiment.
 
   Args:
-    experiment: what it is of.
-    records: of its trainings that have ended.
-    described: trainings whose commands stand in an entry above, to which those of this one are added.
+    experiment: the experiment.
+    records: {condition: records of its finished trainings}.
+    described: (folder, condition) whose commands are in an entry above; those of this entry are added.
   """
-  described = set() if described is None else described
-  lines = [
-    f'## {experiment.title}',
-    '',
-    f'Section {experiment.section}, on {experiment.data}. {experiment.note}'.strip(),
-    '',
-  ]
-  if is_complete(experiment, records):
-    ours, verdict = experiment.conclude(records)
-    lines += [f'**{ours}** -- {verdict}.', '']
+  missing = missing_conditions(experiment, records)
+  if missing:
+    conclusion = f'Not finished yet: {", ".join(missing)}.'
   else:
-    lines += [f'Not run to the end yet: {", ".join(missing(experiment, records))}.', '']
-  if not experiment.conditions:
-    return '\n'.join(lines)
-  if experiment.shown:
-    lines += [f'![{experiment.title}](results/{experiment.name}.png)', '']
-  if is_complete(experiment, records):
-    lines += [
-      f'![{picture} of {experiment.conditions[0].name}](results/{experiment.name}-{picture}.png)\n'
-      for picture in experiment.pictures
-      if picture not in SHOW_IMAGES
+    measured, verdict = experiment.conclude(records)
+    conclusion = f'**{measured}** -- {verdict}.'
+  paragraphs = [
+    f'## {experiment.title}',
+    f'Section {experiment.section}, on {experiment.data}. {experiment.note}'.strip(),
+    conclusion,
+  ]
+  if experiment.conditions:
+    paragraphs += _figures(experiment, is_finished=not missing)
+    paragraphs.append(_table(experiment, records))
+    paragraphs += _trials(experiment, records)
+    paragraphs += _commands(experiment, records, set() if described is None else described)
+  return '\n\n'.join(paragraphs) + '\n'
+
+
+def _figures(experiment: Experiment, is_finished: bool) -> list[str]:
+  """Renders the figure of an experiment, and those of its run, which exist once it is finished."""
+  paragraphs = []
+  if experiment.curves:
+    paragraphs.append(f'![{experiment.title}](results/{experiment.name}.png)')
+  if is_finished:
+    paths = {name: f'results/{experiment.name}-{name}.png' for name in experiment.run_figures}
+    paragraphs += [
+      f'![{name} of {experiment.conditions[0].name}]({path})'
+      for name, path in paths.items()
+      if name not in FIGURES_OF_IMAGES
     ]
-    if drawn := [f'`results/{experiment.name}-{name}.png`' for name in experiment.pictures if name in SHOW_IMAGES]:
-      lines += [
-        f'The command also draws {" and ".join(drawn)}; they show images of the dataset, so are not kept here.',
-        '',
-      ]
-  has_ten = any('ten_view' in record.results for some in records.values() for record in some)
-  crop_set, several = ('ten_view', 'ten') if has_ten else ('nine_view', 'nine')
-  lines += [
-    f'| arm | epochs | seeds | training error at the end | test error, centre | {several} views | minutes a seed |',
+    if excluded := [f'`{path}`' for name, path in paths.items() if name in FIGURES_OF_IMAGES]:
+      paragraphs.append(
+        f'The command also draws {" and ".join(excluded)}. They show images of the dataset and are not included.'
+      )
+  return paragraphs
+
+
+def _table(experiment: Experiment, records: Records) -> str:
+  """Renders the table of an experiment, with a row per condition."""
+  has_ten = any('ten_view' in record.results for seeds in records.values() for record in seeds)
+  crop_set, crops = ('ten_view', 'ten') if has_ten else ('nine_view', 'nine')
+  lines = [
+    f'| condition | epochs | seeds | final training error | test error, centre | {crops} crops | minutes per seed |',
     '| --- | --- | --- | --- | --- | --- | --- |',
   ]
   for condition in experiment.conditions:
-    if some := records.get(condition.name):
-      lines.append(f'| {condition.name} | {" | ".join(_row(some, crop_set))} |')
-  lines.append('')
-  for condition in experiment.conditions:
-    trials = {
-      rate: records[trial_name(condition.name, rate)]
-      for rate in condition.rates
-      if trial_name(condition.name, rate) in records
-    }
-    errors = (f'{error_after(one, condition.trial_epochs):.1f} % at {rate:g}' for rate, (one,) in trials.items())
-    if trials:
-      lines += [f'{condition.name}, training error after {condition.trial_epochs:g} epochs: {", ".join(errors)}.', '']
-  for condition in experiment.all_conditions():
-    name, training = condition.name, (condition.home or experiment.name, condition.name)
-    if name not in records:
-      continue
-    if training in described:
-      lines += [f'{name}: as above.', '']
-      continue
-    described.add(training)
-    first = records[name][0]
-    dates = sorted({record.date for record in records[name]})
-    commits = sorted({record.commit for record in records[name]})
-    machines = sorted({record.hardware for record in records[name]})
-    lines += [
-      f'{name}: `{first.command}`; {first.dataset}; {" to ".join(dict.fromkeys((dates[0], dates[-1])))}; '
-      f'commit {", ".join(commits)}; {" and ".join(machines)}; {first.versions}.',
-      '',
-    ]
+    if seeds := records.get(condition.name):
+      lines.append(f'| {condition.name} | {" | ".join(_cells(seeds, crop_set))} |')
   return '\n'.join(lines)
 
 
-def _row(records, crop_set):
-  last = [float(record.training_curve()[1][-1]) for record in records if record.training_curve()[1].size]
-  yield f'{records[0].num_epochs:.4g}'
-  yield str(len(records))
-  yield f'{mean_and_std(last)} %' if last else ''
-  for crops in ('centre', crop_set):
-    errors = [error(record, crops) for record in records if crops in record.results]
-    yield f'{mean_and_std(errors)} %' if errors else ''
-  yield f'{statistics.mean(record.minutes for record in records):.0f}'
+def _cells(records: Sequence[Record], crop_set: str) -> list[str]:
+  def percent(values):
+    return f'{format_mean_and_std(values)} %' if values else ''
+
+  curves = [errors for _, errors in (record.training_curve() for record in records)]
+  training_errors = [float(errors[-1]) for errors in curves if errors.size]
+  test_errors = {
+    name: [error(record, name) for record in records if name in record.results] for name in ('centre', crop_set)
+  }
+  return [
+    f'{records[0].num_epochs:.4g}',
+    str(len(records)),
+    percent(training_errors),
+    percent(test_errors['centre']),
+    percent(test_errors[crop_set]),
+    f'{statistics.mean(record.minutes for record in records):.0f}',
+  ]
+
+
+def _trials(experiment: Experiment, records: Records) -> list[str]:
+  """Renders the training errors of the trials of learning rates, one paragraph per condition."""
+  paragraphs = []
+  for condition in experiment.conditions:
+    errors = []
+    for learning_rate in condition.learning_rates:
+      for trial in records.get(trial_name(condition.name, learning_rate), ()):
+        errors.append(f'{error_after(trial, condition.trial_epochs):.1f} % at {learning_rate:g}')
+    if errors:
+      paragraphs.append(
+        f'{condition.name}, training error after {condition.trial_epochs:g} epochs: {", ".join(errors)}.'
+      )
+  return paragraphs
+
+
+def _commands(experiment: Experiment, records: Records, described: set[tuple[str, str]]) -> list[str]:
+  """Renders the command and the environment of each condition, or a reference to an entry above."""
+  paragraphs = []
+  for condition in experiment.all_conditions():
+    training = condition.folder or experiment.name, condition.name
+    if condition.name not in records:
+      continue
+    if training in described:
+      paragraphs.append(f'{condition.name}: as above.')
+    else:
+      described.add(training)
+      paragraphs.append(_environment(condition, records[condition.name]))
+  return paragraphs
+
+
+def _environment(condition: Condition, records: Sequence[Record]) -> str:
+  first = records[0]
+  dates = sorted({record.date for record in records})
+  commits = sorted({record.commit for record in records})
+  machines = sorted({record.hardware for record in records})
+  return (
+    f'{condition.name}: `{first.command}`; {first.dataset}; {" to ".join(dict.fromkeys((dates[0], dates[-1])))}; '
+    f'commit {", ".join(commits)}; {" and ".join(machines)}; {first.versions}.'
+  )

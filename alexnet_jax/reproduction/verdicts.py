@@ -1,263 +1,285 @@
-"""What follows from the outcomes of an experiment: ours beside the paper's, and a verdict."""
+"""Verdicts on experiments: measured effects, compared with those of the paper.
+
+The functions `compare_...` return the `Conclusion` of an experiment, a function from its records to a `Finding`.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from alexnet_jax.reproduction.records import Record, epochs_to
+from alexnet_jax.reproduction.records import Curve, Record, epochs_to_error
 
 REPRODUCED, DIRECTION, NOT_REPRODUCED = 'reproduced', 'in direction only', 'not reproduced'
-FACTOR = 2  # an effect between half and twice that of the paper is of its size
-TEN_VIEW_GAIN = 1.5  # 39.0 to 37.5 %, top-1, in the footnote of table 1
-# Percentage points between the towers in the published Caffe network (bvlc_alexnet), whose conv1 has 77 and 15 %; the
-# paper has a picture and no number.
+MAX_FACTOR = 2  # an effect of half to twice the paper's counts as the same size
+TEN_CROP_GAIN = 1.5  # 39.0 to 37.5 %, top-1, in the footnote of table 1
+# Difference between the towers' colour fractions in the published Caffe network (bvlc_alexnet), whose conv1 has 77 and
+# 15 %, in percentage points; the paper has a figure and no number.
 COLOUR_GAP = 62
+MIN_RELATIVE_COLOUR_GAP = 0.1  # smaller differences, relative to `COLOUR_GAP`, count as noise
 
-Outcomes = Mapping[str, Sequence[Record]]  # of each arm, one for each seed; of each trial, see `trial_name`, one
-Conclusion = Callable[[Outcomes], 'Finding']
+# {condition: [record of each seed]}; the records of trials, see `experiments.trial_name`, are lists of one.
+Records = Mapping[str, Sequence[Record]]
 
 
 class Finding(NamedTuple):
-  """What an experiment has shown.
+  """The result of an experiment.
 
   Attributes:
-    ours: the measured numbers, in words.
-    verdict: REPRODUCED, DIRECTION or NOT_REPRODUCED.
+    measured: the measured numbers, as text.
+    verdict: `REPRODUCED`, `DIRECTION` or `NOT_REPRODUCED`.
   """
 
-  ours: str
+  measured: str
   verdict: str
 
 
-# Numbers of one outcome, percent.
+Conclusion = Callable[[Records], Finding]
 
 
-def error(record: Record, crop_set: str = '', rate: str = 'top1_error') -> float:
-  """Returns an error on the test split, by default the one from as many views as there are."""
-  return record.results[crop_set or list(record.results)[-1]][rate]
+# Numbers of one record.
+
+
+def error(record: Record, crop_set: str = '') -> float:
+  """Returns the top-1 error on the test split in percent, by default of the largest crop set that was evaluated."""
+  return record.results[crop_set or list(record.results)[-1]]['top1_error']
 
 
 def training_error(record: Record) -> float:
-  """Returns the error of the finished network on the training images, their centre patches and with all neurons."""
+  """Returns the error of the finished network on the centre crops of its training images, without dropout, percent."""
   return record.measured['training_error']
 
 
 def colour_gap(record: Record) -> float:
-  """Returns by how much one tower's conv1 is more colourful than the other's, percentage points."""
-  shares = record.measured['colour']
-  return max(shares) - min(shares)
+  """Returns the difference between the towers' colour fractions in conv1, percentage points."""
+  fractions = record.measured['colour']
+  return max(fractions) - min(fractions)
 
 
-# Numbers of several, and what to think of them.
+# Numbers of several records.
 
 
-def mean_and_std(values: Sequence[float], digits: int = 2) -> str:
-  """Writes values as their mean and standard deviation: '11.20 ± 0.15 (3 seeds)'."""
+def format_mean_and_std(values: Sequence[float], num_digits: int = 2) -> str:
+  """Formats values as their mean and standard deviation: '11.20 ± 0.15 (3 seeds)'."""
   if len(values) == 1:
-    return f'{values[0]:.{digits}f} (1 seed)'
-  return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} ({len(values)} seeds)'
+    return f'{values[0]:.{num_digits}f} (1 seed)'
+  return f'{statistics.mean(values):.{num_digits}f} ± {statistics.stdev(values):.{num_digits}f} ({len(values)} seeds)'
 
 
-def separated(lower: Sequence[float], higher: Sequence[float], num_needed: int = 2) -> bool:
-  """Says whether every value of one side lies below every value of the other, and there are enough on both."""
-  return min(len(lower), len(higher)) >= num_needed and max(lower) < min(higher)
+def are_separated(lower: Sequence[float], higher: Sequence[float], min_seeds: int = 2) -> bool:
+  """Returns whether every lower value is below every higher one, and both have at least `min_seeds` values."""
+  return min(len(lower), len(higher)) >= min_seeds and max(lower) < min(higher)
 
 
-def verdict(share: float, is_clear: bool) -> str:
-  """Judges an effect.
+def judge(relative_effect: float, is_clear: bool) -> str:
+  """Returns the verdict on an effect.
 
   Args:
-    share: its size over that of the paper's; where the paper has no number, 1 if it is there and 0 if not.
-    is_clear: whether it is larger than the spread.
+    relative_effect: the effect divided by the paper's, see `relative_to_paper`.
+    is_clear: whether the effect exceeds the spread of the seeds.
   """
-  if share <= 0:
+  if relative_effect <= 0:
     return NOT_REPRODUCED
-  return REPRODUCED if is_clear and 1 / FACTOR <= share <= FACTOR else DIRECTION
+  return REPRODUCED if is_clear and 1 / MAX_FACTOR <= relative_effect <= MAX_FACTOR else DIRECTION
 
 
-def relative_effect(effect: float, paper: float | None) -> float:
-  """Returns the size of an effect over that of the paper's; for `verdict`."""
+def relative_to_paper(effect: float, paper: float | None) -> float:
+  """Returns an effect divided by the paper's; if the paper gives no number, 1 for a positive effect, else 0."""
   return float(effect > 0) if paper is None else effect / paper
 
 
 # Conclusions.
 
 
-def gain(
+def compare_errors(
   base: str,
   *others: str,
   paper: float | None,
   at_least: bool = False,
-  num_needed: int = 2,
-  of: Callable[[Record], float] = error,
-  what: str = '',
+  min_seeds: int = 2,
+  error_of: Callable[[Record], float] = error,
+  suffix: str = '',
 ) -> Conclusion:
-  """Compares an arm with others by their error.
+  """Compares the error of a condition with that of others, which should be higher.
 
   Args:
-    base: the arm that should have the lower error.
-    others: the arms that should have a higher one.
-    paper: by how much in the paper, on average over the others, percentage points; None: it does not say.
-    at_least: whether the paper says that it is more than that.
-    num_needed: seeds of every arm without which it could be chance; 1 where the base stands for all seeds.
-    of: returns the error of an outcome, percent.
-    what: kind of error, for the reader.
+    base: the condition that should have the lower error.
+    *others: the conditions that should have a higher error.
+    paper: the paper's difference, averaged over `others`, percentage points; None if it gives no number.
+    at_least: whether the paper's difference is a lower bound.
+    min_seeds: number of seeds of every condition that a clear effect requires; 1 if the base averages all seeds.
+    error_of: function that returns the error of a record, percent.
+    suffix: kind of error, appended to each number in the text.
   """
 
-  def conclude(records: Outcomes) -> Finding:
-    errors = {name: [of(record) for record in records[name]] for name in (base, *others)}
+  def conclude(records: Records) -> Finding:
+    errors = {name: [error_of(record) for record in records[name]] for name in (base, *others)}
     difference = statistics.mean(statistics.mean(errors[name]) for name in others) - statistics.mean(errors[base])
-    ours = '; '.join(f'{name} {mean_and_std(values)} %{what}' for name, values in errors.items())
-    is_clear = all(separated(errors[base], errors[name], num_needed) for name in others)
-    share = relative_effect(difference, paper)
-    return Finding(f'{ours}: {difference:+.2f}', verdict(min(share, 1) if at_least else share, is_clear))
+    measured = '; '.join(f'{name} {format_mean_and_std(values)} %{suffix}' for name, values in errors.items())
+    is_clear = all(are_separated(errors[base], errors[name], min_seeds) for name in others)
+    relative_effect = relative_to_paper(difference, paper)
+    if at_least:
+      relative_effect = min(relative_effect, 1)
+    return Finding(f'{measured}: {difference:+.2f}', judge(relative_effect, is_clear))
 
   return conclude
 
 
-def overfits(base: str, other: str) -> Conclusion:
-  """Compares two arms by their test error of the centre patch, and by how far it lies above the training error.
+def compare_overfitting(base: str, other: str) -> Conclusion:
+  """Compares two conditions by their test error on centre crops, and by its distance to the training error.
 
   Args:
-    base: the arm that should generalise better.
-    other: the arm that should have the higher test error, and the larger gap.
+    base: the condition that should generalise better.
+    other: the condition that should have the higher test error and the larger gap.
   """
 
-  def conclude(records: Outcomes) -> Finding:
+  def conclude(records: Records) -> Finding:
     errors = {name: [error(record, 'centre') for record in records[name]] for name in (base, other)}
     gaps = {
       name: [error(record, 'centre') - training_error(record) for record in records[name]] for name in (base, other)
     }
-    ours = '; '.join(
-      f'{name} {mean_and_std(errors[name])} %, {statistics.mean(gaps[name]):+.2f} above training' for name in errors
+    measured = '; '.join(
+      f'{name} {format_mean_and_std(errors[name])} %, {statistics.mean(gaps[name]):+.2f} above training error'
+      for name in errors
     )
-    differences = [statistics.mean(of[other]) - statistics.mean(of[base]) for of in (errors, gaps)]
-    is_clear = separated(errors[base], errors[other]) and separated(gaps[base], gaps[other])
-    return Finding(f'{ours}: {differences[0]:+.2f}', verdict(float(min(differences) > 0), is_clear))
+    differences = [statistics.mean(values[other]) - statistics.mean(values[base]) for values in (errors, gaps)]
+    is_clear = are_separated(errors[base], errors[other]) and are_separated(gaps[base], gaps[other])
+    return Finding(f'{measured}: {differences[0]:+.2f}', judge(float(min(differences) > 0), is_clear))
 
   return conclude
 
 
-def speed_up(
+def compare_speed(
   fast: str,
   slow: str,
   *,
   to_error: float,
   paper: float | None,
-  of: Callable[[Record], tuple] = Record.training_curve,
+  curve: Callable[[Record], Curve] = Record.training_curve,
 ) -> Conclusion:
-  """Compares after how many epochs two arms reach an error; one that never does counts as its whole length.
+  """Compares the epochs that two conditions take to reach an error.
+
+  A slow run that never reaches the error counts with its full length, and the ratio is then a lower bound.
 
   Args:
-    fast: the arm that should need fewer.
-    slow: the arm that should need more.
-    to_error: percent.
-    paper: how many times as many in the paper; None: it does not say.
-    of: returns the curve of an outcome.
+    fast: the condition that should take fewer epochs.
+    slow: the condition that should take more epochs.
+    to_error: error to reach, percent.
+    paper: the paper's ratio; None if it gives no number.
+    curve: function that returns the curve of a record.
   """
 
-  def conclude(records: Outcomes) -> Finding:
-    epochs = {name: [epochs_to(to_error, of(record)) for record in records[name]] for name in (fast, slow)}
-    if None in epochs[fast]:
+  def conclude(records: Records) -> Finding:
+    epochs = {name: [epochs_to_error(to_error, curve(record)) for record in records[name]] for name in (fast, slow)}
+    fast_epochs = [epoch for epoch in epochs[fast] if epoch is not None]
+    if len(fast_epochs) < len(epochs[fast]):
       return Finding(f'{fast} does not reach {to_error:g} % in {records[fast][0].num_epochs:g} epochs', NOT_REPRODUCED)
     is_bound = None in epochs[slow]
-    slowest = [found or record.num_epochs for found, record in zip(epochs[slow], records[slow], strict=True)]
-    ratio = statistics.mean(slowest) / statistics.mean(epochs[fast])
-    ours = (
-      f'{fast} {mean_and_std(epochs[fast], 1)} epochs, {slow} {"more than " if is_bound else ""}'
-      f'{mean_and_std(slowest, 1)}: '
-      f'{"over " if is_bound else ""}{ratio:.1f} times'
+    slow_epochs = [
+      record.num_epochs if epoch is None else epoch for epoch, record in zip(epochs[slow], records[slow], strict=True)
+    ]
+    ratio = statistics.mean(slow_epochs) / statistics.mean(fast_epochs)
+    measured = (
+      f'{fast} {format_mean_and_std(fast_epochs, 1)} epochs, {slow} {"more than " if is_bound else ""}'
+      f'{format_mean_and_std(slow_epochs, 1)}: {"over " if is_bound else ""}{ratio:.1f} times'
     )
     if ratio <= 1:
-      return Finding(ours, NOT_REPRODUCED)
-    share = relative_effect(ratio, paper)
-    return Finding(ours, verdict(min(share, 1) if is_bound else share, separated(epochs[fast], slowest)))
+      return Finding(measured, NOT_REPRODUCED)
+    relative_effect = relative_to_paper(ratio, paper)
+    if is_bound:
+      relative_effect = min(relative_effect, 1)
+    return Finding(measured, judge(relative_effect, are_separated(fast_epochs, slow_epochs)))
 
   return conclude
 
 
-def reaches(condition: str, *, paper: float, within: float) -> Conclusion:
-  """Compares the test error of an arm with the paper's.
+def compare_with_paper(condition: str, *, paper: float, tolerance: float) -> Conclusion:
+  """Compares the test error of a condition with the paper's.
 
   Args:
-    condition: its name.
-    paper: its error, percent.
-    within: percentage points that still are the same error.
+    condition: name of the condition.
+    paper: the paper's error, percent.
+    tolerance: percentage points by which the measured error may exceed it.
   """
 
-  def conclude(records: Outcomes) -> Finding:
+  def conclude(records: Records) -> Finding:
     errors = [error(record) for record in records[condition]]
-    found = statistics.mean(errors)
-    is_same = found <= paper + within
-    return Finding(f'{mean_and_std(errors)} %', REPRODUCED if is_same else NOT_REPRODUCED)
+    is_reproduced = statistics.mean(errors) <= paper + tolerance
+    return Finding(f'{format_mean_and_std(errors)} %', REPRODUCED if is_reproduced else NOT_REPRODUCED)
 
   return conclude
 
 
-def more_views(crop_set: str) -> Conclusion:
-  """Compares several views with the centre, on all trainings that looked at both.
+def compare_crops(crop_set: str) -> Conclusion:
+  """Compares the error with several crops to that with the centre crop, over all records that have both.
 
   Args:
     crop_set: 'nine_view' or 'ten_view'.
   """
 
-  def conclude(records: Outcomes) -> Finding:
-    pairs = {
-      name: [(error(record, 'centre'), error(record, crop_set)) for record in some if crop_set in record.results]
-      for name, some in records.items()
+  def conclude(records: Records) -> Finding:
+    errors = {
+      name: [(error(record, 'centre'), error(record, crop_set)) for record in seeds if crop_set in record.results]
+      for name, seeds in records.items()
     }
-    pairs = {name: found for name, found in pairs.items() if found}
-    gains = [centre - several for found in pairs.values() for centre, several in found]
-    ours = '; '.join(
-      f'{name} {statistics.mean(centre for centre, _ in found):.2f} to '
-      f'{statistics.mean(several for _, several in found):.2f} %'
-      for name, found in pairs.items()
+    errors = {name: pairs for name, pairs in errors.items() if pairs}
+    gains = [centre - several for pairs in errors.values() for centre, several in pairs]
+    measured = '; '.join(
+      f'{name} {statistics.mean(centre for centre, _ in pairs):.2f} to '
+      f'{statistics.mean(several for _, several in pairs):.2f} %'
+      for name, pairs in errors.items()
     )
-    several = f' on average over {len(gains)} networks' if len(gains) > 1 else ''
-    ours = f'{ours}: {statistics.mean(gains):+.2f}{several}'
-    return Finding(ours, verdict(statistics.mean(gains) / TEN_VIEW_GAIN, len(gains) > 1 and min(gains) > 0))
+    num_networks = f' on average over {len(gains)} networks' if len(gains) > 1 else ''
+    measured = f'{measured}: {statistics.mean(gains):+.2f}{num_networks}'
+    return Finding(measured, judge(statistics.mean(gains) / TEN_CROP_GAIN, len(gains) > 1 and min(gains) > 0))
 
   return conclude
 
 
-def specialised() -> Conclusion:
-  """Looks whether conv1 became colourful in one tower and grey in the other; a tenth of the known gap is no sign."""
+def compare_tower_colours() -> Conclusion:
+  """Compares the colour fractions of the towers in conv1, over all records that have them (section 6.1)."""
 
-  def conclude(records: Outcomes) -> Finding:
-    networks = {name: [record for record in some if 'colour' in record.measured] for name, some in records.items()}
-    gaps = [colour_gap(record) for some in networks.values() for record in some]
-    ours = '; '.join(
-      f'{name} {", ".join(" and ".join(f"{share:.0f}" for share in record.measured["colour"]) for record in some)} %'
-      for name, some in networks.items()
-      if some
+  def conclude(records: Records) -> Finding:
+    with_colour = {name: [record for record in seeds if 'colour' in record.measured] for name, seeds in records.items()}
+    gaps = [colour_gap(record) for seeds in with_colour.values() for record in seeds]
+    measured = '; '.join(
+      f'{name} {", ".join(" and ".join(f"{percent:.0f}" for percent in record.measured["colour"]) for record in seeds)}'
+      ' %'
+      for name, seeds in with_colour.items()
+      if seeds
     )
-    share = statistics.mean(gaps) / COLOUR_GAP
-    ours = f"colour's share of conv1's energy in the two towers: {ours}"
-    return Finding(ours, verdict(share if share > 0.1 else 0, min(gaps) > COLOUR_GAP / FACTOR))
+    relative_effect = statistics.mean(gaps) / COLOUR_GAP
+    return Finding(
+      f"colour fraction of conv1's energy in the two towers: {measured}",
+      judge(relative_effect if relative_effect > MIN_RELATIVE_COLOUR_GAP else 0, min(gaps) > COLOUR_GAP / MAX_FACTOR),
+    )
 
   return conclude
 
 
-def alike(*conditions: str) -> Conclusion:
-  """Looks whether what is near in fc7 is of one class, more often than what is near in pixels.
+def compare_neighbours(*conditions: str) -> Conclusion:
+  """Compares how often the nearest neighbours in fc7, and those in pixels, have the class of their query.
 
   Args:
-    *conditions: whose networks are asked.
+    *conditions: names of the conditions.
   """
 
-  def conclude(records: Outcomes) -> Finding:
-    shares = {condition: [record.measured['same_class'] for record in records[condition]] for condition in conditions}
-    found = '; '.join(
-      f'{condition} {mean_and_std([of["fc7"] for of in some], 0)} %, '
-      f'in pixels {mean_and_std([of["pixels"] for of in some], 0)} %'
-      for condition, some in shares.items()
+  def conclude(records: Records) -> Finding:
+    percentages = {
+      name: {space: [record.measured['same_class'][space] for record in records[name]] for space in ('fc7', 'pixels')}
+      for name in conditions
+    }
+    measured = '; '.join(
+      f'{name} {format_mean_and_std(spaces["fc7"], 0)} % in fc7, {format_mean_and_std(spaces["pixels"], 0)} % in pixels'
+      for name, spaces in percentages.items()
     )
-    fc7, pixels = ([of[place] for some in shares.values() for of in some] for place in ('fc7', 'pixels'))
+    fc7, pixels = (
+      [percent for spaces in percentages.values() for percent in spaces[space]] for space in ('fc7', 'pixels')
+    )
     effect = statistics.mean(fc7) - statistics.mean(pixels)
-    is_clear = max(pixels) < min(fc7)  # of 3,000 neighbours each
+    is_clear = max(pixels) < min(fc7)  # each percentage is of 3,000 neighbours, so one seed is enough
     return Finding(
-      f'of the six nearest in fc7 are of the class of their image: {found}',
-      verdict(relative_effect(effect, None), is_clear),
+      f"fraction of the six nearest neighbours that have their query's class: {measured}",
+      judge(relative_to_paper(effect, None), is_clear),
     )
 
   return conclude

@@ -1,3 +1,5 @@
+"""Experiments, claims and the report agree with each other and with the configs."""
+
 import pytest
 
 from alexnet_jax.reproduction import claims, report
@@ -7,20 +9,19 @@ from tests.reproduction.test_verdicts import with_error
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
-def test_every_experiment_can_be_configured(name):
+def test_every_experiment_has_valid_configs(name):
   experiment = EXPERIMENTS[name]
   assert name == experiment.name
   for condition in experiment.conditions:
     config = config_files.load_config(condition.config)
-    known = config_checks.flatten(config)
-    assert set(condition.fields) <= set(known)
+    assert set(condition.fields) <= set(config_files.flatten(config))
     config.update_from_flattened_dict(dict(condition.fields))
     config_checks.check(config)
   assert set(experiment.reads) <= set(EXPERIMENTS)
 
 
-def test_nothing_hangs_on_the_reported_split():
-  """Where the curve of the test error is drawn, the schedule must not read it."""
+def test_no_schedule_reads_the_test_split():
+  """A condition may validate on the test split, to draw the curve of its error, only if its schedule is fixed."""
   for experiment in EXPERIMENTS.values():
     for condition in experiment.all_conditions():
       config = config_files.load_config(condition.config)
@@ -30,44 +31,41 @@ def test_nothing_hangs_on_the_reported_split():
       )
 
 
-def test_sides_of_a_pair_differ_in_one_thing():
-  def differing(one, other):
-    one, other = (config_checks.flatten(config_files.load_config(name)) for name in (one, other))
-    return {field for field in one if one[field] != other[field]} - {'variants'}
+def test_conditions_of_a_pair_differ_in_one_respect():
+  def differing_fields(*conditions):
+    first, second = (config_files.flatten(config_files.load_config(condition.config)) for condition in conditions)
+    return {field for field in first if first[field] != second[field]} - {'variants'}
 
-  assert differing(*(condition.config for condition in EXPERIMENTS['figure1'].conditions)) == {'model.nonlinearity'}
-  assert differing(*(condition.config for condition in EXPERIMENTS['lrn'].conditions)) == {
-    'model.norm.after',
-    'model.norm.pooled',
-  }
+  assert differing_fields(*EXPERIMENTS['figure1'].conditions) == {'model.nonlinearity'}
+  assert differing_fields(*EXPERIMENTS['lrn'].conditions) == {'model.norm.after', 'model.norm.pooled'}
   for experiment in EXPERIMENTS.values():
     assert len({tuple(condition.fields.items()) for condition in experiment.conditions}) <= 1
 
 
-def test_what_reads_other_experiments_waits_for_them():
-  crops = EXPERIMENTS['views']
-  assert report.missing(crops, {'lrn/with': with_error(13.0)}) == ['lrn/without', '13pct/13pct', '11pct/11pct']
-  assert 'Not run to the end yet: lrn/without, ' in report.entry(crops, {'lrn/with': with_error(13.0)})
+def test_an_experiment_is_unfinished_until_those_that_it_reads_are_finished():
+  crops, records = EXPERIMENTS['views'], {'lrn/with': with_error(13.0)}
+  assert report.missing_conditions(crops, records) == ['lrn/without', '13pct/13pct', '11pct/11pct']
+  assert 'Not finished yet: lrn/without, ' in report.render_entry(crops, records)
 
 
-def test_all_sections_of_the_paper_have_claims_and_all_experiments_belong_to_one():
+def test_every_section_has_claims_and_every_experiment_tests_one():
   assert {claim.section for claim in claims.CLAIMS} == {'3.1', '3.2', '3.3', '3.4', '4.1', '4.2', '5', '6', '6.1', '7'}
   assert {claim.experiment for claim in claims.CLAIMS} - {''} == set(EXPERIMENTS)
   for claim in claims.CLAIMS:
     assert claim.command or claim.experiment
-    assert claim.needs in ('', claims.IMAGENET, claims.TWO_DEVICES)
-    assert not (claim.needs and claim.experiment)
+    assert claim.requires in ('', claims.IMAGENET, claims.TWO_DEVICES)
+    assert not (claim.requires and claim.experiment)
 
 
-def test_the_commands_of_the_table_name_real_configs():
+def test_the_commands_of_claims_name_existing_configs():
   for claim in claims.CLAIMS:
-    for one in claim.command.split('; '):
-      if one.startswith(':'):
-        config_files.load_config(f'configs/alexnet.py{one.split()[0]}')
+    for command in claim.command.split('; '):
+      if command.startswith(':'):
+        config_files.load_config(f'configs/alexnet.py{command.split()[0]}')
 
 
-def test_the_costs_are_those_of_the_configs():
-  for config, epochs, training_images, all_images in report.RUNS:
-    assert config_files.load_config(f'configs/alexnet.py{config}').num_epochs == epochs
-    assert training_images < all_images
-  assert '| `:imagenet2012` | 90 | 901,000 | 24 | 22 |' in report.cost()  # (facts, 1.6)
+def test_the_costs_agree_with_the_configs():
+  for config, num_epochs, num_training_images, num_images in report.IMAGENET_RUNS:
+    assert config_files.load_config(f'configs/alexnet.py{config}').num_epochs == num_epochs
+    assert num_training_images < num_images
+  assert '| `:imagenet2012` | 90 | 901,000 | 24 | 22 |' in report.render_cost()  # (facts, 1.6)

@@ -1,4 +1,4 @@
-"""Verdicts, on made-up outcomes."""
+"""Verdicts on invented records."""
 
 import pytest
 
@@ -9,12 +9,11 @@ from tests.reproduction.test_records import record
 
 
 def with_error(*errors, crop_set='nine_view', centre=50.0):
-  rates = ({'centre': {'top1_error': centre}, crop_set: {'top1_error': error}} for error in errors)
-  return [record(results=results) for results in rates]
+  return [record(results={'centre': {'top1_error': centre}, crop_set: {'top1_error': error}}) for error in errors]
 
 
 def reaching(*epochs, num_epochs=40):
-  """Outcomes whose training error falls below 25 % after so many epochs; None: never."""
+  """Makes records whose training error falls below 25 % after these numbers of epochs; None for never."""
   curves = ([[0, 10 * (epoch or num_epochs)], [50.0, 24.999 if epoch else 30.0]] for epoch in epochs)
   return [record(curves={'train/error': curve}, num_epochs=num_epochs) for curve in curves]
 
@@ -31,11 +30,11 @@ def reaching(*epochs, num_epochs=40):
   ],
 )
 def test_a_gain_is_judged_by_sign_spread_and_size(base, other, expected):
-  ours, verdict = verdicts.gain('with', 'without', paper=2.0)(
+  measured, verdict = verdicts.compare_errors('with', 'without', paper=2.0)(
     {'with': with_error(*base), 'without': with_error(*other)}
   )
   assert verdict == expected
-  assert f'with {sum(base) / len(base):.2f} ' in ours
+  assert f'with {sum(base) / len(base):.2f} ' in measured
 
 
 @pytest.mark.parametrize(
@@ -50,31 +49,33 @@ def test_a_gain_is_judged_by_sign_spread_and_size(base, other, expected):
     ((5, None), (30, 30), 'does not reach 25 %', NOT_REPRODUCED),
   ],
 )
-def test_a_speed_up_is_judged_by_how_often(fast, slow, ours, expected):
-  conclude = verdicts.speed_up('relu', 'tanh', to_error=25, paper=6)
-  found, verdict = conclude({'relu': reaching(*fast), 'tanh': reaching(*slow)})
-  assert ours in found
+def test_a_speed_up_is_judged_by_sign_spread_and_size(fast, slow, ours, expected):
+  conclude = verdicts.compare_speed('relu', 'tanh', to_error=25, paper=6)
+  measured, verdict = conclude({'relu': reaching(*fast), 'tanh': reaching(*slow)})
+  assert ours in measured
   assert verdict == expected
 
 
 def test_an_error_rate_may_be_half_a_point_above_the_paper():
-  conclude = verdicts.reaches('11pct', paper=11.0, within=0.5)
+  conclude = verdicts.compare_with_paper('11pct', paper=11.0, tolerance=0.5)
   assert conclude({'11pct': with_error(11.4)}) == ('11.40 (1 seed) %', REPRODUCED)
   assert conclude({'11pct': with_error(11.6)}).verdict == NOT_REPRODUCED
 
 
-def test_more_views_must_help_every_network():
+def test_several_crops_must_help_every_network():
   better, worse = with_error(13.0, centre=14.5), with_error(15.0, centre=14.0)
-  ours, verdict = verdicts.more_views('nine_view')({'lrn/with': better, '13pct/13pct': with_error(12.0, centre=13.0)})
+  measured, verdict = verdicts.compare_crops('nine_view')(
+    {'lrn/with': better, '13pct/13pct': with_error(12.0, centre=13.0)}
+  )
   assert verdict == REPRODUCED
-  assert 'lrn/with 14.50 to 13.00 %' in ours
-  assert '+1.25 on average over 2 networks' in ours
-  assert verdicts.more_views('nine_view')({'lrn/with': better, 'lrn/without': worse}).verdict == DIRECTION
-  assert verdicts.more_views('nine_view')({'lrn/with': better}).verdict == DIRECTION
+  assert 'lrn/with 14.50 to 13.00 %' in measured
+  assert '+1.25 on average over 2 networks' in measured
+  assert verdicts.compare_crops('nine_view')({'lrn/with': better, 'lrn/without': worse}).verdict == DIRECTION
+  assert verdicts.compare_crops('nine_view')({'lrn/with': better}).verdict == DIRECTION
 
 
 def trained(*pairs):
-  """Outcomes with a test error and a training error each."""
+  """Makes records from pairs of a test error and a training error."""
   return [
     record(results={'centre': {'top1_error': test}}, measured={'training_error': training}) for test, training in pairs
   ]
@@ -84,49 +85,51 @@ def trained(*pairs):
   ('others', 'ours', 'expected'),
   [
     (((14.0, 14.2), (13.5, 13.9)), '+2.80', REPRODUCED),  # each is clearly worse, on average by more than the paper's 2
-    (((14.0, 14.2), (11.0, 11.2)), '+1.50', DIRECTION),  # one is not clearly worse
+    (((14.0, 14.2), (11.0, 11.2)), '+1.50', DIRECTION),  # the second is not clearly worse
     (((10.0, 10.2), (11.0, 11.2)), '-0.50', NOT_REPRODUCED),
   ],
 )
-def test_a_gain_over_several_is_their_mean(others, ours, expected):
+def test_the_gain_over_several_conditions_is_their_mean(others, ours, expected):
   records = {'one': with_error(*others[0]), 'two': with_error(*others[1]), 'base': with_error(11.0, 11.2)}
-  found, verdict = verdicts.gain('base', 'one', 'two', paper=2.0)(records)
-  assert found.endswith(ours)
+  measured, verdict = verdicts.compare_errors('base', 'one', 'two', paper=2.0)(records)
+  assert measured.endswith(ours)
   assert verdict == expected
 
 
 @pytest.mark.parametrize(('other', 'expected'), [(60.0, REPRODUCED), (11.1, DIRECTION), (11.0, NOT_REPRODUCED)])
-def test_where_the_paper_has_no_number_any_clear_effect_counts(other, expected):
+def test_any_clear_effect_is_reproduced_if_the_paper_gives_no_number(other, expected):
   records = {'base': with_error(11.0, 11.0), 'other': with_error(other, 11.0 if other == 11.1 else other)}
-  assert verdicts.gain('base', 'other', paper=None)(records).verdict == expected
+  assert verdicts.compare_errors('base', 'other', paper=None)(records).verdict == expected
 
 
-def test_more_than_the_paper_is_enough_where_it_says_so():
+def test_a_larger_effect_is_reproduced_if_the_number_of_the_paper_is_a_lower_bound():
   records = {'base': with_error(11.0, 11.2), 'other': with_error(14.0, 14.2)}
-  assert verdicts.gain('base', 'other', paper=1.0)(records).verdict == DIRECTION
-  assert verdicts.gain('base', 'other', paper=1.0, at_least=True)(records).verdict == REPRODUCED
+  assert verdicts.compare_errors('base', 'other', paper=1.0)(records).verdict == DIRECTION
+  assert verdicts.compare_errors('base', 'other', paper=1.0, at_least=True)(records).verdict == REPRODUCED
 
 
-def test_an_average_of_all_seeds_need_not_be_repeated():
-  conclude = verdicts.gain('averaged', 'paper', paper=2.6, num_needed=1)
+def test_an_average_of_all_seeds_needs_no_repetition():
+  conclude = verdicts.compare_errors('averaged', 'paper', paper=2.6, min_seeds=1)
   members = with_error(18.5, 18.9, 18.6)
   assert conclude({'averaged': with_error(16.0), 'paper': members}).verdict == REPRODUCED
   assert conclude({'averaged': with_error(18.5), 'paper': members}).verdict == DIRECTION  # no better than the best
 
 
-def test_an_error_that_is_reached_only_at_the_end_counts():
+def test_an_error_that_is_reached_only_by_the_final_evaluation_counts():
   late = record(
     curves={'validation/top1_error': [[0, 200], [50.0, 40.0]]},
     num_epochs=24.0,
     results={'centre': {'top1_error': 30.0}},
   )
-  conclude = verdicts.speed_up('fast', 'slow', to_error=35, paper=2, of=Record.test_curve)
-  assert 'slow 22.0' in conclude({'fast': [late], 'slow': [late]}).ours
+  conclude = verdicts.compare_speed('fast', 'slow', to_error=35, paper=2, curve=Record.test_curve)
+  assert 'slow 22.0' in conclude({'fast': [late], 'slow': [late]}).measured
 
 
-def test_training_errors_are_compared_where_asked_to():
+def test_training_errors_can_be_compared_instead_of_test_errors():
   records = {'base': trained((50.0, 10.0), (50.0, 10.0)), 'other': trained((40.0, 12.5), (40.0, 12.5))}
-  conclude = verdicts.gain('base', 'other', paper=None, of=verdicts.training_error, what=' in training')
+  conclude = verdicts.compare_errors(
+    'base', 'other', paper=None, error_of=verdicts.training_error, suffix=' in training'
+  )
   assert conclude(records) == (
     'base 10.00 ± 0.00 (2 seeds) % in training; other 12.50 ± 0.00 (2 seeds) % in training: +2.50',
     REPRODUCED,
@@ -142,41 +145,43 @@ def test_training_errors_are_compared_where_asked_to():
     (((20.0, 1.0), (19.0, 1.0)), NOT_REPRODUCED),  # further, but not worse
   ],
 )
-def test_overfitting_is_a_worse_error_and_a_wider_gap(other, expected):
+def test_overfitting_is_a_higher_error_and_a_larger_gap(other, expected):
   records = {'base': trained((21.0, 16.0), (22.0, 17.0)), 'other': trained(*other)}
-  assert verdicts.overfits('base', 'other')(records).verdict == expected
+  assert verdicts.compare_overfitting('base', 'other')(records).verdict == expected
 
 
-def test_a_speed_up_can_be_of_the_test_error_and_without_a_number():
+def test_the_speed_of_reaching_a_test_error_can_be_compared_without_a_number_of_the_paper():
   def reaching_test(epochs):
     results = {'centre': {'top1_error': 29.0}}
     curve = [[0, 10 * epochs], [50.0, 29.999]]
     return 2 * [record(curves={'validation/top1_error': curve}, num_epochs=40, results=results)]
 
-  conclude = verdicts.speed_up('fast', 'slow', to_error=30, paper=None, of=Record.test_curve)
-  ours, verdict = conclude({'fast': reaching_test(4), 'slow': reaching_test(6)})
-  assert ours.endswith('1.5 times')
+  conclude = verdicts.compare_speed('fast', 'slow', to_error=30, paper=None, curve=Record.test_curve)
+  measured, verdict = conclude({'fast': reaching_test(4), 'slow': reaching_test(6)})
+  assert measured.endswith('1.5 times')
   assert verdict == REPRODUCED
 
 
 @pytest.mark.parametrize(
-  ('shares', 'expected'),
+  ('percentages', 'expected'),
   [
-    (((77.0, 15.0), (20.0, 70.0)), REPRODUCED),  # whichever tower
+    (((77.0, 15.0), (20.0, 70.0)), REPRODUCED),  # either tower may be the colourful one
     (((77.0, 15.0), (50.0, 40.0)), DIRECTION),
     (((67.0, 66.0), (66.0, 67.0)), NOT_REPRODUCED),  # noise
   ],
 )
-def test_towers_specialise_when_one_is_colourful_and_the_other_grey(shares, expected):
-  one, other = ([record(measured={'colour': pair})] for pair in shares)
-  found = verdicts.specialised()({'paper': one, 'photographs/paper': other, 'not looked at': [record()]})
-  assert found.verdict == expected
-  assert f'paper {shares[0][0]:.0f} and {shares[0][1]:.0f} %; photographs/paper' in found.ours
+def test_towers_specialise_if_one_is_colourful_and_the_other_grey(percentages, expected):
+  paper, photographs = ([record(measured={'colour': pair})] for pair in percentages)
+  finding = verdicts.compare_tower_colours()(
+    {'paper': paper, 'photographs/paper': photographs, 'not measured': [record()]}
+  )
+  assert finding.verdict == expected
+  assert f'paper {percentages[0][0]:.0f} and {percentages[0][1]:.0f} %; photographs/paper' in finding.measured
 
 
 @pytest.mark.parametrize(('pixels', 'expected'), [(20.0, REPRODUCED), (47.0, DIRECTION), (60.0, NOT_REPRODUCED)])
-def test_neighbours_in_fc7_are_alike_more_often_than_in_pixels(pixels, expected):
+def test_neighbours_in_fc7_share_the_class_more_often_than_in_pixels(pixels, expected):
   paper, as_run = ([record(measured={'same_class': {'fc7': fc7, 'pixels': pixels}})] for fc7 in (45.0, 52.0))
-  found = verdicts.alike('paper', 'as_run')({'paper': paper, 'as_run': as_run})
-  assert found.verdict == expected
-  assert f'as_run 52 (1 seed) %, in pixels {pixels:.0f} (1 seed) %' in found.ours
+  finding = verdicts.compare_neighbours('paper', 'as_run')({'paper': paper, 'as_run': as_run})
+  assert finding.verdict == expected
+  assert f'as_run 52 (1 seed) % in fc7, {pixels:.0f} (1 seed) % in pixels' in finding.measured
