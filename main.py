@@ -13,7 +13,7 @@ by SIGTERM or Ctrl-C after saving (run the same command to resume).
 import os
 import pkgutil
 
-# TensorFlow only writes curves here; without its oneDNN kernels it prints nothing on import.
+# TensorFlow only writes curves here. Without its oneDNN kernels it prints nothing on import.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import app, flags, logging
@@ -22,25 +22,25 @@ from ml_collections import config_flags
 from alexnet_jax.runs import config_files
 from alexnet_jax.runtime import compilation_cache, distributed, exit_status, host_memory, preemption
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py, or FILE.py:VARIANT,VARIANT. Required.')
-WORKDIR = flags.DEFINE_list('workdir', None, 'Folder of the run (runs/DATA-VARIANTS); with eval several: an ensemble.')
-MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'predict'], 'train: then evaluate. predict: image files.')
-DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One of several processes of SLURM, a TPU pod, GKE or Open MPI.')
+CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE.py or FILE.py:VARIANT,... Optional with predict.')
+WORKDIR = flags.DEFINE_list('workdir', None, 'Folder of the run (runs/DATASET-VARIANTS), or folders of an ensemble.')
+MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'predict'], 'Train, evaluate, or classify image files.')
+DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Detect the processes of SLURM, a TPU pod, GKE or Open MPI.')
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for processes started by hand.')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
-OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png, .svg or .pdf: also write predictions to this file.')
+OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png, .svg or .pdf to which predict writes its predictions.')
 
 
-def main(arguments) -> int:
+def main(arguments: list[str]) -> int:
   """Dispatches on `--mode` and returns the exit status."""
-  logging.set_verbosity(logging.ERROR)  # the libraries log every step they take
+  logging.set_verbosity(logging.ERROR)  # Orbax and TFDS log every operation
   compilation_cache.enable()
   process = distributed.process_info(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-  modes = pkgutil.resolve_name('alexnet_jax.modes')  # imported now, so that --help is answered at once
+  modes = pkgutil.resolve_name('alexnet_jax.modes')  # imports jax, which --help must not load
   modes.check_arguments(MODE.value, arguments[1:], WORKDIR.value or [], process is not None)
   config, folders = modes.load_run(CONFIG.value, WORKDIR.value or [])
-  with distributed.distributed_run(process, config.heartbeat, lambda: modes.newest_checkpoint(folders[0])):
+  with distributed.distributed_run(process, config.heartbeat, lambda: modes.newest_step(folders[0])):
     num_skipped = modes.run(MODE.value, config, folders, arguments[1:], OUTPUT.value)
   return exit_status.SOME_SKIPPED if num_skipped else 0
 

@@ -1,4 +1,4 @@
-"""Tools around training, one subcommand each; installed as `alexnet`.
+"""Command-line tools, one subcommand each; installed as `alexnet`.
 
     python -m alexnet_jax prepare 2012 FOLDER                 # a dataset from archives or folders of images
     python -m alexnet_jax features extract runs/digits fc7    # activations of a layer, nearest neighbours
@@ -33,7 +33,7 @@ CURVES = ('error', 'loss', 'validation')
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the subcommand of a command line and returns the exit status.
 
-  The function that does the work is imported only now, so that `--help` and usage errors are answered at once.
+  The function of the subcommand is imported after parsing, which keeps `--help` and usage errors fast.
   """
   options = parser().parse_args(arguments)
   logging.set_verbosity(logging.ERROR)  # Orbax and TFDS log every step they take
@@ -73,33 +73,38 @@ def _prepare(subcommands):
 
   prepare 2012 FOLDER                      ILSVRC2012_img_train.tar, _img_val.tar, _devkit_t12.tar.gz
   prepare 2010 FOLDER                      ILSVRC2010_images_*.tar, devkit, test ground truth
-  prepare synsets TAR --name=fall2009      a tar that holds one tar for each synset
-  prepare folder FOLDER --name=flowers     FOLDER/train/CLASS/IMAGE, and val or test
+  prepare synsets TAR --name=fall2009      a tar that contains one tar per synset
+  prepare folder FOLDER --name=flowers     FOLDER/train/CLASS/IMAGE, plus val or test
 
-When finished it prints the command that trains on the dataset. An interrupted preparation resumes.""",
+When finished, it prints the command that trains on the dataset. An interrupted preparation resumes when the same
+command is run again.""",
     function='alexnet_jax.data.imagenet.prepare:prepare',
   ).add_argument
   add('layout', choices=['2012', '2010', 'synsets', 'folder'], help='layout of SOURCE')
-  add('source', metavar='SOURCE', type=pathlib.Path, help='folder of the archives, tar, or folder of classes')
-  add('--name', help='of the dataset ilsvrc/NAME; the layout by default')
+  add(
+    'source', metavar='SOURCE', type=pathlib.Path, help='folder of the archives, tar of the synsets, or class folders'
+  )
+  add('--name', help='name of the dataset ilsvrc/NAME (default: the layout)')
   add('--data_dir', type=pathlib.Path, default=DATA_DIR, help='folder of the datasets (%(default)s)')
-  add('--encoding', choices=['jpeg', 'raw'], default='jpeg', help='raw: pixels, ten times as large, without decoding')
-  add('--quality', type=int, default=85, help='of the JPEGs, 1 to 100 (%(default)s)')
+  add(
+    '--encoding', choices=['jpeg', 'raw'], default='jpeg', help='raw pixels take ten times the space, but no decoding'
+  )
+  add('--quality', type=int, default=85, help='JPEG quality, 1 to 100 (%(default)s)')
   add('--workers', type=int, default=os.cpu_count(), help='number of processes (%(default)s, one per core)')
   add('--max_skipped', type=float, default=0.001, help='fraction of images that may be undecodable (%(default)s)')
-  add('--seed', type=int, default=0, help='of the random halves of `synsets` (%(default)s)')
-  add('--any_count', action='store_true', help='accept a part of the official archives')
+  add('--seed', type=int, default=0, help='seed of the random train/test split of `synsets` (%(default)s)')
+  add('--any_count', action='store_true', help='accept incomplete official archives')
   add('--beam', metavar='RUNNER', help="run as an Apache Beam pipeline on this runner, such as 'DirectRunner'")
-  add('--beam_options', default='', help="options of the runner, 'name=value,name=value'")
+  add('--beam_options', default='', help='options of the runner, NAME=VALUE,NAME=VALUE')
 
 
 def _features(subcommands):
   features = _subcommand(
     subcommands,
     'features',
-    """Extracts activations of any layer, and finds exact nearest neighbours among them (section 6.1).
+    """Extracts the activations of a layer, and finds exact nearest neighbours among them (section 6.1).
 
-  features extract runs/digits train-fc7                    of the run's training images
+  features extract runs/digits train-fc7                    the run's training images
   features extract runs/digits test-fc7 --split=test
   features extract runs/digits mine --images PHOTOGRAPHS
   features neighbours test-fc7 train-fc7 --k=6
@@ -119,10 +124,15 @@ about.json, which records the run, step and layer. An interrupted extraction res
   add('output', metavar='OUTPUT', type=pathlib.Path, help='folder to create')
   add('--layer', default='fc7', help='conv1, pool1, ... fc7, fc8 (%(default)s)')
   add('--images', nargs='+', metavar='PATH', help='image files, folders or patterns instead of a dataset')
-  add('--split', help="of the dataset, such as 'test' or 'train[:5000]'; by default the run's training split")
-  add('--data', metavar='NAME', help='another TFDS dataset than that of the run')
-  add('--data_dir', metavar='DIR', help="folder of the dataset; the run's by default")
-  add('--batch_size', type=int, default=128, help='images per batch (%(default)s), rounded up to a multiple of devices')
+  add('--split', help="split of the dataset, such as 'test' or 'train[:5000]' (default: the run's training split)")
+  add('--data', metavar='NAME', help="TFDS dataset (default: the run's)")
+  add('--data_dir', metavar='DIR', help="folder of the dataset (default: the run's)")
+  add(
+    '--batch_size',
+    type=int,
+    default=128,
+    help='images per batch, rounded up to a multiple of the number of devices (%(default)s)',
+  )
 
   add = _subcommand(
     features,
@@ -130,9 +140,9 @@ about.json, which records the run, step and layer. An interrupted extraction res
     'Finds the nearest neighbours in Euclidean distance.',
     function='alexnet_jax.analysis.features:neighbours_command',
   ).add_argument
-  add('queries', metavar='QUERIES', type=pathlib.Path, help='folder written by extract')
-  add('train', metavar='TRAIN', type=pathlib.Path, help='folder written by extract, to search')
-  add('--k', type=int, default=6, help='neighbours of each query (%(default)s)')
+  add('queries', metavar='QUERIES', type=pathlib.Path, help='folder written by `extract`')
+  add('train', metavar='TRAIN', type=pathlib.Path, help='folder written by `extract`, in which to search')
+  add('--k', type=int, default=6, help='number of neighbours per query (%(default)s)')
   add('--output', type=pathlib.Path, default='neighbours.npz', help='file to write (%(default)s)')
 
 
@@ -142,82 +152,79 @@ def _figures(subcommands):
     'figures',
     """Draws the paper's figures from a run.
 
-  figures kernels runs/digits                           figure 3, and how colourful each tower is
+  figures kernels runs/digits                           figure 3, and the colourfulness of each tower
   figures predictions runs/digits --only_errors         figure 4, left
   figures neighbours runs/digits                        figure 4, right
-  figures curves runs/digits runs/tanh --show error     as figure 1
+  figures curves runs/digits runs/tanh --show error     figure 1
   figures maps runs/digits cat.jpg --layer=conv2
   figures saliency runs/digits cat.jpg dog.jpg
   figures architecture --config=configs/alexnet.py:one_tower      figure 2
 
-Each writes a PNG, or an SVG or PDF according to --output. Images are files, folders or patterns; without any, images
-of the run's test split are drawn at random.""",
+Each writes a PNG, or an SVG or PDF if --output has that suffix. IMAGE is a file, folder or pattern; by default, images
+are drawn at random from the run's test split.""",
   ).add_subparsers(dest='figure', required=True, metavar='FIGURE')
 
-  def figure(name, description):
-    add = _subcommand(figures, name, description, function='alexnet_jax.analysis.figures:draw').add_argument
-    add('--output', type=pathlib.Path, help=f'.png, .svg or .pdf ({name}.png)')
-    return add
-
-  def with_images(add, num_images):
-    add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder of the run')
-    add('images', metavar='IMAGE', nargs='*', help='files, folders or patterns; by default images of the test split')
-    add('--num_images', type=int, default=num_images, help='how many to draw at random (%(default)s)')
-    add('--seed', type=int, default=0, help='of the random choice (%(default)s)')
-    add('--split', help="to choose from; the run's test split by default")
-    add('--data_dir', metavar='DIR', help="folder of the dataset; the run's by default")
-
-  add = figure('kernels', 'Kernels of conv1, tower by tower.')
-  add('source', metavar='WORKDIR | FILE.npz', type=pathlib.Path, help='a run, or `weights` (11, 11, 3, kernel)')
-  add('--towers', type=int, default=2, help='of a file, whose kernels are divided evenly (%(default)s)')
+  add = _figure(figures, 'kernels', 'Kernels of conv1 by tower.')
+  add('source', metavar='WORKDIR | FILE.npz', type=pathlib.Path, help='run, or array `weights` [11, 11, 3, kernel]')
+  add('--towers', type=int, default=2, help='number of towers of the kernels in FILE.npz (%(default)s)')
   add('--bgr', action='store_true', help='the channels in the file are blue, green, red')
-  add('--common_scale', action='store_true', help='one scale for all kernels instead of one for each')
+  add('--common_scale', action='store_true', help='use one scale for all kernels instead of one per kernel')
 
-  add = figure('predictions', 'Images and their five most probable classes.')
-  with_images(add, 8)
-  add('--only_errors', action='store_true', help='choose among misclassified images')
+  add = _figure(figures, 'predictions', 'Images and their five most probable classes.', num_images=8)
+  add('--only_errors', action='store_true', help='draw only misclassified images')
 
-  add = figure('neighbours', 'Images and their nearest training images in fc7.')
-  with_images(add, 5)
+  add = _figure(figures, 'neighbours', 'Images and their nearest training images in fc7.', num_images=5)
   add('--k', type=int, default=6, help='number of neighbours (%(default)s)')
-  add('--layer', default='fc7', help='whose activations are compared (%(default)s)')
+  add('--layer', default='fc7', help='layer whose activations are compared (%(default)s)')
 
-  add = figure('curves', 'Training curves of one or several runs.')
+  add = _figure(figures, 'curves', 'Training curves of one or more runs.')
   add('workdirs', metavar='WORKDIR', nargs='+', type=pathlib.Path, help='folders of the runs')
-  add('--show', nargs='+', choices=CURVES, default=['error'], help='one panel for each (error)')
+  add('--show', nargs='+', choices=CURVES, default=['error'], help='curves to draw, one panel each (error)')
 
-  add = figure('maps', 'Maps of a layer for one image, tower by tower.')
-  with_images(add, 1)
+  add = _figure(figures, 'maps', 'Feature maps of a layer for one image, by tower.', num_images=1)
   add('--layer', default='conv1', help='conv1, pool1, ... conv5, pool5 (%(default)s)')
-  add('--common_scale', action='store_true', help='one scale for all maps instead of one for each')
+  add('--common_scale', action='store_true', help='use one scale for all maps instead of one per map')
 
-  add = figure('saliency', "Gradient of the top class's log-probability with respect to the pixels.")
-  with_images(add, 4)
-  add('--threshold', type=float, default=3.0, help='smaller gradients, in standard deviations, are 0 (%(default)s)')
+  add = _figure(figures, 'saliency', "Gradient of the top class's log-probability by pixel.", num_images=4)
+  add('--threshold', type=float, default=3.0, help='gradients below this many standard deviations are 0 (%(default)s)')
 
-  add = figure('architecture', 'The network and the devices that hold it.')
+  add = _figure(figures, 'architecture', 'The network and its distribution over devices.')
   add('workdir', metavar='WORKDIR', nargs='?', type=pathlib.Path, help='folder of a run')
-  add('--config', default='configs/alexnet.py', help='FILE.py:VARIANT,... without a run (%(default)s)')
-  add('--num_classes', type=int, default=1000, help='with --config (%(default)s)')
+  add('--config', default='configs/alexnet.py', help='FILE.py:VARIANT,..., used without WORKDIR (%(default)s)')
+  add('--num_classes', type=int, default=1000, help='number of classes, used without WORKDIR (%(default)s)')
+
+
+def _figure(figures, name, description, num_images=None):
+  """Adds the subcommand of a figure; `num_images` is the default number of images if the figure shows images."""
+  add = _subcommand(figures, name, description, function='alexnet_jax.analysis.figures:draw').add_argument
+  add('--output', type=pathlib.Path, help=f'.png, .svg or .pdf file to write ({name}.png)')
+  if num_images is not None:
+    add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder of the run')
+    add('images', metavar='IMAGE', nargs='*', help='files, folders or patterns (default: images of --split)')
+    add('--num_images', type=int, default=num_images, help='number of images drawn at random (%(default)s)')
+    add('--seed', type=int, default=0, help='seed of the random choice (%(default)s)')
+    add('--split', help="split to choose from (default: the run's test split)")
+    add('--data_dir', metavar='DIR', help="folder of the dataset (default: the run's)")
+  return add
 
 
 def _weights(subcommands):
   weights = _subcommand(
     subcommands,
     'weights',
-    """Exports trained networks to other programs and imports theirs.
+    """Exports weights to other programs, and imports theirs.
 
   weights export WORKDIR alexnet.safetensors      or alexnet.onnx
-  weights import alexnet.safetensors WORKDIR      or an .onnx exported here
+  weights import alexnet.safetensors WORKDIR      or an .onnx file that `export` wrote
   weights import bvlc_alexnet.caffemodel WORKDIR --mean=imagenet_mean.binaryproto
-  weights import alexnet-owt-7be5be79.pth WORKDIR       torchvision's; or .safetensors
+  weights import alexnet-owt-7be5be79.pth WORKDIR       torchvision's .pth or .safetensors
 
-A .safetensors file holds conv1.weight [out, in / groups, height, width] ... fc8.bias in the layout of Caffe and PyTorch
-(tower 0 is the first half of the outputs; fc6 reads channel, row, column) and mean_image [size, size, RGB]; its
-metadata
-holds the config, the class names and the preprocessing. At test time our dropout halves the outputs of fc6 and fc7; the
-file contains that factor in fc7.weight and fc8.weight, so that a plain network computes the same logits. An .onnx file
-takes images [batch, 224, 224, RGB], 0-255, subtracts the mean itself, and returns logits and probabilities.
+A .safetensors file contains conv1.weight [out, in / groups, height, width] ... fc8.bias in the layout of Caffe and
+PyTorch, and mean_image [size, size, rgb]. Tower 0 is the first half of every layer's outputs; the inputs of fc6 are in
+channel, row, column order. The metadata contains the config, the class names and the preprocessing. At test time, our
+dropout halves the outputs of fc6 and fc7; fc7.weight and fc8.weight in the file include that factor, and a network
+without it computes the same logits. An .onnx file takes images [batch, 224, 224, rgb], 0-255, subtracts the mean image,
+and returns logits and probabilities.
 
 Evaluate an imported network with main.py --mode=eval --workdir=WORKDIR.""",
   ).add_subparsers(required=True, metavar='export | import')
@@ -225,7 +232,7 @@ Evaluate an imported network with main.py --mode=eval --workdir=WORKDIR.""",
   add = _subcommand(
     weights,
     'export',
-    'From the newest checkpoint of a run to a file.',
+    'Writes the weights of the newest checkpoint of a run to a file.',
     function='alexnet_jax.interop.import_export:export_command',
   ).add_argument
   add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder of the run')
@@ -234,14 +241,20 @@ Evaluate an imported network with main.py --mode=eval --workdir=WORKDIR.""",
   add = _subcommand(
     weights,
     'import',
-    'From a file to the folder of a run.',
+    'Makes the folder of a run from a file of weights.',
     function='alexnet_jax.interop.import_export:import_command',
   ).add_argument
   add('file', metavar='FILE', type=pathlib.Path, help='.safetensors, .onnx, .caffemodel, .pth or .pt')
-  add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder to create; it must not hold a run')
+  add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder to create; it must not contain a run')
   add('--mean', type=pathlib.Path, help="Caffe's mean image, .binaryproto or .npy [BGR, 256, 256]")
-  add('--classes', type=pathlib.Path, help="class names, one per line (those in FILE, or 'class 0' and so on)")
-  add('--net', choices=['bvlc_alexnet', 'bvlc_reference_caffenet'], help='the Caffe network, if the file omits it')
+  add(
+    '--classes',
+    type=pathlib.Path,
+    help="class names, one per line (default: those in FILE, or 'class 0', 'class 1', ...)",
+  )
+  add(
+    '--net', choices=['bvlc_alexnet', 'bvlc_reference_caffenet'], help='network of a Caffe FILE that does not name it'
+  )
 
 
 def _reproduce(subcommands):
@@ -250,28 +263,34 @@ def _reproduce(subcommands):
     'reproduce',
     """Runs the paper's experiments and compares the results with the paper.
 
-  reproduce --list                 all experiments, and how long they take
-  reproduce figure1 --seeds=1      one experiment, with one seed instead of three
-  reproduce figure1 lrn            several, one after the other
-  reproduce lrn --output=again     once more from the start, in another folder
-  reproduce --write                RESULTS.md and its figures again, from results/
+  reproduce --list                 list all experiments and their durations
+  reproduce figure1 --seeds=1      run one experiment, with one seed instead of three
+  reproduce figure1 lrn            run two experiments in sequence
+  reproduce lrn --output=again     run an experiment again, in another folder
+  reproduce --write                write RESULTS.md and its figures again, from results/
 
-The small networks leave the second core of a CPU idle half of the time. Several experiments in parallel, one per core,
-train 1.4 times as many steps as one after the other:
+The small networks leave the second core of a CPU idle half of the time. Running experiments in parallel, one per core,
+trains 1.4 times as many steps as running them in sequence:
 
   taskset --cpu-list 0 python -m alexnet_jax reproduce lrn &
   taskset --cpu-list 1 python -m alexnet_jax reproduce 13pct
 
-An interrupted training resumes. A finished one leaves a small JSON with its curves in results/EXPERIMENT/ and is not
-repeated while that file exists.""",
+An interrupted training resumes. A finished training writes a small JSON file with its curves to results/EXPERIMENT/,
+and is not repeated while that file exists.""",
     function='alexnet_jax.reproduction.runner:reproduce',
   ).add_argument
-  add('experiments', metavar='EXPERIMENT', nargs='*', help='names, as listed by --list')
+  add('experiments', metavar='EXPERIMENT', nargs='*', help='names of experiments, as listed by --list')
   add('--list', action='store_true', help='list all experiments, their requirements and durations')
   add('--write', action='store_true', help='write RESULTS.md and its figures again from results/')
-  add('--seeds', type=int, metavar='N', help='seeds 0 to N - 1; the default is listed by --list')
-  add('--output', type=pathlib.Path, default='.', metavar='DIR', help='folder of results/, RESULTS.md and runs/ (.)')
-  add('--data_dir', default='', metavar='DIR', help="folder of the datasets; TFDS's own by default")
+  add('--seeds', type=int, metavar='N', help='train with the seeds 0 to N - 1 (default: see --list)')
+  add(
+    '--output',
+    type=pathlib.Path,
+    default='.',
+    metavar='DIR',
+    help='folder of results/, RESULTS.md and runs/ (%(default)s)',
+  )
+  add('--data_dir', default='', metavar='DIR', help="folder of the datasets (default: TFDS's)")
 
 
 if __name__ == '__main__':

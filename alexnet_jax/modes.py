@@ -1,4 +1,4 @@
-"""The three modes of main.py."""
+"""The modes of main.py: train, eval and predict."""
 
 import pathlib
 import pkgutil
@@ -20,28 +20,30 @@ def check_arguments(mode: str, images: Sequence[str], workdirs: Sequence[str], i
   """
   if images and mode != 'predict':
     raise UsageError(
-      f"'{' '.join(images)}' is not a flag; flags begin with --, as in --help; images go with --mode=predict."
+      f"'{' '.join(images)}' is not a flag. Flags begin with --; image files require --mode=predict. See --help."
     )
   if is_distributed and mode == 'predict':
     raise UsageError('--mode=predict runs in one process; omit the flags for several processes.')
   if len(workdirs) > 1 and mode != 'eval':
-    raise UsageError(f'--workdir={",".join(workdirs)} names {len(workdirs)} runs; several go with --mode=eval.')
+    raise UsageError(f'--workdir={",".join(workdirs)} names {len(workdirs)} runs; only --mode=eval accepts several.')
 
 
 def load_run(config: ConfigDict | None, workdirs: Sequence[str]) -> tuple[ConfigDict, list[pathlib.Path]]:
-  """Returns the config and the folders of the runs, with defaults for what the command line omits.
+  """Returns the config and the folders of the runs, with defaults for omitted flags.
 
-  Without a config it is that of the run, on the devices of this machine.
+  Args:
+    config: the config of the command line, or None to load that of the run and to use all devices of this machine.
+    workdirs: the folders of the command line. If there are none, the default folder of the config is returned.
 
   Raises:
-    UsageError: if both are missing, the config cannot be run, or there is no run.
+    UsageError: if both are missing, the config is invalid, or a folder contains no run.
   """
+  folders = [pathlib.Path(folder) for folder in workdirs]
   if config is not None:
     config_checks.check(config)
-    return config, [pathlib.Path(folder) for folder in workdirs] or [run_folder.default_folder(config)]
-  if not workdirs:
+    return config, folders or [run_folder.default_folder(config)]
+  if not folders:
     raise UsageError('name the run with --workdir=FOLDER.')
-  folders = [pathlib.Path(folder) for folder in workdirs]
   config = run_folder.load_config(folders[0])
   config.mesh.data = config.mesh.tower = 0
   return config, folders
@@ -50,12 +52,21 @@ def load_run(config: ConfigDict | None, workdirs: Sequence[str]) -> tuple[Config
 def run(
   mode: str, config: ConfigDict, folders: Sequence[pathlib.Path], images: Sequence[str], output: str | None
 ) -> int:
-  """Trains, evaluates or predicts, and returns how many images could not be read.
+  """Trains, evaluates or predicts, and returns the number of images that could not be read.
 
-  Only the modules of the mode are imported, which takes seconds for training.
+  Only the modules of the mode are imported, because those of training take seconds.
+
+  Args:
+    mode: 'train', 'eval' or 'predict'.
+    config: of the run.
+    folders: of the run; with 'eval', several folders are evaluated as an ensemble.
+    images: files, folders and patterns to classify, for 'predict'.
+    output: file of the predictions, for 'predict', or None.
 
   Raises:
-    UsageError, RunError, Stopped: as the mode.
+    UsageError: if the request is invalid.
+    RunError: if it fails at run time.
+    Stopped: if a signal stopped the training, after a checkpoint was saved.
   """
   if mode == 'predict':
     predict_files = pkgutil.resolve_name('alexnet_jax.evaluation.predict:predict_files')
@@ -68,11 +79,10 @@ def run(
   elif len(folders) > 1:
     results = pkgutil.resolve_name('alexnet_jax.evaluation.ensemble:evaluate_ensemble')(config, folders)
   else:
-    results = pkgutil.resolve_name('alexnet_jax.evaluation.evaluate:evaluate_workdir')(config, folders[0])
-  return len(results['skipped'])
+    results = pkgutil.resolve_name('alexnet_jax.evaluation.evaluate:evaluate_run')(config, folders[0])
+  return sum(results['skipped'].values())
 
 
-def newest_checkpoint(folder: pathlib.Path) -> str:
-  """Describes the newest checkpoint of a run, for the message of a failure."""
-  step = pkgutil.resolve_name('alexnet_jax.runs.checkpoints:newest_step')(folder)
-  return 'there is no checkpoint yet' if step is None else f'the newest checkpoint is that of step {step:,}'
+def newest_step(folder: pathlib.Path) -> int | None:
+  """Returns the step of a run's newest checkpoint, or None."""
+  return pkgutil.resolve_name('alexnet_jax.runs.checkpoints:newest_step')(folder)

@@ -45,7 +45,8 @@ def check_norm(norm: ConfigDict) -> None:
 def check_names(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
   """Checks that a field with names of layers, such as 'norm.after', names some of the allowed ones only."""
   names = tuple(config[field])
-  require(set(names) <= set(allowed), f'{field}={names}', f'may contain {", ".join(allowed)}')
+  is_valid = all(name in allowed for name in names)
+  require(is_valid, f'{field}={names}', f'may contain {", ".join(allowed)}')
 
 
 def check_biases(config: ConfigDict) -> None:

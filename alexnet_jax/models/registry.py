@@ -57,12 +57,8 @@ def check_config(config: ConfigDict) -> None:
   Raises:
     UsageError: naming the field and its valid values.
   """
-  checks.require_one_of(config, 'name', MODULES)
-  checks.require_one_of(config, 'dtype', DTYPES)
-  CHECKS[config.name](config)
-  num_classes = 2  # any number, the layers before the last do not depend on it
   with towers.shapes_only_mesh():
-    nnx.eval_shape(lambda: MODULES[config.name](config, num_classes, rngs=nnx.Rngs(0)))
+    build(config, num_classes=2)  # any number: the layers before the last do not depend on it
 
 
 def build(config: ConfigDict, num_classes: int) -> Network:
@@ -80,7 +76,9 @@ def build(config: ConfigDict, num_classes: int) -> Network:
 
 
 def _build(config, num_classes):
-  check_config(config)
+  checks.require_one_of(config, 'name', MODULES)
+  checks.require_one_of(config, 'dtype', DTYPES)
+  CHECKS[config.name](config)
   dtype, kind = DTYPES[config.dtype], MODULES[config.name]
   new = functools.partial(kind, config, num_classes)
   module = nnx.eval_shape(lambda: new(rngs=nnx.Rngs(0)))

@@ -53,10 +53,6 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
     num_tower = 2 if num_towers == 2 and splits_evenly else 1
   if num_data == 0:
     num_data = max(len(devices) // num_tower, 1)
-  if min(num_data, num_tower) < 0:
-    raise UsageError(
-      f'mesh.data={num_data} and mesh.tower={num_tower} must not be negative; 0 chooses the size automatically.'
-    )
   if num_towers % num_tower:
     choice = f'1 or {num_towers}' if num_towers > 1 else '1'
     raise UsageError(

@@ -1,1 +1,1 @@
-"""The process and its machine."""
+"""The process and its machine: errors, exit statuses, signals, files, memory, and runs of several processes."""

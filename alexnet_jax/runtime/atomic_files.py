@@ -1,19 +1,20 @@
-"""Files that are whole or not there, and folders that one process works in at a time."""
+"""Atomic writes and exclusive locks of files."""
 
 import contextlib
-import fcntl
 import os
 import pathlib
 from collections.abc import Iterator
+
+from filelock import FileLock, Timeout
 
 from alexnet_jax.runtime.errors import LockedError
 
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields another name to write a file under, and gives it its own in the end: a reader never sees half of it.
+  """Yields a temporary path to write to, and renames it to `path` on success, so readers never see a partial file.
 
-  Where the writing fails nothing is left behind, and what was there before stays.
+  If the write fails, the temporary file is removed and an existing file at `path` is unchanged.
   """
   partial = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
   try:
@@ -24,15 +25,17 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: pathlib.Path, sentence: str) -> Iterator[None]:
-  """Holds a file, which is made, so that no other process can hold it at the same time.
+def exclusive_lock(path: pathlib.Path, message: str) -> Iterator[None]:
+  """Locks a file, which is created if it does not exist and is not removed afterwards.
+
+  The system releases the lock when the process ends, even if it is killed.
 
   Raises:
-    HeldError: with the sentence, if another one does.
+    LockedError: with `message`, if another process holds the lock.
   """
-  with open(path, 'w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise LockedError(sentence) from error
+  try:
+    lock = FileLock(path, blocking=False).acquire()
+  except Timeout as error:
+    raise LockedError(message) from error
+  with lock:
     yield

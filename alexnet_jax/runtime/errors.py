@@ -1,22 +1,22 @@
-"""How a command ends that cannot do all it was asked to; `main.py` turns each into a sentence and an exit status."""
+"""Exceptions that end a command with a message instead of a traceback; `exit_status` maps them to exit statuses."""
 
 
 def first_line(error: BaseException) -> str:
-  """Returns the first line of what an error of a library says, or its kind where it says nothing."""
+  """Returns the first line of an exception's message, or its class name if the message is empty."""
   return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class UsageError(Exception):
-  """What was asked for cannot be done as asked: a wrong flag, field, dataset or mesh (exit status 2)."""
+  """The request is invalid: a wrong flag, config field, dataset or mesh (exit status 2)."""
 
 
 class LockedError(UsageError):
-  """Another process works where this one wants to; the message says where."""
+  """Another process holds a lock; the message names the file or folder."""
 
 
 class RunError(Exception):
-  """A run that was rightly asked for could not go on: unreadable data, a loss that is not finite (exit status 1)."""
+  """A valid request failed at run time: unreadable data, a loss that is not finite (exit status 1)."""
 
 
 class Stopped(Exception):
-  """Told to stop, with everything saved; the same command goes on (exit status 75)."""
+  """A signal stopped the command after its work was saved; the same command resumes it (exit status 75)."""

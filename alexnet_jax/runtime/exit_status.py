@@ -8,59 +8,45 @@ from collections.abc import Callable, Iterator
 
 from alexnet_jax.runtime import distributed, host_memory
 from alexnet_jax.runtime.errors import RunError, Stopped, UsageError
-from alexnet_jax.runtime.preemption import STOPPED
 
-FAILED, WRONG_USAGE, SOME_SKIPPED = 1, 2, 3
+FAILED, WRONG_USAGE, SOME_SKIPPED, STOPPED = 1, 2, 3, 75
 
 
 def exit_status_of(command: Callable[[], int]) -> int:
-  """Runs a command and returns its exit status; errors that a user can cause are printed as one sentence.
+  """Runs a command of one process and returns its exit status.
 
   Args:
-    command: returns how many inputs were skipped because they cannot be read.
+    command: returns the number of inputs that it skipped because they cannot be read.
 
   Returns:
-    0, or `FAILED`, `WRONG_USAGE`, `SOME_SKIPPED` or `STOPPED`.
+    0, `FAILED`, `WRONG_USAGE`, `SOME_SKIPPED` or `STOPPED`.
+
+  Raises:
+    Exception: if the command failed with an exception for which there is no exit status.
   """
   try:
     return SOME_SKIPPED if command() else 0
-  except (UsageError, RunError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return WRONG_USAGE if isinstance(error, UsageError) else FAILED
-  except (KeyboardInterrupt, Stopped) as stopped:
-    print(f'{stopped or "Stopped"}. Run the same command to resume.', file=sys.stderr)
-    return STOPPED
-  except Exception as error:
-    if not host_memory.is_out_of_memory(error):
-      raise
-    print('error: out of memory; choose a smaller batch, or fewer images.', file=sys.stderr)
-    return FAILED
+  except (Exception, KeyboardInterrupt) as error:
+    return _report(error)
 
 
 @contextlib.contextmanager
 def exit_on_errors() -> Iterator[None]:
-  """Exits as `exit_status_of` where main.py raises; with several processes, the others are signalled.
+  """Exits with the status of an exception raised inside the context; an error also ends the run's other processes.
 
   Raises:
     SystemExit: with the exit status.
+    Exception: if there is no exit status for the exception.
   """
   try:
     yield
   except SystemExit as end:
     is_help = any(re.fullmatch(r'--?(h|help|helpfull|helpshort)', argument) for argument in sys.argv[1:])
     sys.exit(0 if is_help else end.code)  # absl exits with 1 after --help
-  except (UsageError, RunError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    distributed.exit_process(WRONG_USAGE if isinstance(error, UsageError) else FAILED)
-  except Stopped as stopped:
-    if distributed.is_main_process():
-      print(f'{stopped}. Run the same command to resume.', file=sys.stderr)
-    sys.exit(STOPPED)
+  except Stopped as error:  # all processes stop after the same step
+    sys.exit(_report(error))
   except Exception as error:
-    if not host_memory.is_out_of_memory(error):
-      raise
-    print('error: out of memory; choose a smaller batch_size or eval.batch_size.', file=sys.stderr)
-    sys.exit(FAILED)
+    distributed.exit_process(_report(error))
 
 
 @contextlib.contextmanager
@@ -71,3 +57,19 @@ def interrupt_on_sigterm() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGTERM, handler)
+
+
+def _report(error: BaseException) -> int:
+  """Prints the message of an exception and returns its exit status, or raises the exception if it has none."""
+  if isinstance(error, KeyboardInterrupt | Stopped):
+    if distributed.is_main_process():
+      print(f'{str(error) or "Stopped"}. Run the same command to resume.', file=sys.stderr)
+    return STOPPED
+  if isinstance(error, UsageError | RunError):
+    message = str(error)
+  elif host_memory.is_out_of_memory(error):
+    message = 'Out of memory. Choose a smaller batch size (batch_size, eval.batch_size) or fewer images.'
+  else:
+    raise error
+  print(f'error: {message}', file=sys.stderr)
+  return WRONG_USAGE if isinstance(error, UsageError) else FAILED

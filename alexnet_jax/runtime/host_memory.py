@@ -1,7 +1,7 @@
-"""Memory: how much there is, in large pages, and given back.
+"""Memory of the host: its size, huge pages, and the release of freed memory to the system.
 
-XLA takes fresh memory for the results of every step, and Linux hands it out in pages of 4 KiB, each with a page fault.
-On a CPU that took a fifth of the time of a train step. In pages of 2 MiB it takes none.
+XLA allocates new memory for the results of every step, and Linux provides it in pages of 4 KiB, with one page fault
+each. On a CPU the page faults took a fifth of the time of a train step; with pages of 2 MiB they take none.
 """
 
 import ctypes
@@ -10,53 +10,56 @@ import os
 import pathlib
 import sys
 
-TUNABLE = 'glibc.malloc.hugetlb'  # of glibc 2.35 and newer; an older one ignores it
-LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # of a container; 'max' where there is none
-SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
-COMPILED = '/jax/core/compile/backend_compile_duration'  # what JAX reports when XLA has compiled a program
-LONG = 1  # seconds; what compiles faster leaves little
+HUGE_PAGES_TUNABLE = 'glibc.malloc.hugetlb'  # since glibc 2.35; older versions ignore it
+HUGE_PAGES_SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # of a container; 'max' if it has no limit
+COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'  # JAX records it after XLA compiled a program
+MIN_COMPILE_SECONDS = 1  # shorter compilations leave little free memory
 
 
 def total_bytes() -> int:
-  """Returns the bytes of memory that there are for this process: the machine's, or fewer in a container."""
+  """Returns the bytes of memory available to this process: those of the machine, or the limit of its container."""
   amounts = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
-  if LIMIT.exists() and (limit := LIMIT.read_text().strip()).isdigit():
+  if CGROUP_LIMIT.exists() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
     amounts.append(int(limit))
   return min(amounts)
 
 
 def use_huge_pages() -> None:
-  """Starts this command again, as the same process, with the C library set to ask for huge pages.
+  """Restarts the running command, in the same process, with huge pages for the C library's allocations.
 
-  The C library reads its settings only when a program starts: call it first. It returns at once where nothing is to be
-  gained: huge pages are in use already, this system does not give them on request, or GLIBC_TUNABLES says otherwise.
+  The C library reads its settings only at program start, so call this function first. It returns immediately if huge
+  pages are already requested, if the kernel does not provide them on request, or if GLIBC_TUNABLES configures them.
   """
-  chosen = os.environ.get('GLIBC_TUNABLES', '')
-  if TUNABLE in chosen or not SETTING.exists() or '[madvise]' not in SETTING.read_text():
+  tunables = os.environ.get('GLIBC_TUNABLES', '')
+  if HUGE_PAGES_TUNABLE in tunables:
     return
-  os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, (chosen, f'{TUNABLE}=1')))
+  if not HUGE_PAGES_SETTING.exists() or '[madvise]' not in HUGE_PAGES_SETTING.read_text():
+    return
+  os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, (tunables, f'{HUGE_PAGES_TUNABLE}=1')))
   os.execv(sys.executable, sys.orig_argv)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-  """Says whether an error is that there was not enough memory, the host's or a device's."""
-  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)  # what XLA says
+def is_out_of_memory(error: BaseException) -> bool:
+  """Returns whether an exception reports that the host or a device ran out of memory."""
+  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)  # XLA's status code
 
 
-@functools.cache  # once is enough
+@functools.cache  # registers one listener per process
 def trim_after_compiling() -> None:
-  """Gives the memory that compiling took back to the system from now on, before the compiled program runs.
+  """Registers a listener that returns freed memory to the system after each long compilation.
 
-  The C library keeps it otherwise, in pieces too small for the maps of a batch: in training on a CPU the process was
-  0.1 to 0.3 GiB larger (benchmarks/README.md). Does nothing where the C library is not glibc.
+  Otherwise the C library retains it, in blocks too small for the kernel maps of a batch. In training on a CPU this
+  enlarged the process by 0.1 to 0.3 GiB (benchmarks/README.md). With a C library other than glibc there is no effect.
   """
-  import jax  # not needed to ask for huge pages, which comes first
+  import jax  # use_huge_pages must run before heavy imports
 
   trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+  if trim is None:
+    return
 
-  def listen(event, seconds, **_):
-    if event == COMPILED and seconds > LONG:
+  def trim_if_long(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == COMPILE_EVENT and duration_secs > MIN_COMPILE_SECONDS:
       trim(0)
 
-  if trim:
-    jax.monitoring.register_event_duration_secs_listener(listen)
+  jax.monitoring.register_event_duration_secs_listener(trim_if_long)

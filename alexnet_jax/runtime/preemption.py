@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM (preemption) and Ctrl-C."""
+"""Graceful shutdown on SIGTERM (preemption) and Ctrl-C."""
 
 import contextlib
 import os
@@ -6,70 +6,75 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from types import FrameType
+from typing import Any, Self, TypeVar
 
-from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime import distributed, exit_status
 from alexnet_jax.runtime.errors import Stopped
 
 T = TypeVar('T')
-STOPPED = 75  # exit status
 
 
 def exit_on_signals() -> None:
-  """From now on, SIGTERM and Ctrl-C end the process with exit status 75, where nothing is to be saved.
+  """Makes SIGTERM and Ctrl-C end the process immediately with exit status 75, for phases without unsaved work.
 
-  At once, and not by an exception: one that is raised while Python collects garbage is lost.
+  The handler does not raise an exception, because Python discards exceptions raised during garbage collection.
   """
   for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, _leave)
+    signal.signal(number, _exit)
 
 
-def _leave(number, frame):
+def _exit(number: int, frame: FrameType | None) -> None:
   del number, frame
-  with contextlib.suppress(RuntimeError):  # interrupted while it was printing
+  with contextlib.suppress(RuntimeError):  # the signal interrupted a print
     sys.stdout.flush()
-  os.write(sys.stderr.fileno(), b'stopped; start again to go on.\n')
-  os._exit(STOPPED)
+  os.write(sys.stderr.fileno(), b'Stopped. Run the same command to resume.\n')
+  os._exit(exit_status.STOPPED)
 
 
 class StopRequest:
-  """Takes note of SIGTERM and Ctrl-C, so that work can come to a good end; told twice, it ends at once.
+  """A context that records SIGTERM and Ctrl-C, so work can be saved; the second signal ends the process immediately.
 
-  A context: before and after it, the signals do what they did.
+  The previous signal handlers are restored on exit.
 
   Attributes:
-    received: whether the process was told to stop.
+    received: whether this process received a signal.
   """
 
   def __init__(self):
-    """Waits for nothing yet."""
+    """Creates a request without a signal."""
     self.received = False
-    self._handlers = {}
+    self._handlers: dict[int, Any] = {}
 
-  def __enter__(self) -> 'StopRequest':
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
-      self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+  def __enter__(self) -> Self:
+    if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
+      self._handlers = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     for number, handler in self._handlers.items():
       signal.signal(number, handler)
 
-  def _note(self, number, frame):
+  def _record(self, number: int, frame: FrameType | None) -> None:
     if self.received:
-      _leave(number, frame)
+      _exit(number, frame)
     self.received = True
-    print(f'{signal.Signals(number).name}: saving, then stopping', file=sys.stderr, flush=True)
+    name = signal.Signals(number).name
+    print(f'{name} received; saving before exit. Repeat it to exit immediately.', file=sys.stderr, flush=True)
 
-  def agreed(self, step: int) -> bool:
-    """Says whether to stop after a step; of several processes, all say the same."""
+  def should_stop(self, step: int) -> bool:
+    """Returns whether to stop after a step; all processes return True after the same step.
+
+    Args:
+      step: number of steps taken.
+    """
     return distributed.agree_to_stop(step, self.received)
 
-  def watch(self, items: Iterable[T]) -> Iterator[T]:
-    """Yields items until the process is told to stop; all of them where there are others, who need it to the end.
+  def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
+    """Yields items until a signal arrives; with several processes it yields all, since each needs the others.
 
     Raises:
-      Stopped: when it is.
+      Stopped: if this process is the only one and received a signal.
     """
     for item in items:
       if self.received and distributed.is_single_process():

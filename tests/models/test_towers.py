@@ -96,7 +96,6 @@ def test_a_network_of_one_tower_is_never_split():
     ((1, 4), 2, 8, 'does not divide the 2 tower'),
     ((1, 2), 1, 8, 'does not divide the 1 tower'),
     ((4, 1), 2, 6, 'does not divide eval.batch_size=6'),
-    ((-1, 1), 2, 8, 'must not be negative'),
   ],
 )
 def test_an_impossible_mesh_is_a_usage_error(fields, num_towers, batch_size, sentence):

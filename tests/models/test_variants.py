@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_jax.models import alexnet, towers
 from alexnet_jax.models.registry import build
-from alexnet_jax.runs import config_checks
+from alexnet_jax.runs import config_checks, config_files
 from alexnet_jax.training import optimizer, step
 from configs import alexnet as recipes
 from tests.conftest import mesh, random_params
@@ -194,7 +194,7 @@ def test_one_step_gives_every_layer_a_velocity(variant, one_device):
     'scale': np.ones(8, np.float32),
     'label': rng.integers(0, 10, 8, np.int32),
   }
-  rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=100).at(0, 0)
+  rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=100).at_step(0, 0)
   state, metrics = step.train_step(
     state,
     towers.put_batch(one_device, batch),
@@ -258,7 +258,7 @@ def compare_with_torch(variant, image_size, width, num_classes, dtype):
   from tests import reference
 
   options = reference.VARIANTS[variant]
-  fc6_joined = 'fc6' in options.get('joined', ('fc6',))
+  fc6_joined = 'fc6' in options.get('cross_tower', ('fc6',))
   config = of(variant)
   config.model.image_size, config.model.width = image_size, width
   network = build(config.model, num_classes)
@@ -287,7 +287,7 @@ def compare_with_torch(variant, image_size, width, num_classes, dtype):
   logits, gradients = logits_and_gradients(network, params, x, label, key)
   keep = [torch.tensor(mask.astype(dtype)) for mask in dropout_masks(params, len(x), key)]
   tensors = weights()
-  result = reference.forward(tensors, x_torch, keep=keep, **options)
+  result = reference.forward(tensors, x_torch, masks=keep, **options)
   assert_close(logits, result)
   torch.nn.functional.cross_entropy(result, torch.tensor(np.asarray(label), dtype=torch.long)).backward()
   for name, gradient in reference.to_interchange(gradients, fc6_joined=fc6_joined).items():
@@ -358,7 +358,7 @@ def test_the_outputs_of_the_small_network_are_as_large_as_those_of_the_full_one(
 )
 @pytest.mark.parametrize('recipe', ['imagenet2012', 'imagenet2012,as_run'])
 def test_an_ablation_changes_only_the_expected_fields(recipe, variant, expected):
-  without, with_it = (config_checks.flatten(recipes.get_config(names)) for names in (recipe, f'{recipe},{variant}'))
+  without, with_it = (config_files.flatten(recipes.get_config(names)) for names in (recipe, f'{recipe},{variant}'))
   if variant == 'no_lrn' and 'as_run' in recipe:
     expected = expected | {'model.norm.before': [], 'model.norm.within': []}
   changed = {name: value for name, value in with_it.items() if value != without[name] and name != 'variants'}

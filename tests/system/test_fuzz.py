@@ -1,6 +1,6 @@
-"""What comes from outside and is wrong: image files, fields of a config, files in the folder of a run.
+"""Malformed input: image files, config fields, and files in the folder of a run.
 
-The seeds are fixed. The long versions run in a process of their own, which a crash would end.
+The seeds are fixed. The long version for image files runs in a separate process, which a crash would end.
 """
 
 import contextlib
@@ -27,87 +27,92 @@ import main
 from alexnet_jax import __main__ as cli
 from alexnet_jax.analysis import features
 from alexnet_jax.data import image_io, pipeline, pixel_statistics
-from alexnet_jax.models import alexnet, towers
+from alexnet_jax.models import towers
 from alexnet_jax.models.registry import build
-from alexnet_jax.runs import config_checks, run_folder, saved_predictions
+from alexnet_jax.runs import config_checks, config_files, run_folder, saved_predictions
 from alexnet_jax.runtime.errors import RunError, UsageError
-from alexnet_jax.training import init_from, loop, optimizer, schedules
+from alexnet_jax.training import loop, optimizer, run_setup, schedules
 from configs import alexnet as recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOSTILE = ROOT.parent / 'shared' / 'data' / 'hostile_images'
-LONGEST = 20  # seconds for one image; the largest that are allowed take some
+MAX_SECONDS = 20  # per image; the largest valid images take several seconds
 
 
-def encoded(image, form, **options):
+def encode(image, file_format, **options):
   file = io.BytesIO()
-  image.save(file, form, **options)
+  image.save(file, file_format, **options)
   return file.getvalue()
 
 
-def originals(forms):
-  """Small pictures in every mode that a format has, {name: file}."""
+def valid_files(formats):
+  """Encodes a small image in every mode of each format: {name: file}."""
   rng = np.random.default_rng(0)
-  picture = PIL.Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize((50, 40))
-  grey = np.asarray(picture.convert('L'))
-  deep = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
-  real = PIL.Image.fromarray(grey.astype(np.float32))
-  kinds = {
-    'JPEG': [(picture, {}), (picture, {'progressive': True}), (picture, {'subsampling': 0, 'restart_marker_rows': 1})]
-    + [(picture.convert(mode), {}) for mode in ('L', 'CMYK')],
-    'PNG': [(picture.convert(mode), {}) for mode in ('RGB', 'L', 'LA', 'RGBA', 'P', '1')]
-    + [(deep, {}), (picture.convert('P'), {'transparency': 3})],
-    'GIF': [(picture, {}), (picture, {'save_all': True, 'append_images': [picture.rotate(9)]})],
-    'WEBP': [(picture, {}), (picture, {'lossless': True}), (picture, {'save_all': True, 'append_images': [deep]})],
-    'TIFF': [(image, {'compression': how}) for image in (picture, real) for how in (None, 'tiff_lzw')] + [(deep, {})],
-    'BMP': [(picture, {}), (picture.convert('P'), {})],
-    'PPM': [(picture, {}), (deep, {})],
-    'JPEG2000': [(picture, {})],
-    'AVIF': [(picture, {})],
+  rgb = PIL.Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize((50, 40))
+  grey = np.asarray(rgb.convert('L'))
+  uint16 = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+  float32 = PIL.Image.fromarray(grey.astype(np.float32))
+  images = {
+    'JPEG': [(rgb, {}), (rgb, {'progressive': True}), (rgb, {'subsampling': 0, 'restart_marker_rows': 1})]
+    + [(rgb.convert(mode), {}) for mode in ('L', 'CMYK')],
+    'PNG': [(rgb.convert(mode), {}) for mode in ('RGB', 'L', 'LA', 'RGBA', 'P', '1')]
+    + [(uint16, {}), (rgb.convert('P'), {'transparency': 3})],
+    'GIF': [(rgb, {}), (rgb, {'save_all': True, 'append_images': [rgb.rotate(9)]})],
+    'WEBP': [(rgb, {}), (rgb, {'lossless': True}), (rgb, {'save_all': True, 'append_images': [uint16]})],
+    'TIFF': [(image, {'compression': name}) for image in (rgb, float32) for name in (None, 'tiff_lzw')]
+    + [(uint16, {})],
+    'BMP': [(rgb, {}), (rgb.convert('P'), {})],
+    'PPM': [(rgb, {}), (uint16, {})],
+    'JPEG2000': [(rgb, {})],
+    'AVIF': [(rgb, {})],
   }
-  return {f'{form} {i}': encoded(one, form, **o) for form in forms for i, (one, o) in enumerate(kinds[form])}
+  return {
+    f'{file_format} {index}': encode(image, file_format, **options)
+    for file_format in formats
+    for index, (image, options) in enumerate(images[file_format])
+  }
 
 
-def mutated(rng, file):
-  """Changes a file in one of the ways in which files go wrong."""
+def mutate(rng, file):
+  """Corrupts a file in a random way."""
   file = bytearray(file)
-  place = int(rng.integers(len(file)))
+  position = int(rng.integers(len(file)))
   match rng.integers(6):
     case 0:  # flipped bits
-      for place in rng.integers(0, len(file), rng.integers(1, 8)):
-        file[place] ^= 1 << int(rng.integers(8))
-    case 1:  # cut
-      del file[place:]
-    case 2:  # another header
-      for place in rng.integers(0, min(len(file), 64), rng.integers(1, 5)):
-        file[place] = rng.integers(256)
+      for position in rng.integers(0, len(file), rng.integers(1, 8)):
+        file[position] ^= 1 << int(rng.integers(8))
+    case 1:  # truncated
+      del file[position:]
+    case 2:  # random bytes in the header
+      for position in rng.integers(0, min(len(file), 64), rng.integers(1, 5)):
+        file[position] = rng.integers(256)
     case 3:  # extreme numbers
-      file[place : place + 4] = (b'\xff\xff\xff\xff', b'\0\0\0\0', b'\x7f\xff\xff\xff')[rng.integers(3)]
-    case 4:  # bytes too many
-      file[place:place] = rng.bytes(rng.integers(1, 40))
-    case 5:  # a part that is missing, or there twice
-      part = file[place : place + int(rng.integers(1, 200))]
-      file[place : place + len(part)] = part * 2 * int(rng.integers(2))
+      file[position : position + 4] = (b'\xff\xff\xff\xff', b'\0\0\0\0', b'\x7f\xff\xff\xff')[rng.integers(3)]
+    case 4:  # inserted bytes
+      file[position:position] = rng.bytes(rng.integers(1, 40))
+    case 5:  # a missing or duplicated part
+      part = file[position : position + int(rng.integers(1, 200))]
+      file[position : position + len(part)] = part * 2 * int(rng.integers(2))
   if file[:8] == b'\x89PNG\r\n\x1a\n' and rng.random() < 0.7:
-    return with_checksums(bytes(file))  # else most go no further than these
+    return fix_checksums(bytes(file))  # without valid checksums, decoders reject most files at once
   return bytes(file)
 
 
-def with_checksums(png):
-  parts, place = [png[:8]], 8
-  while place + 12 <= len(png):
-    (length,) = struct.unpack('>I', png[place : place + 4])
-    chunk = png[place + 4 : place + 8 + length]
-    parts.append(png[place : place + 4] + chunk + struct.pack('>I', zlib.crc32(chunk)))
-    place += 12 + length
+def fix_checksums(png):
+  parts, position = [png[:8]], 8
+  while position + 12 <= len(png):
+    (length,) = struct.unpack('>I', png[position : position + 4])
+    chunk = png[position + 4 : position + 8 + length]
+    parts.append(png[position : position + 4] + chunk + struct.pack('>I', zlib.crc32(chunk)))
+    position += 12 + length
   return b''.join(parts)
 
 
-def look_at(files):
-  """Decodes files; each must become an image or a sentence. Returns how many did, and the longest time, seconds."""
+def decode_all(files):
+  """Decodes files, each to an image or an error message; returns the number of images and the longest time, seconds."""
   num_decoded, longest = 0, 0
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Pillow's, about what it mends
+    warnings.simplefilter('ignore')  # Pillow warns about defects that it repairs
     warnings.filterwarnings('error', 'invalid value')  # numpy's
     for file in files:
       start = time.perf_counter()
@@ -126,47 +131,49 @@ def look_at(files):
   return num_decoded, longest
 
 
-def mutations(forms, count, seed):
-  rng, whole = np.random.default_rng(seed), list(originals(forms).values())
-  return (mutated(rng, whole[number % len(whole)]) for number in range(count))
+def mutations(formats, count, seed):
+  rng, files = np.random.default_rng(seed), list(valid_files(formats).values())
+  return (mutate(rng, files[index % len(files)]) for index in range(count))
 
 
-def memory():
-  """Memory that this process holds, MB."""
+def resident_memory():
+  """Returns the resident memory of this process, MB."""
   return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 # Image files.
 
 
-def test_originals_decode():
-  files = originals(image_io.FORMATS)
-  assert look_at(files.values())[0] == len(files)
+def test_valid_files_are_decoded():
+  files = valid_files(image_io.FORMATS)
+  assert decode_all(files.values())[0] == len(files)
 
 
-def test_a_thousand_broken_jpegs_and_pngs():
-  num_decoded, longest = look_at(mutations(('JPEG', 'PNG'), 1000, seed=0))
+def test_a_thousand_corrupt_jpegs_and_pngs_are_decoded_or_rejected():
+  num_decoded, longest = decode_all(mutations(('JPEG', 'PNG'), 1000, seed=0))
   assert 100 < num_decoded < 900
-  assert longest < LONGEST
+  assert longest < MAX_SECONDS
 
 
-def test_hostile_files():
+def test_hostile_files_are_decoded_or_rejected():
   if not HOSTILE.is_dir():
-    pytest.skip('hostile_images are not there: they are not part of the project')
+    pytest.skip('hostile_images is missing; it is not part of the project')
   files = [path.read_bytes() for path in sorted(HOSTILE.iterdir())]
-  num_decoded, longest = look_at(files)
+  num_decoded, longest = decode_all(files)
   assert 0 < num_decoded < len(files)
-  assert longest < LONGEST
-  look_at(mutated(np.random.default_rng(1), file) for file in files if len(file) < 100_000)
+  assert longest < MAX_SECONDS
+  decode_all(mutate(np.random.default_rng(1), file) for file in files if len(file) < 100_000)
 
 
-def chunk(name, content):
+def png_chunk(name, content):
   return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
 
 
 def png(width, height, *chunks):
-  header = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
-  return b'\x89PNG\r\n\x1a\n' + header + b''.join(chunks) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+  header = png_chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
+  return (
+    b'\x89PNG\r\n\x1a\n' + header + b''.join(chunks) + png_chunk(b'IDAT', zlib.compress(b'')) + png_chunk(b'IEND', b'')
+  )
 
 
 def gif(screen, frame, left=0):
@@ -187,58 +194,59 @@ def webp_canvas(side, *chunks, flags=0):
   return webp((b'VP8X', bytes([flags, 0, 0, 0]) + 2 * three_bytes(side - 1)), *chunks)
 
 
-def resized(file, place, layout, side):
-  """Writes another width and height into the header of a file."""
+def set_size(file, position, layout, side):
+  """Overwrites width and height in the header of a file."""
   size = struct.pack(layout, side, side)
-  return file[:place] + size + file[place + len(size) :]
+  return file[:position] + size + file[position + len(size) :]
 
 
 @functools.cache
 def bombs():
-  """Small files that say they are large, {name: (file, what is said of it)}."""
-  files, zeros, large = originals(image_io.FORMATS), zlib.compress(bytes(10**7), 9), 'pixels'
+  """Makes small files that declare a large image: {name: (file, pattern of the error message)}."""
+  files, zeros, large = valid_files(image_io.FORMATS), zlib.compress(bytes(10**7), 9), 'pixels'
+  too_large = 'more than the maximum of 89,000,000'
   jpeg, progressive, tiff = files['JPEG 0'], files['JPEG 1'], bytearray(files['TIFF 0'])
   (directory,) = struct.unpack('<I', tiff[4:8])
-  for entry in range(directory + 2, directory + 26, 12):  # the first two: width and height
+  for entry in range(directory + 2, directory + 26, 12):  # the first two entries: width and height
     tiff[entry : entry + 12] = tiff[entry : entry + 2] + struct.pack('<HII', 4, 1, 60_000)
   still = files['WEBP 0'][20:]
   frame = bytes(6) + struct.pack('<I', 49)[:3] + struct.pack('<I', 39)[:3] + bytes(4) + b'VP8 '
   animation = [(b'ANIM', bytes(6)), (b'ANMF', frame + struct.pack('<I', len(still)) + still)]
-  scans = resized(progressive, progressive.index(b'\xff\xc2') + 5, '>HH', 9000)
+  scans = set_size(progressive, progressive.index(b'\xff\xc2') + 5, '>HH', 9000)
   last_scan = progressive[progressive.rindex(b'\xff\xda') : -2]
   return {
     'PNG': (png(60_000, 60_000), large),
-    'PNG, a little too large': (png(9_500, 9_500), 'more than 89,000,000'),
-    'PNG, compressed text': (png(5, 5, chunk(b'zTXt', b'a\0\0' + zeros)), 'too large'),
-    'PNG, international text': (png(5, 5, chunk(b'iTXt', b'a\0\1\0\0\0' + zeros)), 'too large'),
-    'PNG, profile': (png(5, 5, chunk(b'iCCP', b'a\0\0' + zeros)), 'too large'),
+    'PNG, a little too large': (png(9_500, 9_500), too_large),
+    'PNG, compressed text': (png(5, 5, png_chunk(b'zTXt', b'a\0\0' + zeros)), 'too large'),
+    'PNG, international text': (png(5, 5, png_chunk(b'iTXt', b'a\0\1\0\0\0' + zeros)), 'too large'),
+    'PNG, profile': (png(5, 5, png_chunk(b'iCCP', b'a\0\0' + zeros)), 'too large'),
     'GIF, screen': (gif(65_000, 5), large),
     'GIF, frame': (gif(5, 65_000), large),
     'GIF, frame far out': (gif(60_000, 5, left=60_000), large),
-    'WEBP, lossy': (webp((b'VP8 ', resized(still, 6, '<HH', 16_383))), 'more than 89,000,000'),
-    'WEBP, lossless': (webp((b'VP8L', b'/' + struct.pack('<I', 2**28 - 1) + bytes(50))), 'more than 89,000,000'),
-    'WEBP, canvas': (webp_canvas(60_000, (b'VP8 ', still)), 'more than 89,000,000'),
-    'WEBP, animation': (webp_canvas(60_000, *animation, flags=2), 'more than 89,000,000'),
+    'WEBP, lossy': (webp((b'VP8 ', set_size(still, 6, '<HH', 16_383))), too_large),
+    'WEBP, lossless': (webp((b'VP8L', b'/' + struct.pack('<I', 2**28 - 1) + bytes(50))), too_large),
+    'WEBP, canvas': (webp_canvas(60_000, (b'VP8 ', still)), too_large),
+    'WEBP, animation': (webp_canvas(60_000, *animation, flags=2), too_large),
     'TIFF': (bytes(tiff), large),
-    'JPEG': (resized(jpeg, jpeg.index(b'\xff\xc0') + 5, '>HH', 65_000), large),
+    'JPEG': (set_size(jpeg, jpeg.index(b'\xff\xc0') + 5, '>HH', 65_000), large),
     'JPEG, scans': (scans[:-2] + 100 * last_scan + b'\xff\xd9', 'scans'),
-    'BMP': (resized(files['BMP 0'], 18, '<ii', 60_000), large),
+    'BMP': (set_size(files['BMP 0'], 18, '<ii', 60_000), large),
     'PPM': (b'P6 60000 60000 255\n', large),
-    'JPEG2000': (resized(files['JPEG2000 0'], files['JPEG2000 0'].index(b'ihdr') + 4, '>II', 60_000), large),
+    'JPEG2000': (set_size(files['JPEG2000 0'], files['JPEG2000 0'].index(b'ihdr') + 4, '>II', 60_000), large),
     'PostScript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 4\n%%EndComments\nshowpage\n', 'known format'),
   }
 
 
 @pytest.mark.parametrize('name', bombs())
-def test_bombs_are_refused_before_memory_is_taken(name):
+def test_bombs_are_rejected_before_memory_is_allocated(name):
   file, reason = bombs()[name]
-  size, limits = pathlib.Path('/proc/self/statm'), resource.getrlimit(resource.RLIMIT_AS)
-  if not size.exists():
-    pytest.skip('this system does not limit the memory of a process')
-  now = int(size.read_text().split()[0]) * resource.getpagesize()
+  statm, limits = pathlib.Path('/proc/self/statm'), resource.getrlimit(resource.RLIMIT_AS)
+  if not statm.exists():
+    pytest.skip('this system cannot limit the memory of a process')
+  address_space = int(statm.read_text().split()[0]) * resource.getpagesize()
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    resource.setrlimit(resource.RLIMIT_AS, (now + 100_000_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (address_space + 100_000_000, limits[1]))
     try:
       with pytest.raises(ValueError, match=reason):
         image_io.decode(file)
@@ -247,8 +255,8 @@ def test_bombs_are_refused_before_memory_is_taken(name):
 
 
 @pytest.mark.slow
-def test_many_broken_files_of_all_formats():
-  """In a process of its own: no crash, no hang, and memory does not grow."""
+def test_many_corrupt_files_of_all_formats():
+  """A separate process decodes them; it must not crash or hang, and its memory must not grow."""
   result = subprocess.run(
     [sys.executable, '-X', 'faulthandler', '-m', 'tests.system.test_fuzz', '40000'],
     cwd=ROOT,
@@ -260,86 +268,111 @@ def test_many_broken_files_of_all_formats():
   assert result.returncode == 0, result.stderr
   report = json.loads(result.stdout.splitlines()[-1])
   assert report['decoded'] > 4000
-  assert report['longest'] < LONGEST
-  assert report['grown'] < 150, report
+  assert report['longest'] < MAX_SECONDS
+  assert report['growth'] < 150, report
 
 
 # Fields of a config.
 
-SILLY = ['0', '-1', '1', '9', '3000', '1000000', '2147483648', '99999999999999999999', 'nan', 'inf', '-inf', '1e308']
-SILLY += ['', 'x', 'x' * 5000, 'True', 'None', '()', '(1,)', '(1,2,3)', "('a','b')", '(0.5,-1.0)', '((1,2),)', '([1],)']
-SILLY += ['(1j,)', "(b'a',)", '({1},)', '{}', '((0.5,1.0,1e308),)', '../..']
+MALFORMED = [
+  '0',
+  '-1',
+  '1',
+  '9',
+  '3000',
+  '1000000',
+  '2147483648',
+  '99999999999999999999',
+  'nan',
+  'inf',
+  '-inf',
+  '1e308',
+]
+MALFORMED += [
+  '',
+  'x',
+  'x' * 5000,
+  'True',
+  'None',
+  '()',
+  '(1,)',
+  '(1,2,3)',
+  "('a','b')",
+  '(0.5,-1.0)',
+  '((1,2),)',
+  '([1],)',
+]
+MALFORMED += ['(1j,)', "(b'a',)", '({1},)', '{}', '((0.5,1.0,1e308),)', '../..']
 CONFIG = '--config=configs/alexnet.py'
 
 
-def parsed(*arguments):
-  """The config as main.py understands it."""
+def parse(*arguments):
+  """Parses a command line as main.py does, and returns the config."""
   for name in [name for name in flags.FLAGS if name.startswith('config.')]:
-    delattr(flags.FLAGS, name)  # those of the call before
+    delattr(flags.FLAGS, name)  # defined by the previous call
   command = ['main.py', f'--config={ROOT}/configs/alexnet.py', *arguments]
-  with mock.patch.object(sys, 'argv', command):  # ml_collections looks there
-    main.parse(command)
+  with mock.patch.object(sys, 'argv', command):  # ml_collections reads it
+    config_files.parse_flags(command, main.CONFIG, main.MODE)
   return main.CONFIG.value
 
 
 def check_all(config, is_thorough):
-  """All that a run looks at before it takes memory."""
+  """Makes all checks that a run makes before it allocates memory."""
   config_checks.check(config)
-  init_from.check(config)
+  config_checks.check_initialisation(config)
   batches = {'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size}
   mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches=batches)
   pipeline.check_memory(config, towers.data_shard(mesh))
   run_folder.default_folder(config)
   schedule = schedules.make_schedule(config.optimizer, 100)
-  alexnet.check_config(config.model)
   if is_thorough:
     with jax.set_mesh(mesh):
-      loop.check_memory(build(config.model, 10), config, mesh)
-  rates = optimizer.make_learning_rates(config.optimizer, ('conv1', 'fc8'), 100)
-  for num_drops in (0, config.optimizer.plateau_drops, schedule.num_drops(99)):
-    rates.at(99, num_drops)
+      run_setup.check_memory(build(config.model, 10), config, mesh)
+  learning_rates = optimizer.make_learning_rates(config.optimizer, ('conv1', 'fc8'), 100)
+  for num_decays in (0, config.optimizer.plateau_drops, schedule.num_decays_at(99)):
+    learning_rates.at_step(99, num_decays)
 
 
-def silly_values():
-  return [(field, value) for field in config_checks.flatten(recipes.get_config()) for value in SILLY]
+def malformed_values():
+  return [(field, value) for field in config_files.flatten(recipes.get_config()) for value in MALFORMED]
 
 
-def try_all(pairs, is_thorough=False):
-  """Each must be accepted or be answered by one sentence. Returns how many were refused."""
-  num_refused = 0
+def count_rejected(pairs, is_thorough=False):
+  """Checks fields with values, each accepted or rejected with a one-line error; returns the number of rejected ones."""
+  num_rejected = 0
   for field, value in pairs:
     try:
-      check_all(parsed(f'--config.{field}={value}'), is_thorough)
+      check_all(parse(f'--config.{field}={value}'), is_thorough)
     except (UsageError, RunError) as error:
       assert str(error)  # noqa: PT017
       assert '\n' not in str(error)  # noqa: PT017
-      num_refused += 1
+      num_rejected += 1
     except Exception as error:
       raise AssertionError(f'--config.{field}={value}') from error
-  return num_refused
+  return num_rejected
 
 
-def test_silly_values_are_refused_in_a_sentence():
-  pairs = silly_values()
-  some = np.random.default_rng(0).permutation(len(pairs))[:500]
-  assert 300 < try_all([pairs[i] for i in some]) < 500
+def test_malformed_values_are_rejected_with_one_line():
+  pairs = malformed_values()
+  indices = np.random.default_rng(0).permutation(len(pairs))[:500]
+  assert 300 < count_rejected([pairs[i] for i in indices]) < 500
 
 
 @pytest.mark.slow
-def test_every_field_with_every_silly_value():
-  pairs = silly_values()
-  before = memory()
-  assert try_all(pairs, is_thorough=True) > 0.7 * len(pairs)
-  assert memory() - before < 2000  # MB: nothing was allocated that a value names
+def test_every_field_with_every_malformed_value():
+  pairs = malformed_values()
+  before = resident_memory()
+  assert count_rejected(pairs, is_thorough=True) > 0.7 * len(pairs)
+  assert resident_memory() - before < 2000  # MB: no value led to an allocation of its size
 
 
 @pytest.mark.parametrize(
-  ('field', 'value', 'sentence'),
+  ('field', 'value', 'message'),
   [
-    ('batch_size', 10**6, 'batch_size=1000000 makes batches that take .* GB'),
+    ('batch_size', 10**6, 'batch_size=1000000 requires .* GB'),
     ('batch_size', 2**30, 'batch_size=1073741824 must be 1,048,576 or less'),
-    ('eval.batch_size', 10**6, 'eval.batch_size=1000000 makes batches that take .* GB'),
-    ('data.num_prefetched', 4096, 'less of data.num_threads and data.num_prefetched'),
+    ('eval.batch_size', 10**6, 'eval.batch_size=1000000 requires .* GB'),
+    ('data.num_prefetched', 4096, 'reduce eval.batch_size, data.num_threads or data.num_prefetched'),
     ('data.num_threads', 10**6, 'must be 1,024 or less'),
     ('model.image_size', 10**6, 'must be 2,048 or less'),
     ('model.kernels.fc6', 10**6, 'parameters take .* GB or more on each device'),
@@ -347,23 +380,23 @@ def test_every_field_with_every_silly_value():
     ('model.width', 1e308, r'times model.width=1e\+308 must be'),
     ('model.num_towers', 10**9, 'must be 1 to 16'),
     ('model.padding.conv1', '(1,2,3)', r'must be 0 to 10, or two such numbers'),
-    ('model.meet', '(1,)', r'model.meet=\[1\] must be of names'),
+    ('model.meet', '(1,)', r'model.meet=\(1,\) may contain conv2'),
     ('optimizer.rate', 'nan', 'must be 0 or more, and finite'),
     ('optimizer.rate_factor', 1e308, '0.001 to 1,000,000'),
-    ('optimizer.layer_changes.conv1', '((1j,),)', 'has a value that cannot be kept'),
+    ('optimizer.layer_changes.conv1', '((1j,),)', 'contains a value that JSON cannot represent'),
     ('num_steps', 2**31, 'must be 2,147,483,647 or less'),
     ('checkpoint_every', -5, 'must be 0 or more'),
     ('mesh.data', 10**9, 'needs 1000000000 devices'),
-    ('mesh.tower', -1, 'must not be negative'),
+    ('mesh.tower', -1, 'must be 0 or more'),
     ('init_from', 'x' * 5000, 'does not exist'),
   ],
 )
-def test_what_is_wrong_is_named(field, value, sentence):
-  with pytest.raises(UsageError, match=sentence):
-    check_all(parsed('--config.batch_size=8', f'--config.{field}={value}'), is_thorough='fc6' in field)
+def test_the_error_names_the_field(field, value, message):
+  with pytest.raises(UsageError, match=message):
+    check_all(parse('--config.batch_size=8', f'--config.{field}={value}'), is_thorough='fc6' in field)
 
 
-def test_more_steps_than_32_bits_hold(config, tmp_path):
+def test_more_steps_than_fit_into_32_bits_are_rejected(config, tmp_path):
   config.num_steps, config.num_epochs = 0, 10**6
   config.batch_size, config.data.train_split = 1, 'train+test[:50%]+train+train'
   with pytest.raises(UsageError, match='takes 4,491,000,000 steps; 2,147,483,647 are the most'):
@@ -386,7 +419,7 @@ def test_more_steps_than_32_bits_hold(config, tmp_path):
     'optimizer.rate',
   ],
 )
-def test_numbers_beyond_reason_end_in_a_sentence(config, tmp_path, field):
+def test_huge_numbers_do_not_crash_a_run(config, tmp_path, field):
   part, _, name = field.rpartition('.')
   section = config
   for key in part.split('.'):
@@ -410,7 +443,7 @@ def test_numbers_beyond_reason_end_in_a_sentence(config, tmp_path, field):
     ('seed', 'x' * 5000),
   ],
 )
-def test_silly_values_on_a_real_command_line(data_dir, tmp_path, field, value):
+def test_malformed_values_on_a_real_command_line(data_dir, tmp_path, field, value):
   arguments = [CONFIG, f'--config.data.dir={data_dir}', f'--workdir={tmp_path}', f'--config.{field}={value}']
   result = subprocess.run(
     [sys.executable, 'main.py', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
@@ -424,7 +457,7 @@ def test_silly_values_on_a_real_command_line(data_dir, tmp_path, field, value):
 
 
 class Bomb:
-  """Leaves a trace where it is unpickled."""
+  """Creates a file when it is unpickled."""
 
   def __init__(self, trace):
     self.trace = trace
@@ -434,58 +467,57 @@ class Bomb:
 
 
 def test_nothing_is_unpickled(tmp_path):
-  trace = tmp_path / 'it was unpickled'
+  trace = tmp_path / 'unpickled'
   hostile = np.array([Bomb(trace)], object)
   np.savez(tmp_path / 'statistics.npz', mean_image=hostile, covariance=hostile, num_images=hostile)
-  with pytest.raises(UsageError, match=r'statistics.npz is missing or damaged; put it back'):
+  with pytest.raises(UsageError, match=r'statistics.npz is missing or damaged; restore it'):
     run_folder.load_statistics(tmp_path)
   np.save(tmp_path / 'features.npy', np.zeros((1, 2), np.float32))
   np.save(tmp_path / 'labels.npy', hostile)
   with pytest.raises(UsageError, match=r'are damaged .* remove them'):
     features.load(tmp_path)
   log_probs, labels = np.zeros((1, 10), np.float32), np.zeros(1, np.int32)
-  arguments = dict(dataset='a', split='b', crop_set='centre')
-  saved_predictions.save([(log_probs, labels)], tmp_path, **arguments, num_steps=1, shape=(1, 10))
-  assert saved_predictions.load(tmp_path, **arguments) is not None
+  files = saved_predictions.PredictionFiles(tmp_path, dataset='a', split='b', crop_set='centre')
+  files.save([(log_probs, labels)], num_steps=1, shape=(1, 10))
+  assert files.load() is not None
   for name in ('labels', 'log_probs'):
-    saved_predictions.save([(log_probs, labels)], tmp_path, **arguments, num_steps=1, shape=(1, 10))
+    files.save([(log_probs, labels)], num_steps=1, shape=(1, 10))
     np.save(tmp_path / 'predictions' / 'a-b' / 'centre' / f'{name}.npy', hostile)
-    assert saved_predictions.load(tmp_path, **arguments) is None  # and the network is asked again
+    assert files.load() is None  # the network is evaluated again
   (tmp_path / 'weights.npz').write_bytes((tmp_path / 'statistics.npz').read_bytes())
   assert cli.main(['figures', 'kernels', str(tmp_path / 'weights.npz')]) == 2
   assert not trace.exists()
 
 
-def test_broken_statistics_are_no_statistics(tmp_path):
-  place, rng = tmp_path / 'statistics.npz', np.random.default_rng(0)
-  whole = pixel_statistics.PixelStatistics(rng.uniform(0, 255, (8, 8, 3)), np.eye(3), 5)
-  whole.save(place)
-  file, num_whole = place.read_bytes(), 0
+def test_corrupt_statistics_are_not_loaded(tmp_path):
+  path, rng = tmp_path / 'statistics.npz', np.random.default_rng(0)
+  pixel_statistics.PixelStatistics(rng.uniform(0, 255, (8, 8, 3)), np.eye(3), 5).save(path)
+  file, num_loaded = path.read_bytes(), 0
   for _ in range(500):
-    place.write_bytes(mutated(rng, file))
-    found = pixel_statistics.load(place)
-    assert found is None or found.mean_image.shape[2:] == found.covariance.shape[:1] == (3,)
-    num_whole += found is not None
-  assert 0 < num_whole < 250
+    path.write_bytes(mutate(rng, file))
+    stats = pixel_statistics.load(path)
+    assert stats is None or stats.mean_image.shape[2:] == stats.covariance.shape[:1] == (3,)
+    num_loaded += stats is not None
+  assert 0 < num_loaded < 250
 
 
-def test_broken_predictions_are_no_predictions(tmp_path):
-  arguments = dict(dataset='a', split='b', crop_set='centre')
+def test_corrupt_predictions_are_not_loaded(tmp_path):
+  files = saved_predictions.PredictionFiles(tmp_path, dataset='a', split='b', crop_set='centre')
   rng, blocks = np.random.default_rng(0), [(np.zeros((20, 10), np.float32), np.zeros(20, np.int32))]
-  saved_predictions.save(blocks, tmp_path, **arguments, num_steps=1, shape=(20, 10))
+  files.save(blocks, num_steps=1, shape=(20, 10))
   for name in ('about.json', 'labels.npy', 'log_probs.npy'):
-    place = tmp_path / 'predictions' / 'a-b' / 'centre' / name
-    file = place.read_bytes()
+    path = tmp_path / 'predictions' / 'a-b' / 'centre' / name
+    file = path.read_bytes()
     for _ in range(200):
-      place.write_bytes(mutated(rng, file))
-      found = saved_predictions.load(tmp_path, **arguments)
-      assert found is None or len(found.log_probs) == len(found.labels)
-    place.write_bytes(file)
+      path.write_bytes(mutate(rng, file))
+      predictions = files.load()
+      assert predictions is None or len(predictions.log_probs) == len(predictions.labels)
+    path.write_bytes(file)
 
 
 if __name__ == '__main__':
   count = int(sys.argv[1])
-  look_at(mutations(image_io.FORMATS, count // 4, seed=1))  # allocators keep some of what they once had
-  before = memory()
-  num_decoded, longest = look_at(mutations(image_io.FORMATS, count, seed=2))
-  print(json.dumps({'decoded': num_decoded, 'longest': longest, 'grown': memory() - before}))
+  decode_all(mutations(image_io.FORMATS, count // 4, seed=1))  # allocators retain some memory after first use
+  before = resident_memory()
+  num_decoded, longest = decode_all(mutations(image_io.FORMATS, count, seed=2))
+  print(json.dumps({'decoded': num_decoded, 'longest': longest, 'growth': resident_memory() - before}))

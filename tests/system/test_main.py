@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: in a process of its own."""
+"""The command line of main.py, in separate processes."""
 
 import json
 import os
@@ -39,7 +39,7 @@ TINY = (
 )
 
 
-def test_what_was_trained_on_more_devices_predicts_on_those_that_are_here(trained_run, tmp_path):
+def test_a_run_trained_on_more_devices_predicts_on_the_devices_of_this_machine(trained_run, tmp_path):
   folder = shutil.copytree(trained_run, tmp_path / 'run')
   config = json.loads((folder / 'config.json').read_text())
   config['mesh'] = {'data': 4, 'tower': 2}
@@ -50,7 +50,7 @@ def test_what_was_trained_on_more_devices_predicts_on_those_that_are_here(traine
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'sentence'),
+  ('arguments', 'message'),
   [
     ((), 'name a config, such as --config=configs/alexnet.py'),
     (
@@ -66,26 +66,29 @@ def test_what_was_trained_on_more_devices_predicts_on_those_that_are_here(traine
     (('--config=configs/alexnet.py', '--mode=sing'), 'mode=sing: value should be one of'),
     (('--config=configs/alexnet.py', '--wrokdir=x'), "Unknown command line flag 'wrokdir'"),
     (('--config=configs/alexnet.py', 'cat.jpg'), "'cat.jpg' is not a flag"),
-    (('--config=configs/alexnet.py', '--config.data.name=digit'), "no dataset 'digit'; near it are .*digits"),
+    (('--config=configs/alexnet.py', '--config.data.name=digit'), "no dataset 'digit'; similar names are .*digits"),
     (('--config=configs/alexnet.py', '--config.mesh.tower=2'), 'JAX_NUM_CPU_DEVICES=2 python main.py'),
     (('--config=configs/alexnet.py:cifar10', '--config.data.dir=nowhere'), "data.dir='nowhere' is not a folder"),
-    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=nowhere'), 'nowhere holds no run'),
-    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=README.md'), 'README.md holds no run'),
+    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=nowhere'), 'nowhere contains no run'),
+    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=README.md'), 'README.md contains no run'),
     (('--config=configs/alexnet.py', '--workdir=README.md/run'), 'cannot be written to'),
     (('--config=configs/alexnet.py', '--config.optimizer.schedule=cosine'), "choose 'plateau' or 'steps'"),
     (('--config=configs/alexnet.py:one_tower,run150',), 'one_tower and run150 exclude each other'),
     (('--config=configs/alexnet.py:one_tower', '--config.mesh.tower=2'), 'does not divide the 1 tower.* choose 1.'),
-    (('--config=configs/alexnet.py', '--config.model.pool_size=0'), 'model.pool_size=0 must be 2'),
+    (
+      ('--config=configs/alexnet.py', '--config.model.pool_size=0'),
+      'model.pool_size=0 must be at least the stride of 2',
+    ),
   ],
 )
-def test_wrong_usage_is_one_sentence_and_status_2(arguments, sentence):
+def test_wrong_usage_is_an_error_message_and_status_2(arguments, message):
   result = command(*arguments)
   assert result.returncode == 2, result.stderr
-  assert re.search(f'^error: .*{sentence}', result.stderr, re.MULTILINE), result.stderr
+  assert re.search(f'^error: .*{message}', result.stderr, re.MULTILINE), result.stderr
   assert 'Traceback' not in result.stderr
 
 
-def test_a_loss_that_is_not_finite_is_one_sentence_and_status_1(data_dir, tmp_path):
+def test_a_loss_that_is_not_finite_is_an_error_message_and_status_1(data_dir, tmp_path):
   result = command(
     '--config=configs/alexnet.py',
     f'--config.data.dir={data_dir}',
@@ -98,7 +101,7 @@ def test_a_loss_that_is_not_finite_is_one_sentence_and_status_1(data_dir, tmp_pa
   assert 'Traceback' not in result.stderr
 
 
-def test_a_run_that_skipped_images_names_them_and_ends_with_status_3(data_dir, tmp_path):
+def test_a_run_that_skipped_images_names_them_and_exits_with_status_3(data_dir, tmp_path):
   shutil.copytree(data_dir / 'digits', tmp_path / 'tfds' / 'digits', ignore=shutil.ignore_patterns('*.npz'))
   for split, broken in (('train', 3), ('test', 8)):
     (file,) = (tmp_path / 'tfds').glob(f'digits/*/digits-{split}.array_record*')
@@ -120,14 +123,14 @@ def test_a_run_that_skipped_images_names_them_and_ends_with_status_3(data_dir, t
   assert result.returncode == 3, result.stderr
   named = [line.partition('\r')[2] or line for line in result.stderr.splitlines() if 'skipped' in line]
   assert [re.sub('.*skipped', 'skipped', line) for line in named] == [
-    f"skipped image {index} of split '{split}' of digits/1.0.0: it is no image in a known format"
+    f"skipped image {index} of split '{split}' of digits/1.0.0: not an image in a known format"
     for index, split in ((3, 'train[:90%]'), (8, 'test'))
   ]
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert (results['num_examples'], results['skipped']) == (359, {'train[:90%]': 1, 'test': 1})
 
 
-def test_help_is_there_at_once_and_does_not_load_jax():
+def test_help_and_flag_errors_do_not_load_jax():
   result = command('--help')
   assert result.returncode == 0
   assert '--workdir' in result.stdout
@@ -139,7 +142,7 @@ def test_help_is_there_at_once_and_does_not_load_jax():
 
 
 def test_train_then_eval_from_the_command_line(data_dir, tmp_path, monkeypatch):
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # that of the tests
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # use the default folder
   arguments = ('--config=configs/alexnet.py', f'--config.data.dir={data_dir}', f'--workdir={tmp_path}/run', *TINY)
   trained = command(*arguments, devices=2)
   assert trained.returncode == 0, trained.stderr
@@ -147,7 +150,7 @@ def test_train_then_eval_from_the_command_line(data_dir, tmp_path, monkeypatch):
   # Each device holds half of the kernels.
   assert re.search(r'conv1 .* 2 x 11 x 11 x 3 x 3 +1 x 11 x 11 x 3 x 3\n', trained.stdout)
   assert 'step 3/3' in trained.stdout
-  # The next run finds it, unless it was compiled with calls that XLA cannot keep.
+  # The step is cached for the next run, unless it calls oneDNN, which XLA cannot cache.
   assert any(compilation_cache.default_folder().glob('jit_train_step-*')) != onednn.is_available()
   results = (tmp_path / 'run' / 'results.json').read_text()
   evaluated = command(*arguments, '--mode=eval', devices=2)
@@ -156,4 +159,4 @@ def test_train_then_eval_from_the_command_line(data_dir, tmp_path, monkeypatch):
 
   other = command(*arguments, '--config.seed=5')
   assert other.returncode == 2
-  assert 'seed: 0 there, 5 here' in other.stderr
+  assert 'seed: 0 in the run, 5 given' in other.stderr

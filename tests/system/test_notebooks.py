@@ -1,4 +1,4 @@
-"""The notebooks are kept clean, hold no logic of their own, and run from the first cell to the last."""
+"""The notebooks are stored without outputs, define no functions, and run from the first cell to the last."""
 
 import ast
 import os
@@ -14,10 +14,10 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_PICTURES = {'01_train': 6, '02_two_towers': 1, '03_inside': 7, '04_finetune': 2}
+NUM_FIGURES = {'01_train': 6, '02_two_towers': 1, '03_inside': 7, '04_finetune': 2}
 SECONDS = 600
 
-every_notebook = pytest.mark.parametrize('name', NUM_PICTURES)
+every_notebook = pytest.mark.parametrize('name', NUM_FIGURES)
 
 
 def read(name):
@@ -25,17 +25,17 @@ def read(name):
 
 
 def code(notebook):
-  """Parses all code cells, with what begins with % or ! as calls of IPython's functions."""
+  """Parses all code cells; lines that start with % or ! become calls of IPython's functions."""
   python = [TransformerManager().transform_cell(cell.source) for cell in notebook.cells if cell.cell_type == 'code']
   return ast.parse('\n'.join(python))
 
 
 def test_every_notebook_is_tested():
-  assert sorted(path.stem for path in (ROOT / 'notebooks').glob('*.ipynb')) == sorted(NUM_PICTURES)
+  assert sorted(path.stem for path in (ROOT / 'notebooks').glob('*.ipynb')) == sorted(NUM_FIGURES)
 
 
 @every_notebook
-def test_it_is_valid_and_kept_without_outputs(name):
+def test_a_notebook_is_valid_and_has_no_outputs(name):
   notebook = read(name)
   nbformat.validate(notebook)
   assert notebook.nbformat == 4
@@ -47,46 +47,46 @@ def test_it_is_valid_and_kept_without_outputs(name):
 
 
 @every_notebook
-def test_it_names_no_absolute_path(name):
+def test_a_notebook_contains_no_absolute_path(name):
   for cell in read(name).cells:
     assert not re.search(r'(^|[\s\'"`(=])(~/|/\w|[A-Za-z]:[\\/])', cell.source, re.MULTILINE), cell.source
 
 
 @every_notebook
-def test_it_imports_the_project_and_little_else(name):
+def test_a_notebook_imports_the_project_and_few_libraries(name):
   nodes = list(ast.walk(code(read(name))))
-  found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-  found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-  tops = {module.split('.')[0] for module in found} - sys.stdlib_module_names
-  assert tops <= {'alexnet_jax', 'configs', 'jax', 'numpy', 'matplotlib'}
+  modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+  modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+  packages = {module.split('.')[0] for module in modules} - sys.stdlib_module_names
+  assert packages <= {'alexnet_jax', 'configs', 'jax', 'numpy', 'matplotlib'}
 
 
 @every_notebook
-def test_it_defines_nothing(name):
+def test_a_notebook_defines_nothing(name):
   definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda
   assert not [node for node in ast.walk(code(read(name))) if isinstance(node, definitions)]
 
 
-def test_two_towers_runs(tmp_path, monkeypatch):
+def test_the_notebook_on_two_towers_runs(tmp_path, monkeypatch):
   text, _ = run('02_two_towers', tmp_path, monkeypatch, os.environ['XLA_FLAGS'])
   assert re.findall(r'(\d) all-gathers', text) == ['0', '5', '5']
-  meets = re.search(r'no_communication: .*', text, re.DOTALL)[0]
-  assert re.findall(r'(\w+) +tower 0 changed', meets) == ['fc8']
+  no_communication = re.search(r'no_communication: .*', text, re.DOTALL)[0]
+  assert re.findall(r'(\w+) +tower 0 changed', no_communication) == ['fc8']
 
 
 @pytest.mark.slow
 @every_notebook
-def test_it_runs(name, tmp_path, monkeypatch):
-  _, num_pictures = run(name, tmp_path, monkeypatch, xla_flags='')
-  assert num_pictures == NUM_PICTURES[name]
+def test_a_notebook_runs(name, tmp_path, monkeypatch):
+  _, num_figures = run(name, tmp_path, monkeypatch, xla_flags='')
+  assert num_figures == NUM_FIGURES[name]
 
 
 def run(name, folder, monkeypatch, xla_flags):
-  """Runs a copy in this Python, with `folder` for its home; returns what it prints and how many pictures it shows."""
+  """Runs a copy with this Python and `folder` as home folder; returns its printed text and the number of figures."""
   for variable in ('JUPYTER_RUNTIME_DIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'IPYTHONDIR'):
     monkeypatch.setenv(variable, str(folder / '.jupyter'))
   notebook = read(name)
-  # With no folder to look for kernels in, there is that of this Python alone.
+  # Without kernel folders, the only kernel is that of this Python.
   manager = AsyncKernelManager(kernel_name='python3', kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
   client = NotebookClient(notebook, km=manager, timeout=SECONDS, resources={'metadata': {'path': str(folder)}})
   environment = os.environ | {'HOME': str(folder), 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': xla_flags}
