@@ -1,1 +1,1 @@
-"""A trained network and its errors."""
+"""Trained networks, their predictions and their errors."""

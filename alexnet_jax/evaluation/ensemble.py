@@ -33,8 +33,8 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
   the first run, named after all runs.
 
   Args:
-    config: the whole config; the data and the evaluation are taken from it, but the networks are those of the runs.
-      With `eval.ensemble` = 'search' the weights are those with the lowest errors on the validation split.
+    config: the whole config. It selects the data and the evaluation; the networks are those of the runs. If
+      `eval.ensemble` is 'search', the weights are those with the lowest errors on the validation split.
     folders: folders of the runs.
 
   Returns:

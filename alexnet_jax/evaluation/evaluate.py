@@ -24,7 +24,7 @@ def evaluate_run(config: ConfigDict, folder: pathlib.Path) -> dict:
   """Evaluates the newest checkpoint of a run on the test split.
 
   Args:
-    config: the whole config; the data and the evaluation are taken from it, but the network is that of the run.
+    config: the whole config. It selects the data and the evaluation; the network is that of the run.
     folder: folder of the run.
 
   Returns:

@@ -1,1 +1,1 @@
-"""What a run leaves on disk."""
+"""The files of a run: configs and their validation, checkpoints, predictions and results."""

@@ -66,7 +66,7 @@ class Checkpoints:
       step: number of training steps taken.
       state: pytree of arrays on their devices, which may be donated once this method returns.
       run: other state of training, representable as JSON.
-      results: results of the validation after this step, with 'top1_error' in percent, if there was one.
+      results: validation results after this step, with 'top1_error' in percent; None without a validation.
 
     Raises:
       RunError: if this checkpoint or the previous one cannot be written.
@@ -211,8 +211,8 @@ def _weighted_sums(tree):
 def _check_fingerprints(computed, saved):
   wrong = [name for name, fingerprint in computed.items() if saved.get(name) != fingerprint]
   if wrong:
-    others = f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''
-    raise ValueError(f'the fingerprint of {wrong[0]}{others} does not match')
+    others = f', nor do {len(wrong) - 1} more' if len(wrong) > 1 else ''
+    raise ValueError(f'{wrong[0]} does not match its fingerprint{others}')
 
 
 def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T, list[int]] | None:

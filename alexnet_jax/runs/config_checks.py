@@ -63,15 +63,14 @@ def check(config: ConfigDict) -> None:
       f'the config contains a value that JSON cannot represent ({error}); use numbers, strings, True, False, and '
       'tuples of these.'
     ) from error
-  _check_numbers(values)
+  _check_counts(values)
+  _check_amounts(values)
   _check_choices(values)
   _check_names(values)
   registry.check_config(config.model)
   _check_init_fresh(values)
   _check_learning_rate(values)
   _check_fractions(values)
-  _check_augmentation(values)
-  _check_length(values)
 
 
 def check_initialisation(config: ConfigDict) -> None:
@@ -93,12 +92,23 @@ def check_initialisation(config: ConfigDict) -> None:
     raise UsageError(f'init_from={origin} contains no checkpoint; name the folder of a run or a file of weights.')
 
 
-def _check_numbers(values):
+def _check_counts(values):
   for field, (smallest, largest) in COUNT_RANGES.items():
     if not values[field] >= smallest:  # also for nan
       raise UsageError(f'{field}={values[field]} must be {smallest} or more.')
     if values[field] > largest:
       raise UsageError(f'{field}={values[field]} must be {largest:,} or less.')
+  num_offsets = values['model.border'] + 1
+  if not 1 <= values['augment.offsets'] <= num_offsets:
+    raise UsageError(
+      f'augment.offsets={values["augment.offsets"]} must be 1 to {num_offsets}, the number of offsets of a crop on '
+      'each axis.'
+    )
+  if not values['num_epochs'] and not values['num_steps']:
+    raise UsageError('num_epochs and num_steps are both 0; set one of them.')
+
+
+def _check_amounts(values):
   for field in (*NON_NEGATIVE_FIELDS, *(field for field in values if field.startswith(NON_NEGATIVE_PARTS))):
     if not 0 <= values[field] <= MAX_FLOAT32:
       raise UsageError(f'{field}={values[field]} must be 0 or more, and finite in 32 bits.')
@@ -162,17 +172,3 @@ def _check_fractions(values):
 def _are_non_negative(values):
   """Returns whether all values are numbers from 0 to the largest finite one of 32 bits."""
   return all(isinstance(value, int | float) and 0 <= value <= MAX_FLOAT32 for value in values)
-
-
-def _check_augmentation(values):
-  num_offsets = values['model.border'] + 1
-  if not 1 <= values['augment.offsets'] <= num_offsets:
-    raise UsageError(
-      f'augment.offsets={values["augment.offsets"]} must be 1 to {num_offsets}, the number of offsets of a crop on '
-      'each axis.'
-    )
-
-
-def _check_length(values):
-  if not values['num_epochs'] and not values['num_steps']:
-    raise UsageError('num_epochs and num_steps are both 0; set one of them.')

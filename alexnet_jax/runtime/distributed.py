@@ -422,7 +422,8 @@ class Group:
       name = 'another process' if index is None else f'process {index} of {self.num_processes}'
       message = f'Lost {name}' if word == 'dead' else f'An error ended {name}, which printed it'
       # Not through sys.stderr, which the main thread may have locked. The line may begin with a progress bar.
-      os.write(2, f'\nerror: {message}. {self._advise()}\n'.encode())
+      with contextlib.suppress(OSError):  # the terminal may be closed
+        os.write(2, f'\nerror: {message}. {self._advise()}\n'.encode())
       os._exit(1)
 
   def _advise(self) -> str:

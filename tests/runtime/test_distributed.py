@@ -312,6 +312,7 @@ def start_command(folder, data_dir, *arguments):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      pipesize=2**20,  # XLA may log more than the default size while a test reads only the output
     )
     for index in range(2)
   ]

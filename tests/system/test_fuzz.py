@@ -375,7 +375,7 @@ def test_every_field_with_every_malformed_value():
     ('data.num_prefetched', 4096, 'reduce eval.batch_size, data.num_threads or data.num_prefetched'),
     ('data.num_threads', 10**6, 'must be 1,024 or less'),
     ('model.image_size', 10**6, 'must be 2,048 or less'),
-    ('model.kernels.fc6', 10**6, 'parameters take .* GB or more on each device'),
+    ('model.kernels.fc6', 10**6, 'parameters require at least .* GB on each device'),
     ('model.kernels.conv1', -3, 'must be 0 or more'),
     ('model.width', 1e308, r'times model.width=1e\+308 must be'),
     ('model.num_towers', 10**9, 'must be 1 to 16'),
@@ -399,7 +399,7 @@ def test_the_error_names_the_field(field, value, message):
 def test_more_steps_than_fit_into_32_bits_are_rejected(config, tmp_path):
   config.num_steps, config.num_epochs = 0, 10**6
   config.batch_size, config.data.train_split = 1, 'train+test[:50%]+train+train'
-  with pytest.raises(UsageError, match='takes 4,491,000,000 steps; 2,147,483,647 are the most'):
+  with pytest.raises(UsageError, match='takes 4,491,000,000 steps; the maximum is 2,147,483,647'):
     loop.train_and_evaluate(config, tmp_path)
 
 
