@@ -299,14 +299,14 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
   import numpy as np
 
   from alexnet_jax.kernels import onednn
-  from alexnet_jax.models import towers
+  from alexnet_jax.models import device_mesh
   from alexnet_jax.models.registry import build
   from alexnet_jax.training import optimizer, step
   from configs import alexnet as recipes
 
   onednn.enable()
   host_memory.trim_after_compiling()
-  mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
+  mesh = device_mesh.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
   config = recipes.paper()
   config.model.dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
@@ -329,14 +329,14 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
 
   if task == 'inference':
     apply, params = jax.jit(network.apply), state.params
-    images = towers.put_batch(mesh, batch['image'].astype(np.float32) - 120)
+    images = device_mesh.put_batch(mesh, batch['image'].astype(np.float32) - 120)
     del state
     return lambda: apply(params, images)
 
   if from_host:
-    batches = towers.prefetch_to_devices(mesh, itertools.repeat(batch))
+    batches = device_mesh.prefetch_to_devices(mesh, itertools.repeat(batch))
   else:
-    batches = itertools.repeat(towers.put_batch(mesh, batch))
+    batches = itertools.repeat(device_mesh.put_batch(mesh, batch))
 
   def train():
     nonlocal state
@@ -426,11 +426,11 @@ def print_layer_times(batch_size, rounds):
   from flax import nnx
 
   from alexnet_jax.kernels import onednn
-  from alexnet_jax.models import alexnet, towers
+  from alexnet_jax.models import alexnet, device_mesh, towers
   from configs import alexnet as recipes
 
   onednn.enable()
-  jax.set_mesh(towers.make_mesh(1, 1, num_towers=2, batches={'batch_size': batch_size}))
+  jax.set_mesh(device_mesh.make_mesh(1, 1, num_towers=2, batches={'batch_size': batch_size}))
   config = recipes.paper().model
   module = jax.jit(lambda: nnx.state(alexnet.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))()
   graph = nnx.graphdef(nnx.eval_shape(lambda: alexnet.AlexNet(config, CLASSES, rngs=nnx.Rngs(0))))

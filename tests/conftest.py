@@ -33,7 +33,7 @@ jax.config.update('jax_num_cpu_devices', 4)
 from alexnet_jax.data import sources  # noqa: E402
 from alexnet_jax.data.pixel_statistics import PixelStatistics  # noqa: E402
 from alexnet_jax.kernels import onednn  # noqa: E402
-from alexnet_jax.models import towers  # noqa: E402
+from alexnet_jax.models import device_mesh  # noqa: E402
 from alexnet_jax.models.registry import build  # noqa: E402
 from alexnet_jax.runs import run_folder  # noqa: E402
 from alexnet_jax.runs.checkpoints import Checkpoints  # noqa: E402
@@ -195,4 +195,4 @@ def random_params(network, dtype=np.float32):
 
 def mesh(num_data, num_tower, batch_size=8):
   """Returns a mesh of simulated devices for a network of two towers."""
-  return towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
+  return device_mesh.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})

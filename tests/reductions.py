@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.evaluation import metrics
-from alexnet_jax.models import layers, towers
+from alexnet_jax.models import device_mesh, layers
 
 BATCH = 32
 RNG = np.random.default_rng(0)
@@ -80,6 +80,6 @@ def loss():
 
 
 if __name__ == '__main__':
-  with jax.set_mesh(towers.make_mesh(1, 1, num_towers=2, batches={})):
+  with jax.set_mesh(device_mesh.make_mesh(1, 1, num_towers=2, batches={})):
     for test in (product_and_reduction, bias_gradients, response_norm, fully_connected, loss):
       test()

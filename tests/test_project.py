@@ -39,7 +39,7 @@ EXCEPTIONS = {  # functions that are longer, or take more arguments
   'models/layers.py:Conv.__init__': 'the hyperparameters of a layer, as in Flax',
   'models/layers.py:LocalConv.__init__': 'the hyperparameters of a layer, as in Flax',
   'kernels/onednn.py:_conv': "the dimensions and window of oneDNN's configuration",
-  'kernels/response_norm.py:_backward': 'the arguments of a custom_vjp are those of its function',
+  'kernels/fast_response_norm.py:_backward': 'the arguments of a custom_vjp are those of its function',
 }
 
 # Turns of phrase that are not used; the plan of the project's vocabulary is in CONTRIBUTING.md.

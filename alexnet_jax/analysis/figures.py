@@ -21,7 +21,7 @@ from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.evaluation.predict import Prediction
 from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.runs import config_files, run_folder
 from alexnet_jax.runtime.errors import RunError, UsageError
 
@@ -187,7 +187,7 @@ def architecture(
   if num_classes < 2:
     raise UsageError(f'--num_classes={num_classes} must be 2 or more.')
   num_towers = config.model.num_towers
-  mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=num_towers, batches={})
+  mesh = device_mesh.make_mesh(config.mesh.data, config.mesh.tower, num_towers=num_towers, batches={})
   layers = figure2.read_layers(config.model, num_classes, mesh)
   return figure2.draw_figure2(layers, config.model.image_size, num_classes, mesh, num_towers)
 

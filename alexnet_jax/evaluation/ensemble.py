@@ -13,7 +13,7 @@ from alexnet_jax.data import transforms
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.metrics import SKIPPED, top_k_credit
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.runs import config_checks, run_folder
 from alexnet_jax.runs.saved_predictions import Block, SavedPredictions
 from alexnet_jax.runtime.errors import UsageError
@@ -46,7 +46,7 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
   """
   config_checks.check(config)
   is_searched = config.eval.ensemble == 'search'
-  print(towers.versions())
+  print(device_mesh.versions())
   class_names = _common_classes(folders)
   test, validation = config.data.test_split, config.data.validation_split
   splits = dict.fromkeys((test, validation) if is_searched else (test,))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.data import pipeline, sources, transforms
 from alexnet_jax.evaluation import metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel, load
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.runs import checkpoints, config_checks, run_folder
 from alexnet_jax.runs.saved_predictions import Block, PredictionFiles, SavedPredictions
 from alexnet_jax.runtime import distributed
@@ -35,9 +35,9 @@ def evaluate_run(config: ConfigDict, folder: pathlib.Path) -> dict:
     RunError: if the data or the checkpoint cannot be read, or a file cannot be written.
   """
   config_checks.check(config)
-  print(towers.versions())
+  print(device_mesh.versions())
   model = open_run(config, folder)
-  print(towers.describe_mesh(model.mesh))
+  print(device_mesh.describe_mesh(model.mesh))
   source = open_split(config, config.data.test_split, model.stored_size, model.network.num_classes, folder)
   return evaluate_and_report(model, source, config, folder)
 
@@ -165,9 +165,9 @@ def predict_split(model: TrainedModel, source: sources.Source, config: ConfigDic
   title, num_done = f'{source.split}, {transforms.CROP_SET_TITLES[crop_set]}', 0
   crops = transforms.TEST_TIME_CROPS[crop_set](model.config.border)
   with tqdm.tqdm(total=len(source), desc=title, unit=' images', leave=False, mininterval=1) as progress:
-    for batch in pipeline.evaluation_batches(source, config, shard=towers.data_shard(model.mesh)):
-      on_devices = towers.put_batch(model.mesh, batch)
-      log_probs, labels, weight = towers.to_host(
+    for batch in pipeline.evaluation_batches(source, config, shard=device_mesh.data_shard(model.mesh)):
+      on_devices = device_mesh.put_batch(model.mesh, batch)
+      log_probs, labels, weight = device_mesh.to_host(
         model.mesh, (model.log_probs(on_devices['image'], crops), on_devices['label'], on_devices['weight'])
       )
       num_rows = min(len(labels), len(source) - num_done)  # the last batch is padded

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.data import image_io, transforms
 from alexnet_jax.evaluation import evaluate, metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel, load
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 NUM_CLASSES_SHOWN = 5  # per image
@@ -136,7 +136,7 @@ def predict(
   crops = transforms.TEST_TIME_CROPS[crop_set](model.config.border)
 
   def predict_batch():
-    log_probs = towers.to_host(model.mesh, model.log_probs(batch, crops))
+    log_probs = device_mesh.to_host(model.mesh, model.log_probs(batch, crops))
     for path, image, row in zip(batch_paths, batch.copy(), log_probs, strict=False):  # the last batch may not be full
       yield Prediction(path, image, row)
 

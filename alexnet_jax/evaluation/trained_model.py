@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.data import transforms
 from alexnet_jax.evaluation import inference
-from alexnet_jax.models import registry, towers
+from alexnet_jax.models import device_mesh, registry
 from alexnet_jax.models.registry import Network, build
 from alexnet_jax.runs import checkpoints, run_folder
 from alexnet_jax.runtime.errors import UsageError
@@ -156,7 +156,7 @@ class TrainedModel(NamedTuple):
     return registry.layer_shapes(self.network, self.params, self.config.image_size, self.mesh)
 
   def _put(self, images):
-    return images if isinstance(images, jax.Array) else towers.put_batch(self.mesh, images)
+    return images if isinstance(images, jax.Array) else device_mesh.put_batch(self.mesh, images)
 
   def _crop_arrays(self, crop: transforms.Crop | None) -> Iterator[transforms.Crop]:
     """Yields the crops of the image and of the mean image with numpy fields, so that one program serves all crops."""
@@ -182,7 +182,9 @@ def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower:
   config = run_folder.load_config(folder).model
   class_names = run_folder.load_classes(folder)
   mean_image = jnp.asarray(run_folder.load_statistics(folder).mean_image, jnp.float32)
-  mesh = towers.make_mesh(num_data, num_tower, num_towers=config.num_towers, batches={'eval.batch_size': batch_size})
+  mesh = device_mesh.make_mesh(
+    num_data, num_tower, num_towers=config.num_towers, batches={'eval.batch_size': batch_size}
+  )
   with jax.set_mesh(mesh):
     network = build(config, len(class_names))
     abstract_params = jax.eval_shape(network.init, jax.random.key(0))

@@ -11,7 +11,7 @@ import numpy as np
 from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.interop import caffe_files, layout, weight_files
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh, towers
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import atomic_files
@@ -136,7 +136,7 @@ def _write_run(folder, weights):
   statistics = PixelStatistics(np.asarray(weights.mean_image, np.float64), np.zeros((3, 3)), 0)
   run_folder.prepare(folder, config)
   run_folder.write_metadata(folder, config, statistics, weights.class_names)
-  mesh = towers.make_mesh(1, 1, num_towers=config.model.num_towers, batches={})
+  mesh = device_mesh.make_mesh(1, 1, num_towers=config.model.num_towers, batches={})
   with jax.set_mesh(mesh):
     params = jax.device_put(weights.params(), jax.NamedSharding(mesh, towers.PARAMS))
     with contextlib.closing(Checkpoints(folder)) as checkpoints:

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.configs import alexnet
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.models.alexnet import require_alexnet
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import config_checks, config_files
@@ -145,7 +145,7 @@ def tensor_shapes(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, 
     UsageError: if the config does not describe an AlexNet.
   """
   require_alexnet(config, 'the exchange of weights')
-  with jax.set_mesh(towers.make_mesh(1, 1, num_towers=config.num_towers, batches={})):
+  with jax.set_mesh(device_mesh.make_mesh(1, 1, num_towers=config.num_towers, batches={})):
     params = jax.eval_shape(build(config, num_classes).init, jax.random.key(0))
   shapes: dict[str, tuple[int, ...]] = {}
   for name, layer in params.items():

@@ -15,15 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alexnet_jax.models import checks, towers
-from alexnet_jax.models.layers import (
-  Conv,
-  Linear,
-  dropout,
-  local_response_norm,
-  max_pool,
-  num_windows,
-  within_map_norm,
-)
+from alexnet_jax.models.layers import Conv, Linear, dropout, local_response_norm, max_pool, num_windows, within_map_norm
 from alexnet_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:

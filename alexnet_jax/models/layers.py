@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.kernels import convolution, onednn, pooling, response_norm
+from alexnet_jax.kernels import fast_convolution, fast_pooling, fast_response_norm, onednn
 from alexnet_jax.kernels.dispatch import fast_form
 from alexnet_jax.kernels.onednn import Padding
 from alexnet_jax.kernels.windows import num_windows, pad_axis, window_slices
@@ -170,7 +170,7 @@ def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1, padd
   return on_device(x, kernel, bias)
 
 
-@fast_form(convolution.conv_on_device)
+@fast_form(fast_convolution.conv_on_device)
 def conv_on_device(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """Computes `conv` for the towers of one device; the arguments are those of `conv`, without other devices' towers."""
   maps = [x] * len(kernel) if x.ndim == 4 else x
@@ -189,7 +189,7 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.einsum('tni,tio->tno', x, kernel)
 
 
-@fast_form(pooling.max_pool)
+@fast_form(fast_pooling.max_pool)
 def max_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
   """Takes the maximum over windows, which overlap if size > stride (section 3.4).
 
@@ -255,7 +255,7 @@ def within_map_norm(
   return divide_by_neighbours(x, (2, 3), k, size, alpha, beta)
 
 
-@fast_form(response_norm.divide_by_neighbours)
+@fast_form(fast_response_norm.divide_by_neighbours)
 def divide_by_neighbours(
   x: jax.Array, axes: tuple[int, ...], k: float, size: int, alpha: float, beta: float
 ) -> jax.Array:

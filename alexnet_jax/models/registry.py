@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from alexnet_jax.models import alexnet, checks, cifar, towers
+from alexnet_jax.models import alexnet, checks, cifar, device_mesh, towers
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -57,7 +57,7 @@ def check_config(config: ConfigDict) -> None:
   Raises:
     UsageError: naming the field and its valid values.
   """
-  with towers.shapes_only_mesh():
+  with device_mesh.shapes_only_mesh():
     build(config, num_classes=2)  # any number: the layers before the last do not depend on it
 
 

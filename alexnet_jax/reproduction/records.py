@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.runtime import atomic_files, host_memory
 from alexnet_jax.runtime.errors import RunError, UsageError
 
@@ -108,8 +108,8 @@ def make_record(
     command=command,
     commit=_commit(),
     date=datetime.date.today().isoformat(),
-    hardware=towers.accelerators() or _processor(),
-    versions=towers.versions(),
+    hardware=device_mesh.accelerators() or _processor(),
+    versions=device_mesh.versions(),
     seed=seed,
     dataset=results['dataset'],
     num_epochs=round(num_trained_images / num_images, 3),

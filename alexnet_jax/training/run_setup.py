@@ -16,7 +16,7 @@ from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.trained_model import TrainedModel
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import Network, build, layer_shapes
 from alexnet_jax.runs import checkpoints, config_checks, run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
@@ -88,9 +88,9 @@ class RunSetup:
       self.config,
       first_step=first_step,
       num_colour_steps=self.num_colour_steps,
-      shard=towers.data_shard(self.mesh),
+      shard=device_mesh.data_shard(self.mesh),
     )
-    return towers.prefetch_to_devices(self.mesh, batches)
+    return device_mesh.prefetch_to_devices(self.mesh, batches)
 
   def trained_model(self, state: TrainState) -> TrainedModel:
     """Returns the network with the parameters of a training state."""
@@ -149,15 +149,15 @@ def make_mesh(config: ConfigDict) -> Mesh:
   Raises:
     UsageError: if the devices do not fit the config, or the batches do not fit into memory.
   """
-  print(towers.versions())
-  mesh = towers.make_mesh(
+  print(device_mesh.versions())
+  mesh = device_mesh.make_mesh(
     config.mesh.data,
     config.mesh.tower,
     num_towers=config.model.num_towers,
     batches={'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size},
   )
-  print(towers.describe_mesh(mesh))
-  pipeline.check_memory(config, towers.data_shard(mesh))
+  print(device_mesh.describe_mesh(mesh))
+  pipeline.check_memory(config, device_mesh.data_shard(mesh))
   return mesh
 
 
@@ -273,7 +273,7 @@ def check_memory(network: Network, config: ConfigDict, mesh: Mesh) -> None:
   params = jax.eval_shape(network.init, jax.random.key(0))
   num_params = sum(x.size for x in jax.tree.leaves(params))
   outputs = [math.prod(shape) for shape in layer_shapes(network, params, config.model.image_size, mesh).values()]
-  available = towers.device_memory(mesh) or host_memory.total_bytes() / len(mesh.local_devices)
+  available = device_mesh.device_memory(mesh) or host_memory.total_bytes() / len(mesh.local_devices)
   sizes = (('batch_size', config.batch_size, sum(outputs)), ('eval.batch_size', config.eval.batch_size, max(outputs)))
   for field, batch_size, num_outputs in sizes:
     required = 4 * (3 * num_params / mesh.shape['tower'] + batch_size * num_outputs / mesh.size)

@@ -6,7 +6,7 @@ import pytest
 from alexnet_jax.data import sources, transforms
 from alexnet_jax.evaluation import ensemble, evaluate, metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs.saved_predictions import PredictionFiles
 from alexnet_jax.runtime.errors import UsageError
@@ -49,7 +49,7 @@ def recompute(trained, source):
     for top, left in [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]:
       crops = (images - MEAN)[:, top : top + 64, left : left + 64]
       for x in (crops, crops[:, :, ::-1]):
-        probabilities += np.asarray(jax.nn.softmax(apply(trained.params, towers.put_batch(trained.mesh, x)))) / 10
+        probabilities += np.asarray(jax.nn.softmax(apply(trained.params, device_mesh.put_batch(trained.mesh, x)))) / 10
   return probabilities, labels
 
 

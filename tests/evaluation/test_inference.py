@@ -5,7 +5,7 @@ import pytest
 
 from alexnet_jax.data import transforms
 from alexnet_jax.evaluation import inference
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
 from configs import alexnet
 
@@ -28,9 +28,9 @@ def test_log_probs_subtracts_the_mean_image_and_then_crops_and_mirrors(one_devic
   constants = dict(network=network, image_size=64)
 
   def log_softmax(x):
-    return jax.nn.log_softmax(jax.jit(network.apply)(params, towers.put_batch(one_device, x)))
+    return jax.nn.log_softmax(jax.jit(network.apply)(params, device_mesh.put_batch(one_device, x)))
 
-  on_device, mean_image = towers.put_batch(one_device, images), jnp.asarray(MEAN_IMAGE)
+  on_device, mean_image = device_mesh.put_batch(one_device, images), jnp.asarray(MEAN_IMAGE)
   log_probs = inference.log_probs(params, on_device, mean_image, crop, crop, **constants)
   x = (images - MEAN_IMAGE)[:, 32:96, 5:69][:, :, ::-1]
   np.testing.assert_allclose(log_probs, log_softmax(x), rtol=1e-5, atol=1e-5)
@@ -48,7 +48,13 @@ def test_saliency_equals_the_gradient_of_pytorch(one_device):
   images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
   crop = transforms.Crop(np.int32(3), np.int32(20), np.bool_(True))
   saliency = inference.saliency(
-    params, towers.put_batch(one_device, images), jnp.asarray(MEAN_IMAGE), crop, crop, network=network, image_size=64
+    params,
+    device_mesh.put_batch(one_device, images),
+    jnp.asarray(MEAN_IMAGE),
+    crop,
+    crop,
+    network=network,
+    image_size=64,
   )
   x = torch.tensor((images - MEAN_IMAGE)[:, 3:67, 20:84][:, :, ::-1].copy(), requires_grad=True)
   tensors = {name: torch.tensor(tensor) for name, tensor in reference.to_interchange(params).items()}

@@ -5,7 +5,7 @@ import numpy as np
 
 from alexnet_jax import __main__ as cli
 from alexnet_jax.interop import caffe_files, layout
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh, towers
 from alexnet_jax.models.registry import build
 from configs import alexnet
 from tests.conftest import mesh, random_params
@@ -61,7 +61,7 @@ def compute_logits(weights, params, images):
   with jax.set_mesh(one_device):
     network = build(weights.config.model, len(weights.class_names))
     params = jax.device_put(params, jax.NamedSharding(one_device, towers.PARAMS))
-    x = towers.put_batch(one_device, preprocess(weights, images))
+    x = device_mesh.put_batch(one_device, preprocess(weights, images))
     return np.asarray(jax.jit(network.apply)(params, x))
 
 

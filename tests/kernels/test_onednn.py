@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.kernels import convolution, onednn
+from alexnet_jax.kernels import fast_convolution, onednn
 from alexnet_jax.models import layers, towers
 from tests.conftest import mesh, with_gradients
-from tests.kernels.test_convolution import convolved
+from tests.kernels.test_fast_convolution import convolved
 
 
 @pytest.mark.usefixtures('with_onednn')
@@ -30,7 +30,7 @@ from tests.kernels.test_convolution import convolved
 def test_convolution_and_its_gradients_are_those_of_xla(size, stride, padding, batch, num_in, num_out, image):
   x = jax.random.normal(jax.random.key(0), (batch, *image, num_in))
   kernel = jax.random.normal(jax.random.key(1), (size, size + 1, num_in, num_out))  # wider than high
-  ours, plain = (convolved(conv, x, kernel, stride, padding) for conv in (onednn.conv, convolution.plain_conv))
+  ours, plain = (convolved(conv, x, kernel, stride, padding) for conv in (onednn.conv, fast_convolution.plain_conv))
   for found, expected in zip(ours, plain, strict=True):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import transforms
-from alexnet_jax.models import cifar, towers
+from alexnet_jax.models import cifar, device_mesh
 from alexnet_jax.models.registry import build
 from alexnet_jax.runtime.errors import UsageError
 from alexnet_jax.training import optimizer, step
@@ -103,7 +103,7 @@ def test_logits_and_gradients_are_those_of_pytorch(variants, one_device):
     logits, pull = jax.vjp(lambda params: network.apply(params, x), params)
     return logits, pull(weights)[0]
 
-  logits, gradients = both(params, *towers.put_batch(one_device, (x, weights)))
+  logits, gradients = both(params, *device_mesh.put_batch(one_device, (x, weights)))
 
   tensors = jax.tree.map(lambda x: torch.tensor(np.asarray(x), requires_grad=True), params)
   expected = reference(tensors, torch.tensor(x), variants)
@@ -125,7 +125,7 @@ def test_the_number_of_parameters_is_that_of_2012(name):
 
 def test_layers_are_in_the_order_of_the_network(one_device):
   network, params = drawn(cifar10.get_config('11pct'))
-  found = jax.jit(network.activations)(params, towers.put_batch(one_device, images(24)))
+  found = jax.jit(network.activations)(params, device_mesh.put_batch(one_device, images(24)))
   names = list(network.layer_names)
   assert set(found) == set(names)
   assert names == ['conv1', 'pool1', 'conv2', 'pool2', 'local3', 'local4', 'fc10']
@@ -143,11 +143,11 @@ def test_a_locally_connected_layer_computes_the_same_on_every_mesh(one_device):
   config = cifar10.get_config('13pct')
   network, params = drawn(config)
   x = images(24, 8)
-  expected = np.asarray(jax.jit(network.apply)(params, towers.put_batch(one_device, x)))
-  four = towers.make_mesh(4, 1, num_towers=1, batches={'batch_size': 8})
+  expected = np.asarray(jax.jit(network.apply)(params, device_mesh.put_batch(one_device, x)))
+  four = device_mesh.make_mesh(4, 1, num_towers=1, batches={'batch_size': 8})
   with jax.set_mesh(four):
     network, params = drawn(config)
-    found = jax.jit(network.apply)(params, towers.put_batch(four, x))
+    found = jax.jit(network.apply)(params, device_mesh.put_batch(four, x))
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

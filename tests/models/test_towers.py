@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax.models import layers, towers
+from alexnet_jax.models import device_mesh, layers, towers
 from alexnet_jax.runtime.errors import RunError, UsageError
 from tests.conftest import mesh
 
@@ -81,12 +81,12 @@ def test_each_device_holds_its_own_tower():
   ('fields', 'shape'), [((0, 0), (2, 2)), ((0, 1), (4, 1)), ((1, 0), (1, 2)), ((2, 0), (2, 2)), ((4, 0), (4, 1))]
 )
 def test_the_mesh_is_chosen_for_four_devices(fields, shape):
-  found = towers.make_mesh(*fields, num_towers=2, batches={'batch_size': 8})
+  found = device_mesh.make_mesh(*fields, num_towers=2, batches={'batch_size': 8})
   assert (found.shape['data'], found.shape['tower']) == shape
 
 
 def test_a_network_of_one_tower_is_never_split():
-  assert towers.make_mesh(0, 0, num_towers=1, batches={'batch_size': 8}).shape['tower'] == 1
+  assert device_mesh.make_mesh(0, 0, num_towers=1, batches={'batch_size': 8}).shape['tower'] == 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_network_of_one_tower_is_never_split():
 )
 def test_an_impossible_mesh_is_a_usage_error(fields, num_towers, batch_size, sentence):
   with pytest.raises(UsageError, match=sentence):
-    towers.make_mesh(*fields, num_towers=num_towers, batches={'eval.batch_size': batch_size})
+    device_mesh.make_mesh(*fields, num_towers=num_towers, batches={'eval.batch_size': batch_size})
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
@@ -113,9 +113,9 @@ def test_batches_are_prefetched_in_order(shape):
       yield {'image': np.full((4, 3), number, np.uint8), 'label': np.arange(4) + number}
 
   current = mesh(*shape)
-  ahead = towers.prefetch_to_devices(current, batches())
+  ahead = device_mesh.prefetch_to_devices(current, batches())
   found = [next(ahead)]
-  assert len(read) == 1 + towers.NUM_COPIES
+  assert len(read) == 1 + device_mesh.NUM_COPIES
   found += ahead
   for number, batch in enumerate(found):
     assert batch['image'].sharding.spec == towers.BATCH
@@ -131,9 +131,9 @@ def test_a_read_error_ends_prefetching(one_device):
     raise RunError('record 3 cannot be read.')
 
   with pytest.raises(RunError, match='record 3'):
-    next(towers.prefetch_to_devices(one_device, batches()))
+    next(device_mesh.prefetch_to_devices(one_device, batches()))
 
 
 @pytest.mark.parametrize('shape', MESHES)
 def test_one_process_reads_whole_batches(shape):
-  assert towers.data_shard(mesh(*shape)) == (0, 1)
+  assert device_mesh.data_shard(mesh(*shape)) == (0, 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.models import alexnet, towers
+from alexnet_jax.models import alexnet, device_mesh, towers
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import config_checks, config_files
 from alexnet_jax.training import optimizer, step
@@ -197,7 +197,7 @@ def test_one_step_gives_every_layer_a_velocity(variant, one_device):
   rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=100).at_step(0, 0)
   state, metrics = step.train_step(
     state,
-    towers.put_batch(one_device, batch),
+    device_mesh.put_batch(one_device, batch),
     jnp.full((128, 128, 3), 120.0),
     rates,
     jax.random.key(1),

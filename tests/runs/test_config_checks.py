@@ -7,7 +7,7 @@ import pytest
 
 from alexnet_jax.data import sources
 from alexnet_jax.evaluation import ensemble, evaluate
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.runs import config_checks, config_files, run_folder
 from alexnet_jax.runtime.errors import UsageError
 from alexnet_jax.training import loop
@@ -112,7 +112,7 @@ def test_invalid_values_are_reported_before_anything_else_is_done(field, value, 
   def fail(*args, **kwargs):
     raise AssertionError('a device, dataset or run was used')
 
-  monkeypatch.setattr(towers, 'make_mesh', fail)
+  monkeypatch.setattr(device_mesh, 'make_mesh', fail)
   monkeypatch.setattr(sources, 'open_splits', fail)
   monkeypatch.setattr(run_folder, 'load_config', fail)
   monkeypatch.setattr(run_folder, 'load_classes', fail)
@@ -129,7 +129,7 @@ def test_the_network_to_start_from_is_checked_before_anything_else_is_done(train
   def fail(*args, **kwargs):
     raise AssertionError('a device was used')
 
-  monkeypatch.setattr(towers, 'make_mesh', fail)
+  monkeypatch.setattr(device_mesh, 'make_mesh', fail)
   empty = tmp_path / 'empty'
   empty.mkdir()
   for fields, message in (

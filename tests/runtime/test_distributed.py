@@ -43,7 +43,7 @@ def work(process_id, port, axis, data_dir, folder):
   from alexnet_jax.data import pipeline, sources
   from alexnet_jax.evaluation import evaluate
   from alexnet_jax.evaluation.trained_model import TrainedModel
-  from alexnet_jax.models import towers
+  from alexnet_jax.models import device_mesh
   from alexnet_jax.models.registry import build
   from configs import alexnet
 
@@ -51,9 +51,9 @@ def work(process_id, port, axis, data_dir, folder):
   config.data.dir, config.batch_size, config.eval.batch_size = data_dir, 8, 14
   config.model.image_size, config.model.width, config.augment.mirror = 64, 1 / 16, True
   num_data, num_tower = {'none': (1, 1), 'data': (2, 1), 'tower': (1, 2)}[axis]
-  mesh = towers.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': 8, 'eval.batch_size': 14})
+  mesh = device_mesh.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': 8, 'eval.batch_size': 14})
   train, test = sources.open_splits(config.data, 96, ['train', 'test[:101]'])  # 101 = 7 * 14 + 3
-  shard = towers.data_shard(mesh)
+  shard = device_mesh.data_shard(mesh)
   stream = pipeline.training_batches(train, np.eye(3), config, first_step=5, num_colour_steps=99, shard=shard)
   batches = [next(stream) for _ in range(NUM_STEPS)]
   np.savez(folder / f'batches{process_id}.npz', **{f'{s}-{k}': v for s, b in enumerate(batches) for k, v in b.items()})

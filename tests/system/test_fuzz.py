@@ -27,7 +27,7 @@ import main
 from alexnet_jax import __main__ as cli
 from alexnet_jax.analysis import features
 from alexnet_jax.data import image_io, pipeline, pixel_statistics
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import config_checks, config_files, run_folder, saved_predictions
 from alexnet_jax.runtime.errors import RunError, UsageError
@@ -321,8 +321,8 @@ def check_all(config, is_thorough):
   config_checks.check(config)
   config_checks.check_initialisation(config)
   batches = {'batch_size': config.batch_size, 'eval.batch_size': config.eval.batch_size}
-  mesh = towers.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches=batches)
-  pipeline.check_memory(config, towers.data_shard(mesh))
+  mesh = device_mesh.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches=batches)
+  pipeline.check_memory(config, device_mesh.data_shard(mesh))
   run_folder.default_folder(config)
   schedule = schedules.make_schedule(config.optimizer, 100)
   if is_thorough:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.kernels import onednn
-from alexnet_jax.models import towers
+from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
 from alexnet_jax.training import step
 from configs import alexnet
@@ -46,7 +46,7 @@ def train(shape, num_steps=4, dtype='float32'):
     state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
     losses = []
     for seed in range(num_steps):
-      batch = towers.put_batch(current, draw_batch(seed))
+      batch = device_mesh.put_batch(current, draw_batch(seed))
       state, metrics = step.train_step(
         state, batch, jnp.asarray(MEAN_IMAGE), LEARNING_RATES, jax.random.key(7), network=network, hyper=HYPER
       )
@@ -98,7 +98,7 @@ def test_training_changes_every_layer_and_lowers_the_loss_of_one_batch(one_devic
   network = small_network()
   state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
   before = jax.tree.map(np.asarray, state.params)
-  batch = towers.put_batch(one_device, draw_batch(0))
+  batch = device_mesh.put_batch(one_device, draw_batch(0))
   losses = []
   for _ in range(20):
     state, metrics = step.train_step(
@@ -114,7 +114,7 @@ def test_training_changes_every_layer_and_lowers_the_loss_of_one_batch(one_devic
 def test_the_mean_image_is_cropped_and_mirrored_like_the_image(one_device):
   batch = draw_batch(3)
   batch['mean_mirrored'] = batch['mirrored']
-  device = towers.put_batch(one_device, batch)
+  device = device_mesh.put_batch(one_device, batch)
   images = step.subtract_mean(
     device['image'], device['mirrored'], jnp.asarray(MEAN_IMAGE), device['mean_offset'], device['mean_mirrored']
   )
@@ -130,7 +130,7 @@ def test_the_mean_image_is_cropped_and_mirrored_like_the_image(one_device):
 def test_as_in_2012_the_centre_of_the_mean_image_is_subtracted_from_mirrored_crops(one_device):
   batch = draw_batch(3)
   offset, mirrored = np.full((8, 2), 16, np.int32), np.zeros(8, bool)
-  arrays = towers.put_batch(one_device, (batch['image'], batch['mirrored'], offset, mirrored))
+  arrays = device_mesh.put_batch(one_device, (batch['image'], batch['mirrored'], offset, mirrored))
   images = step.subtract_mean(*arrays[:2], jnp.asarray(MEAN_IMAGE), *arrays[2:])
   for i in range(8):
     crop = batch['image'][i][:, ::-1] if batch['mirrored'][i] else batch['image'][i]
@@ -145,11 +145,11 @@ def test_the_shifted_image_is_scaled(one_device):
   crops = np.where(batch['mirrored'][:, None, None, None], batch['image'][:, :, ::-1], batch['image'])
   x = (crops - MEAN_IMAGE[16:80, 16:80] + batch['colour'][:, None, None]) * batch['scale'][:, None, None, None]
   key = jax.random.fold_in(jax.random.key(7), 0)
-  logits = jax.jit(network.apply)(state.params, towers.put_batch(one_device, x), key)
+  logits = jax.jit(network.apply)(state.params, device_mesh.put_batch(one_device, x), key)
   expected = -np.mean(np.asarray(jax.nn.log_softmax(logits))[np.arange(8), batch['label']])
   _, metrics = step.train_step(
     state,
-    towers.put_batch(one_device, batch),
+    device_mesh.put_batch(one_device, batch),
     jnp.asarray(MEAN_IMAGE),
     LEARNING_RATES,
     jax.random.key(7),
