@@ -311,7 +311,7 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
   config = recipes.paper()
   config.model.dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   network = build(config.model, CLASSES)
-  hyper = step.hyperparameters(config.optimizer)
+  hyper = optimizer.hyperparameters(config.optimizer)
   rng = np.random.default_rng(0)
   batch = {
     'image': rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8),

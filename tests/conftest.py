@@ -37,7 +37,7 @@ from alexnet_jax.models import device_mesh  # noqa: E402
 from alexnet_jax.models.registry import build  # noqa: E402
 from alexnet_jax.runs import run_folder  # noqa: E402
 from alexnet_jax.runs.checkpoints import Checkpoints  # noqa: E402
-from alexnet_jax.training import step  # noqa: E402
+from alexnet_jax.training import optimizer, step  # noqa: E402
 from configs import alexnet  # noqa: E402
 
 SHARED_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
@@ -109,7 +109,7 @@ def trained_run(data_dir, tmp_path_factory):
   )
   with jax.set_mesh(mesh(1, 1)), contextlib.closing(Checkpoints(folder)) as checkpoints:
     network = build(config.model, 10)
-    hyper = step.hyperparameters(config.optimizer)
+    hyper = optimizer.hyperparameters(config.optimizer)
     checkpoints.save(7, step.init_state(jax.random.key(0), network=network, hyper=hyper), {})
   return folder
 

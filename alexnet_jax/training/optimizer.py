@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -161,3 +161,35 @@ def make_learning_rates(config: ConfigDict, layers: Sequence[str], last_step: in
     config.bias_drops,
     {layer: factors(layer) for layer in layers},
   )
+
+
+class Hyperparameters(NamedTuple):
+  """The constants of the update rule (section 5), hashable because they are static arguments of jitted functions.
+
+  Attributes:
+    momentum: 0.9 in the paper.
+    weight_decay: 0.0005 in the paper.
+    bias_decay: whether biases decay, too.
+    layer_decay: (layer, factor of its weight decay) for each layer whose factor is not 1.
+  """
+
+  momentum: float
+  weight_decay: float
+  bias_decay: bool
+  layer_decay: tuple[tuple[str, float], ...] = ()
+
+  def update_rule(self, learning_rates: dict) -> optax.GradientTransformation:
+    """Creates the update rule for the learning rates of a step, see `momentum_sgd`."""
+    return momentum_sgd(
+      learning_rates,
+      self.momentum,
+      self.weight_decay,
+      bias_decay=self.bias_decay,
+      layer_decay=dict(self.layer_decay),
+    )
+
+
+def hyperparameters(config: ConfigDict) -> Hyperparameters:
+  """Returns the hyperparameters of the `optimizer` part of a config."""
+  factors = tuple((name, factor) for name, factor in config.layer_decay.items() if factor != 1)
+  return Hyperparameters(config.momentum, config.weight_decay, config.bias_decay, factors)

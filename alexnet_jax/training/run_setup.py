@@ -22,10 +22,11 @@ from alexnet_jax.runs import checkpoints, config_checks, run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import distributed, host_memory
 from alexnet_jax.runtime.errors import UsageError
-from alexnet_jax.training import init_from, schedules, step
+from alexnet_jax.training import init_from, optimizer, schedules, step
+from alexnet_jax.training.optimizer import Hyperparameters
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.schedules import Plateau, Steps
-from alexnet_jax.training.step import Hyperparameters, TrainState
+from alexnet_jax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RunSetup:
   @functools.cached_property
   def hyper(self) -> Hyperparameters:
     """Constants of the update rule."""
-    return step.hyperparameters(self.config.optimizer)
+    return optimizer.hyperparameters(self.config.optimizer)
 
   def batches(self, first_step: int) -> Iterator[dict[str, jax.Array]]:
     """Returns an infinite iterator over the training batches of the steps from `first_step` on, on the devices."""
@@ -117,7 +118,7 @@ def prepare(config: ConfigDict, folder: pathlib.Path) -> RunSetup:
     config_checks.check_initialisation(config)
   mesh = make_mesh(config)
   train, validation, test = open_splits(config)
-  last_step = length(config, len(train))
+  last_step = compute_last_step(config, len(train))
   with jax.set_mesh(mesh):
     network = build(config.model, train.num_classes)
     check_memory(network, config, mesh)
@@ -128,23 +129,23 @@ def prepare(config: ConfigDict, folder: pathlib.Path) -> RunSetup:
     mean_image = jnp.asarray(statistics.mean_image, jnp.float32)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
   return RunSetup(
-    config,
-    folder,
-    mesh,
-    train,
-    validation,
-    test,
-    network,
-    statistics,
-    mean_image,
-    init_key,
-    step_key,
-    last_step,
+    config=config,
+    folder=folder,
+    mesh=mesh,
+    train=train,
+    validation=validation,
+    test=test,
+    network=network,
+    statistics=statistics,
+    mean_image=mean_image,
+    init_key=init_key,
+    step_key=step_key,
+    last_step=last_step,
   )
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-  """Creates the mesh of a config and prints it, and checks that batches in preparation fit into the host's memory.
+  """Creates and prints the mesh of a config, and checks that batches in preparation fit into the host's memory.
 
   Raises:
     UsageError: if the devices do not fit the config, or the batches do not fit into memory.
@@ -183,8 +184,8 @@ def open_splits(config: ConfigDict) -> tuple[Source, ...]:
   return splits
 
 
-def length(config: ConfigDict, num_images: int) -> int:
-  """Returns the length of a run, in steps.
+def compute_last_step(config: ConfigDict, num_images: int) -> int:
+  """Returns the length of a run in steps, given the number of training images.
 
   Raises:
     UsageError: if it exceeds what a step counter of 32 bits can hold.

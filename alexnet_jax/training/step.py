@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,7 @@ from jax import lax
 from alexnet_jax.evaluation.metrics import label_log_prob, top_k_credit_on_device
 from alexnet_jax.models import towers
 from alexnet_jax.models.registry import Network
-from alexnet_jax.training import optimizer
-
-if TYPE_CHECKING:
-  from ml_collections import ConfigDict
+from alexnet_jax.training.optimizer import Hyperparameters
 
 
 class TrainState(NamedTuple):
@@ -31,38 +28,6 @@ class TrainState(NamedTuple):
   params: dict
   opt_state: optax.OptState
   step: jax.Array
-
-
-class Hyperparameters(NamedTuple):
-  """The constants of the update rule (section 5), hashable because they are static arguments of jitted functions.
-
-  Attributes:
-    momentum: 0.9 in the paper.
-    weight_decay: 0.0005 in the paper.
-    bias_decay: whether biases decay, too.
-    layer_decay: (layer, factor of its weight decay) for each layer whose factor is not 1.
-  """
-
-  momentum: float
-  weight_decay: float
-  bias_decay: bool
-  layer_decay: tuple[tuple[str, float], ...] = ()
-
-  def update_rule(self, learning_rates: dict) -> optax.GradientTransformation:
-    """Creates the update rule for the learning rates of a step, see `optimizer.momentum_sgd`."""
-    return optimizer.momentum_sgd(
-      learning_rates,
-      self.momentum,
-      self.weight_decay,
-      bias_decay=self.bias_decay,
-      layer_decay=dict(self.layer_decay),
-    )
-
-
-def hyperparameters(config: ConfigDict) -> Hyperparameters:
-  """Returns the hyperparameters of the `optimizer` part of a config."""
-  factors = tuple((name, factor) for name, factor in config.layer_decay.items() if factor != 1)
-  return Hyperparameters(config.momentum, config.weight_decay, config.bias_decay, factors)
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'hyper'))

@@ -11,7 +11,7 @@ from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
-from alexnet_jax.training import schedules, step
+from alexnet_jax.training import optimizer, schedules, step
 from tests.conftest import mesh
 from tests.interop import networks
 
@@ -67,7 +67,7 @@ def run(tmp_path_factory):
   """The folder of a run of a small network."""
   folder = tmp_path_factory.mktemp('run')
   config = networks.small_config()
-  hyper = step.hyperparameters(config.optimizer)
+  hyper = optimizer.hyperparameters(config.optimizer)
   mean_image = np.random.default_rng(0).uniform(0, 255, (96, 96, 3))
   class_names = [f'digit {label}' for label in range(10)]
   run_folder.write_metadata(folder, config, PixelStatistics(mean_image, np.eye(3), 10), class_names)

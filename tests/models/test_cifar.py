@@ -8,7 +8,7 @@ from alexnet_jax.data import transforms
 from alexnet_jax.models import cifar, device_mesh
 from alexnet_jax.models.registry import build
 from alexnet_jax.runtime.errors import UsageError
-from alexnet_jax.training import optimizer, step
+from alexnet_jax.training import optimizer
 from configs import cifar10
 
 NUM_PARAMETERS = {  # facts, 3
@@ -157,7 +157,7 @@ def test_each_layer_decays_as_in_the_files_of_2012():
   config.model.width, config.optimizer.rate = 1 / 16, 0.5
   _, params = drawn(config)
   decays = dict(conv1=0.0, conv2=0.0, local3=0.004, local4=0.004, fc10=0.004)
-  rule = step.hyperparameters(config.optimizer).update_rule(
+  rule = optimizer.hyperparameters(config.optimizer).update_rule(
     optimizer.make_learning_rates(config.optimizer, tuple(params), last_step=1).at_step(0, 0)
   )
   zeros = jax.tree.map(np.zeros_like, params)

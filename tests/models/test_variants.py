@@ -182,7 +182,7 @@ def test_the_number_of_all_gathers_is_that_of_the_variant(variant):
 def test_one_step_gives_every_layer_a_velocity(variant, one_device):
   config = of(variant)
   config.optimizer.weight_decay = 0.0  # or every kernel would decay
-  network, hyper = build(config.model, 10), step.hyperparameters(config.optimizer)
+  network, hyper = build(config.model, 10), optimizer.hyperparameters(config.optimizer)
   state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
   rng = np.random.default_rng(0)
   batch = {

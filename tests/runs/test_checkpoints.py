@@ -11,11 +11,11 @@ from alexnet_jax.models.registry import build
 from alexnet_jax.runs import checkpoints
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime.errors import RunError
-from alexnet_jax.training import step
+from alexnet_jax.training import optimizer, step
 from configs import alexnet
 from tests.conftest import mesh
 
-HYPER = step.Hyperparameters(0.9, 0.0005, bias_decay=True)
+HYPER = optimizer.Hyperparameters(0.9, 0.0005, bias_decay=True)
 RUN = {'schedule': {'drops': 2, 'best_error': 12.345678901234567, 'evaluations_since_best': 1}}
 
 

@@ -25,7 +25,7 @@ from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.distributed import Group, ProcessInfo
 from alexnet_jax.runtime.errors import RunError, UsageError
-from alexnet_jax.training import loop, step
+from alexnet_jax.training import loop, optimizer, step
 from tests.conftest import mesh, small_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -387,7 +387,7 @@ def losses(folder):
 def parameters(folder, data_dir):
   current, config = mesh(1, 1), small_config(data_dir)
   with jax.set_mesh(current):
-    abstract = step.abstract_state(build(config.model, 10), step.hyperparameters(config.optimizer))
+    abstract = step.abstract_state(build(config.model, 10), optimizer.hyperparameters(config.optimizer))
     state, _ = Checkpoints(folder).restore(abstract, current)
   return jax.tree.map(np.asarray, (state.params, state.opt_state))
 

@@ -10,7 +10,7 @@ from alexnet_jax.evaluation import trained_model
 from alexnet_jax.interop import import_export
 from alexnet_jax.models.registry import build
 from alexnet_jax.runtime.errors import UsageError
-from alexnet_jax.training import init_from, loop, step
+from alexnet_jax.training import init_from, loop, optimizer, step
 from tests.conftest import mesh, optimised, small_config
 
 
@@ -64,7 +64,7 @@ def assert_equal(params, expected, layers):
 def draw_params(config):
   """Draws random parameters, in the current mesh."""
   network = build(config.model, 10)
-  return step.init_state(jax.random.key(3), network=network, hyper=step.hyperparameters(config.optimizer)).params
+  return step.init_state(jax.random.key(3), network=network, hyper=optimizer.hyperparameters(config.optimizer)).params
 
 
 CONVOLUTIONS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')

@@ -10,7 +10,7 @@ from alexnet_jax.evaluation import evaluate
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime.errors import RunError, UsageError
-from alexnet_jax.training import loop, run_setup, step
+from alexnet_jax.training import loop, optimizer, run_setup, step
 from alexnet_jax.training.progress import Progress
 from configs import alexnet
 from tests.conftest import mesh, optimised
@@ -21,7 +21,7 @@ def final_state(config, folder):
   current = mesh(1, 1)
   with jax.set_mesh(current):
     network = build(config.model, 10)
-    hyper = step.hyperparameters(config.optimizer)
+    hyper = optimizer.hyperparameters(config.optimizer)
     state, saved = Checkpoints(folder).restore(step.abstract_state(network, hyper), current)
   return jax.tree.map(np.asarray, state), saved
 

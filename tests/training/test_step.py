@@ -6,11 +6,11 @@ import pytest
 from alexnet_jax.kernels import onednn
 from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
-from alexnet_jax.training import step
+from alexnet_jax.training import optimizer, step
 from configs import alexnet
 from tests.conftest import mesh
 
-HYPER = step.hyperparameters(alexnet.paper().optimizer)
+HYPER = optimizer.hyperparameters(alexnet.paper().optimizer)
 LAYERS = [name for name in alexnet.LAYERS if name not in ('conv6', 'bottleneck')]
 LEARNING_RATES = {name: {'kernel': np.float32(1e-4), 'bias': np.float32(1e-4)} for name in LAYERS}
 MEAN_IMAGE = np.random.default_rng(1).uniform(80, 150, (96, 96, 3)).astype(np.float32)

@@ -237,7 +237,7 @@ def _print_summary(builder, skipped, options):
   print(f'{builder.data_path}: {builder.info.features["label"].num_classes:,} classes')
   name = builder.builder_config.name
   flags = [
-    f'--config=configs/alexnet.py:{VARIANTS.get(name) or VARIANTS[options.layout]}',
+    f'--config=configs/alexnet.py:{VARIANTS.get(name) or VARIANTS.get(options.layout, "imagenette")}',
     f'--config.data.name=ilsvrc/{name}',
   ]
   if options.layout == 'folder' and 'validation' not in builder.info.splits:
