@@ -23,12 +23,11 @@ from alexnet_jax.data.imagenet.builder import SIZE, Ilsvrc, IlsvrcConfig, Job, S
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
-VARIANTS = {  # of configs/alexnet.py, by layout or dataset name
+VARIANTS = {  # of configs/alexnet.py, by layout or dataset name; imagenette for any other
   '2012': 'imagenet2012',
   '2010': 'ilsvrc2010',
   'synsets': 'fall2009',
   'fall2011': 'fall2011',
-  'folder': 'imagenette',
 }
 
 
@@ -236,6 +235,7 @@ def _print_summary(builder, skipped, options):
       print(f'  {image}')
   print(f'{builder.data_path}: {builder.info.features["label"].num_classes:,} classes')
   name = builder.builder_config.name
+  variant = VARIANTS.get(name) or VARIANTS.get(options.layout, 'imagenette')
   flags = [
     f'--config=configs/alexnet.py:{VARIANTS.get(name) or VARIANTS.get(options.layout, "imagenette")}',
     f'--config.data.name=ilsvrc/{name}',
