@@ -237,7 +237,7 @@ def _print_summary(builder, skipped, options):
   name = builder.builder_config.name
   variant = VARIANTS.get(name) or VARIANTS.get(options.layout, 'imagenette')
   flags = [
-    f'--config=configs/alexnet.py:{VARIANTS.get(name) or VARIANTS.get(options.layout, "imagenette")}',
+    f'--config=configs/alexnet.py:{variant}',
     f'--config.data.name=ilsvrc/{name}',
   ]
   if options.layout == 'folder' and 'validation' not in builder.info.splits:
