@@ -21,3 +21,5 @@ def enable() -> None:
   disables the cache. With the default folder, training and evaluation on a CPU do not use it (`onednn.enable`).
   """
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(default_folder()))
+  # jaxlib 0.10.1 logs two errors for every cached CPU program: it mistakes tuning preferences for processor features.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

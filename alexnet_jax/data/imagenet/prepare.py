@@ -28,6 +28,7 @@ VARIANTS = {  # of configs/alexnet.py, by layout or dataset name; imagenette for
   '2010': 'ilsvrc2010',
   'synsets': 'fall2009',
   'fall2011': 'fall2011',
+  'folder': 'imagenette',
 }
 
 
