@@ -56,21 +56,13 @@ def training_batches(
     indices = _image_indices(step, len(source), config)[rows]
     rng = _random_generator(config.seed, 'augmentation', step)
     std = config.augment.colour_std if step < num_colour_steps else 0.0
-    crops = transforms.random_crops(rng, batch_size, config.augment, config.model.border)
-    colours = transforms.colour_shifts(rng, batch_size, covariance, std)
-    top, left, mirrored = (np.asarray(field)[rows] for field in crops)
-    crops = transforms.Crop(top, left, mirrored)
-    mean_crops = transforms.mean_crop(crops, config.model.centre_mean, config.model.border)
+    crops, augmentation = transforms.draw_augmentation(rng, batch_size, covariance, std, config)
     batch: Batch = {
       'image': np.empty((len(indices), size, size, 3), np.uint8),
-      'mirrored': mirrored,
-      'mean_offset': np.stack(mean_crops[:2], axis=1),
-      'mean_mirrored': np.asarray(mean_crops.mirrored),
-      'colour': colours[rows],
-      'scale': np.full(len(indices), 1 / (1 + std) if config.augment.colour_rescale else 1, np.float32),
       'label': np.empty(len(indices), np.int32),
+      **{name: values[rows] for name, values in augmentation.items()},
     }
-    corners = zip(top.tolist(), left.tolist(), strict=True)
+    corners = np.stack([crops.top, crops.left], axis=1)[rows].tolist()
     for row, ((y, x), (image, label)) in enumerate(zip(corners, source.read(indices), strict=True)):
       batch['image'][row] = image[y : y + size, x : x + size]
       batch['label'][row] = label

@@ -33,6 +33,35 @@ def centre_crop(margin: int) -> Crop:
   return Crop(margin // 2, margin // 2, False)
 
 
+def draw_augmentation(
+  rng: np.random.Generator, num_images: int, covariance: np.ndarray, colour_std: float, config: ConfigDict
+) -> tuple[Crop, dict[str, np.ndarray]]:
+  """Draws the augmentation of a batch; the host cuts out the crops, and the device does the rest.
+
+  Args:
+    rng: source of all draws.
+    num_images: number of images.
+    covariance: [rgb, rgb] covariance of the training pixels, 0-255.
+    colour_std: standard deviation of the colour shift's random variables; 0 for no shift.
+    config: the whole config.
+
+  Returns:
+    The crops, with arrays [num_images], and the arrays [num_images, ...] that `step.train_step` takes in addition to
+    images and labels.
+  """
+  crops = random_crops(rng, num_images, config.augment, config.model.border)
+  colours = colour_shifts(rng, num_images, covariance, colour_std)
+  mean_crops = mean_crop(crops, config.model.centre_mean, config.model.border)
+  scale = 1 / (1 + colour_std) if config.augment.colour_rescale else 1
+  return crops, {
+    'mirrored': np.asarray(crops.mirrored),
+    'mean_offset': np.stack(mean_crops[:2], axis=1),
+    'mean_mirrored': np.asarray(mean_crops.mirrored),
+    'colour': colours,
+    'scale': np.full(num_images, scale, np.float32),
+  }
+
+
 def random_crops(rng: np.random.Generator, num_images: int, config: ConfigDict, margin: int) -> Crop:
   """'Extracting random 224 x 224 patches (and their horizontal reflections)'; the config can switch off either.
 
