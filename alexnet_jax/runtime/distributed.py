@@ -429,7 +429,7 @@ class Group:
   def _advise(self) -> str:
     try:  # the lost machine may be the file server
       step = concurrent.futures.ThreadPoolExecutor().submit(self._newest_step).result(timeout=10)
-    except Exception:
+    except Exception:  # the file system may fail in any way, and the message about the lost process matters more
       return 'The newest checkpoint cannot be determined. Restart all processes to resume.'
     if step is None:
       return 'There is no checkpoint yet. Restart all processes.'
