@@ -14,10 +14,9 @@ import os, pathlib, sys, time
 from alexnet_jax.runtime import atomic_files
 with atomic_files.exclusive_lock(pathlib.Path(sys.argv[1]), 'unused'):
   if os.fork() == 0:
-    sys.stdout.close()
+    print('locked', flush=True)  # the forked process runs, and has let go of the lock
     time.sleep(10)
     os._exit(0)
-  print('locked', flush=True)
   time.sleep(60)
 """
 
