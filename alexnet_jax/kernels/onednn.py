@@ -51,8 +51,9 @@ def enable() -> None:
 
 
 def is_enabled() -> bool:
-  """Returns whether float32 convolutions and products are computed by oneDNN."""
-  return is_available() and not jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+  """Returns whether float32 convolutions and products are computed by oneDNN; without a mesh they are not."""
+  is_uncached = not jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+  return is_available() and is_uncached and not jax.sharding.get_abstract_mesh().empty
 
 
 @functools.cache

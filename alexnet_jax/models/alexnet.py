@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alexnet_jax.models import checks, towers
+from alexnet_jax.models.classifier import Classifier
 from alexnet_jax.models.layers import Conv, Linear, dropout, local_response_norm, max_pool, num_windows, within_map_norm
 from alexnet_jax.runtime.errors import UsageError
 
@@ -39,8 +40,13 @@ MAX_TOWERS = 16  # larger numbers are typing errors
 NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 
-class AlexNet(nnx.Module):
-  """Five convolutional and three fully-connected layers, half of the kernels in each of two towers (section 3.5)."""
+class AlexNet(Classifier):
+  """Five convolutional and three fully-connected layers, half of the kernels in each of two towers (section 3.5).
+
+  >>> net = AlexNet(config.model, num_classes=1000, rngs=nnx.Rngs(0))
+  >>> logits = net(images)  # [batch, 224, 224, rgb], 0-255 minus the mean image -> [batch, 1000]
+  >>> fc7 = net.activations(images)['fc7']  # [batch, 4096]
+  """
 
   LAYER_NAMES = tuple(layer for name in LAYERS for layer in (name, POOLS.get(name)) if layer)
 
@@ -55,8 +61,8 @@ class AlexNet(nnx.Module):
     Raises:
       UsageError: if the image is too small for the layers.
     """
-    self.num_towers, self.cross_tower = config.num_towers, tuple(config.meet)
-    self.pools = tuple(POOLS.values())
+    super().__init__(config, num_classes)
+    self.cross_tower, self.pools = tuple(config.meet), tuple(POOLS.values())
     self.nonlinearity = NONLINEARITIES[config.nonlinearity]
     self.dropout = dropout if config.dropout else lambda x, key: x
     self.pool_size, norm = config.pool_size, config.norm

@@ -14,6 +14,7 @@ from flax import nnx
 
 from alexnet_jax.models import checks
 from alexnet_jax.models.alexnet import NONLINEARITIES
+from alexnet_jax.models.classifier import Classifier
 from alexnet_jax.models.layers import (
   Conv,
   Linear,
@@ -37,7 +38,7 @@ POOLS = {name: name.replace('conv', 'pool') for name in CONVS}
 POOLINGS = {'max': max_pool, 'average': average_pool}
 
 
-class CifarNet(nnx.Module):
+class CifarNet(Classifier):
   """Convolutional, locally connected and fully-connected layers, most of them optional."""
 
   LAYER_NAMES = tuple(layer for name in LAYERS for layer in (name, POOLS.get(name)) if layer)
@@ -48,7 +49,8 @@ class CifarNet(nnx.Module):
     Raises:
       UsageError: if the image is too small for the layers.
     """
-    self.num_towers, self.nonlinearity, norm = 1, NONLINEARITIES[config.nonlinearity], config.norm
+    super().__init__(config, num_classes)
+    self.nonlinearity, norm = NONLINEARITIES[config.nonlinearity], config.norm
     self.norm = functools.partial(
       within_map_norm if norm.within else local_response_norm,
       k=norm.k,

@@ -6,13 +6,12 @@ Explicit, so that the sharding of every array is part of its type.
 
 import collections
 import concurrent.futures
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
 import flax
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.models.towers import BATCH
@@ -67,14 +66,6 @@ def make_mesh(num_data: int, num_tower: int, *, num_towers: int, batches: Mappin
       )
   grid = np.asarray(devices[:needed]).reshape(num_data, num_tower)
   return Mesh(grid, ('data', 'tower'), axis_types=(AxisType.Explicit,) * 2)
-
-
-def shapes_only_mesh() -> contextlib.AbstractContextManager:
-  """Returns a context with a mesh for computing shapes: the current mesh, or one without devices if none is set."""
-  if not jax.sharding.get_abstract_mesh().empty:
-    return contextlib.nullcontext()
-  mesh = AbstractMesh((1, 1), ('data', 'tower'), axis_types=(AxisType.Explicit,) * 2)
-  return jax.sharding.use_abstract_mesh(mesh)
 
 
 def data_shard(mesh: Mesh) -> tuple[int, int]:

@@ -133,12 +133,14 @@ def gaussian(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
   """Draws initial weights [tower, ...] float32 from a Gaussian with zero mean (section 5)."""
   # The draws are the same in one row for each tower, and XLA compiles them in 1.5 seconds on a CPU instead of 4.2.
   rows = (shape[0], math.prod(shape[1:]))
-  return jnp.float32(std) * jax.random.normal(key, rows, jnp.float32, out_sharding=towers.PARAMS).reshape(shape)
+  return jnp.float32(std) * jax.random.normal(
+    key, rows, jnp.float32, out_sharding=towers.sharding(towers.PARAMS)
+  ).reshape(shape)
 
 
 def constant(shape: tuple[int, ...], value: float) -> jax.Array:
   """Makes initial biases [tower, ...] float32 of one value (section 5)."""
-  return jnp.broadcast_to(jnp.float32(value), shape, out_sharding=towers.PARAMS)
+  return jnp.broadcast_to(jnp.float32(value), shape, out_sharding=towers.sharding(towers.PARAMS))
 
 
 def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1, padding: Padding = NO_PADDING) -> jax.Array:
@@ -157,17 +159,14 @@ def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1, padd
   is_shared = x.ndim == 4
 
   # Inside, a device has its own towers only: one of them, or both on a single device.
-  @jax.shard_map(
-    in_specs=(towers.BATCH if is_shared else towers.MAPS, towers.PARAMS, towers.PARAMS), out_specs=towers.MAPS
-  )
   def on_device(x, kernel, bias):
-    # The gradients of the parameters are summed over the data axis.
-    kernel, bias = (lax.pcast(array, ('data',), to='varying').astype(x.dtype) for array in (kernel, bias))
+    kernel, bias = (towers.varying(array, 'data').astype(x.dtype) for array in (kernel, bias))
     if is_shared:
-      x = lax.pcast(x, ('tower',), to='varying')
+      x = towers.varying(x, 'tower')
     return conv_on_device(x, kernel, bias, stride, padding)
 
-  return on_device(x, kernel, bias)
+  in_specs = (towers.BATCH if is_shared else towers.MAPS, towers.PARAMS, towers.PARAMS)
+  return towers.on_each_device(on_device, in_specs, towers.MAPS)(x, kernel, bias)
 
 
 @fast_form(fast_convolution.conv_on_device)
@@ -288,5 +287,5 @@ def dropout(x: jax.Array, key: jax.Array | None) -> jax.Array:
   """
   if key is None:
     return 0.5 * x
-  is_active = jax.random.bernoulli(key, 0.5, x.shape, out_sharding=towers.MAPS)
+  is_active = jax.random.bernoulli(key, 0.5, x.shape, out_sharding=towers.sharding(towers.MAPS))
   return jnp.where(is_active, x, 0)

@@ -2,106 +2,83 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax.models import alexnet, checks, cifar, device_mesh, towers
+from alexnet_jax.models import alexnet, checks, cifar, towers
+from alexnet_jax.models.classifier import DTYPES, Classifier
 
-if TYPE_CHECKING:
-  from ml_collections import ConfigDict
-
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # in which layers compute
-MODULES: dict[str, type[alexnet.AlexNet] | type[cifar.CifarNet]] = {
-  'alexnet': alexnet.AlexNet,
-  'cifar': cifar.CifarNet,
-}
+MODULES: dict[str, type[Classifier]] = {'alexnet': alexnet.AlexNet, 'cifar': cifar.CifarNet}
 CHECKS = {'alexnet': alexnet.check_config, 'cifar': cifar.check_config}
 
 
-class Network(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Network:
   """A network as pure functions of a nested dict of arrays, {'conv1': {'kernel': ..., 'bias': ...}, ...}.
 
+  Networks of equal configs are equal. A jitted function that takes a network as a static argument is therefore compiled
+  once for all of them.
+
   Attributes:
-    init: key -> params. Call it under `jax.jit`, in a mesh.
-    apply: (params, images, dropout_key=None) -> logits. Images are [batch, height, width, rgb] float32, 0-255 minus the
-      mean image; logits [batch, class] float32. Without a dropout key all units are active and, in a network with
-      dropout, their outputs are halved.
-    activations: (params, images) -> the output of every layer at test time, {'conv1': [batch, height, width, channel],
-      'pool1': ..., 'fc7': [batch, unit], ..., 'fc8': logits}, float32, the channels of the first tower first. Those of
-      fc6 and fc7 are not halved by dropout.
+    config: the `model` part of a config.
     num_classes: number of classes.
-    num_towers: length of the tower axis of its parameters.
-    layer_names: names of its layers, in the order of the network.
   """
 
-  init: Callable
-  apply: Callable
-  activations: Callable
+  config: FrozenConfigDict
   num_classes: int
-  num_towers: int
-  layer_names: tuple[str, ...]
 
+  def init(self, key: jax.Array) -> dict:
+    """Draws the parameters, float32, sharded over the current mesh. Call it under `jax.jit`."""
+    return nnx.to_pure_dict(nnx.state(self._new(key), nnx.Param))
 
-_networks: dict[tuple, Network] = {}
+  def apply(self, params: dict, images: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    """Computes logits [batch, class] float32, see `Classifier.__call__`."""
+    return self.module(params)(images, dropout_key)
 
+  def activations(self, params: dict, images: jax.Array) -> dict[str, jax.Array]:
+    """Computes the outputs of all layers, see `Classifier.activations`."""
+    return self.module(params).activations(images)
 
-def check_config(config: ConfigDict) -> None:
-  """Validates the `model` part of a config, including that the image is large enough for the layers.
+  def module(self, params: dict) -> Classifier:
+    """Returns the Flax module with the given parameters."""
+    return nnx.merge(nnx.graphdef(self._abstract), params)
 
-  Raises:
-    UsageError: naming the field and its valid values.
-  """
-  with device_mesh.shapes_only_mesh():
-    build(config, num_classes=2)  # any number: the layers before the last do not depend on it
+  @property
+  def num_towers(self) -> int:
+    """Length of the tower axis of the parameters."""
+    return self.config.num_towers
+
+  @property
+  def layer_names(self) -> tuple[str, ...]:
+    """Names of the layers, in the order of the network."""
+    return self._abstract.layer_names
+
+  @functools.cached_property
+  def _abstract(self):
+    return nnx.eval_shape(lambda: self._new(jax.random.key(0)))
+
+  def _new(self, key):
+    return MODULES[self.config.name](self.config, self.num_classes, rngs=nnx.Rngs(key))
 
 
 def build(config: ConfigDict, num_classes: int) -> Network:
-  """Returns the network of a config's `model` part, without allocating memory. Call it in the mesh it will run on.
-
-  Networks of equal configs are one object, so that programs compiled for the first one are reused.
+  """Returns the network of a config's `model` part, without allocating memory.
 
   Raises:
-    UsageError: if the fields do not describe a network.
+    UsageError: if the fields do not describe a network, or the image is too small for the layers.
   """
-  key = (config.to_json(), num_classes, jax.sharding.get_abstract_mesh())
-  if key not in _networks:
-    _networks[key] = _build(config.copy_and_resolve_references(), num_classes)  # the caller's config may change
-  return _networks[key]
-
-
-def _build(config, num_classes):
   checks.require_one_of(config, 'name', MODULES)
   checks.require_one_of(config, 'dtype', DTYPES)
   CHECKS[config.name](config)
-  dtype, kind = DTYPES[config.dtype], MODULES[config.name]
-  new = functools.partial(kind, config, num_classes)
-  module = nnx.eval_shape(lambda: new(rngs=nnx.Rngs(0)))
-  graph = nnx.graphdef(module)
-
-  def init(key):
-    return nnx.to_pure_dict(nnx.state(new(rngs=nnx.Rngs(key)), nnx.Param))
-
-  def apply(params, images, dropout_key=None):
-    *_, (_, x) = nnx.merge(graph, params).outputs(images.astype(dtype), dropout_key)
-    x = towers.gather(x)[:, :num_classes]  # without the last unit if the number of classes is odd
-    return x.astype(jnp.float32)
-
-  def activations(params, images):
-    outputs = nnx.merge(graph, params).outputs(images.astype(dtype))
-    joined = {
-      name: towers.gather(x).astype(jnp.float32) for name, x in outputs if name.startswith('pool') or name in params
-    }
-    last = list(joined)[-1]
-    return joined | {last: joined[last][:, :num_classes]}
-
-  layer_names = tuple(name for name in kind.LAYER_NAMES if hasattr(module, name) or name in module.pools)
-  return Network(init, apply, activations, num_classes, module.num_towers, layer_names)
+  network = Network(FrozenConfigDict(config.copy_and_resolve_references()), num_classes)
+  _ = network.layer_names  # declares the layers, which checks the size of the image
+  return network
 
 
 def layer_shapes(network: Network, params: dict, image_size: int, mesh: Mesh) -> dict[str, tuple[int, ...]]:

@@ -67,7 +67,7 @@ def check(config: ConfigDict) -> None:
   _check_amounts(values)
   _check_choices(values)
   _check_names(values)
-  registry.check_config(config.model)
+  registry.build(config.model, num_classes=2)  # any number: the layers before the last do not depend on it
   _check_init_fresh(values)
   _check_learning_rate(values)
   _check_fractions(values)

@@ -3,6 +3,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 
 from alexnet_jax.models import alexnet, towers
@@ -101,14 +102,48 @@ def test_conv4_and_conv5_read_their_own_tower_only(one_device, monkeypatch):
   assert np.abs(before[1] - after[1]).max() > 0
 
 
-def test_networks_of_equal_configs_are_one_object(one_device):
-  """Programs compiled for one run are reused by the next."""
+def test_networks_of_equal_configs_share_compiled_programs(one_device):
+  compute = jax.jit(lambda params, x, network: network.apply(params, x), static_argnums=2)
   network = small()
-  assert small() is network
-  others = [small(num_classes=11), small(width=1 / 8), small(image_size=65)]
-  with jax.set_mesh(mesh(1, 2)):
-    others.append(small())
-  assert network not in others
+  params = jax.jit(network.init)(jax.random.key(0))
+  np.testing.assert_array_equal(compute(params, images(), network), compute(params, images(), small()))
+  assert compute._cache_size() == 1
+  assert network == small()
+  assert hash(network) == hash(small())
+  assert network not in [small(num_classes=11), small(width=1 / 8), small(image_size=65)]
+
+
+def test_a_module_is_called_without_a_mesh():
+  """The module and its pure form agree, on one device without a mesh and on four."""
+  config = recipes.paper().model
+  config.image_size, config.width = 64, 1 / 16
+  x = 60 * np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
+  net = alexnet.AlexNet(config, num_classes=7, rngs=nnx.Rngs(0))
+  logits, activations = net(x), net.activations(x)
+  params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+  assert logits.shape == (4, 7)
+  assert tuple(activations) == net.layer_names
+  np.testing.assert_array_equal(activations['fc8'], logits)
+  dropped = net(x, jax.random.key(1))
+  np.testing.assert_array_equal(dropped, net(x, jax.random.key(1)))
+  assert np.abs(dropped - logits).max() > 0.01 * np.abs(logits).max()
+  with jax.set_mesh(mesh(2, 2)):
+    network = build(config, 7)
+    params = jax.tree.map(lambda array: jax.device_put(np.asarray(array), towers.PARAMS), params)
+    inputs = jax.device_put(x, towers.BATCH)
+    in_mesh, outputs = jax.jit(network.apply)(params, inputs), jax.jit(network.activations)(params, inputs)
+  np.testing.assert_allclose(in_mesh, logits, rtol=1e-5, atol=1e-6)
+  for name, array in activations.items():
+    np.testing.assert_allclose(outputs[name], array, rtol=1e-5, atol=1e-6 * np.abs(array).max(), err_msg=name)
+
+
+def test_images_of_another_size_are_a_usage_error():
+  config = recipes.paper().model
+  config.image_size, config.width = 64, 1 / 16
+  net = alexnet.AlexNet(config, num_classes=7, rngs=nnx.Rngs(0))
+  for shape in ((64, 64, 3), (2, 64, 65, 3), (2, 64, 64, 1)):
+    with pytest.raises(UsageError, match=r'images have the shape .*; the network reads \[batch, 64, 64, 3\]'):
+      net(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize('num_classes', [2, 3, 7, 21_843])
