@@ -311,7 +311,8 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
   config = recipes.paper()
   config.model.dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   network = build(config.model, CLASSES)
-  hyper = optimizer.hyperparameters(config.optimizer)
+  config.optimizer.rate = 1e-4
+  rule = optimizer.make_optimizer(config.optimizer, last_step=1)
   rng = np.random.default_rng(0)
   batch = {
     'image': rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8),
@@ -322,10 +323,8 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
     'scale': np.ones(batch_size, np.float32),
     'label': rng.integers(0, CLASSES, batch_size, np.int32),
   }
-  state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
+  state = step.init_state(jax.random.key(0), network=network, optimizer=rule)
   mean_image, key = jnp.full((256, 256, 3), 120.0), jax.random.key(1)
-  config.optimizer.rate = 1e-4
-  learning_rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=1).at_step(0, 0)
 
   if task == 'inference':
     apply, params = jax.jit(network.apply), state.params
@@ -340,7 +339,7 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
 
   def train():
     nonlocal state
-    state, _ = step.train_step(state, next(batches), mean_image, learning_rates, key, network=network, hyper=hyper)
+    state, _ = step.train_step(state, next(batches), mean_image, key, network=network, optimizer=rule)
     return state
 
   return train

@@ -25,6 +25,7 @@ if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''): 
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -109,8 +110,8 @@ def trained_run(data_dir, tmp_path_factory):
   )
   with jax.set_mesh(mesh(1, 1)), contextlib.closing(Checkpoints(folder)) as checkpoints:
     network = build(config.model, 10)
-    hyper = optimizer.hyperparameters(config.optimizer)
-    checkpoints.save(7, step.init_state(jax.random.key(0), network=network, hyper=hyper), {})
+    rule = optimizer.make_optimizer(config.optimizer, last_step=config.num_steps)
+    checkpoints.save(7, step.init_state(jax.random.key(0), network=network, optimizer=rule), {})
   return folder
 
 
@@ -191,6 +192,19 @@ def random_params(network, dtype=np.float32):
     return values.astype(dtype)
 
   return jax.tree.map_with_path(draw, jax.eval_shape(network.init, jax.random.key(0)))
+
+
+def velocities(opt_state):
+  """Returns the velocities of all parameters, {'conv1': {'kernel': ..., 'bias': ...}, ...}."""
+
+  def is_trace(node):
+    return isinstance(node, optax.TraceState)
+
+  arrays = {}
+  for node in filter(is_trace, jax.tree.leaves(opt_state, is_leaf=is_trace)):  # one for each group of parameters
+    for (layer, part), velocity in jax.tree.leaves_with_path(node.trace):
+      arrays.setdefault(layer.key, {})[part.key] = velocity
+  return arrays
 
 
 def mesh(num_data, num_tower, batch_size=8):

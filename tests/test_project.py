@@ -35,7 +35,6 @@ EXCEPTIONS = {  # functions that are longer, or take more arguments
   'evaluation/inference.py:log_probs': 'jit takes arrays and static values one by one',
   'evaluation/inference.py:activations': 'jit takes arrays and static values one by one',
   'evaluation/inference.py:saliency': 'jit takes arrays and static values one by one',
-  'training/step.py:train_step': 'jit takes arrays and static values one by one',
   'models/layers.py:Conv.__init__': 'the hyperparameters of a layer, as in Flax',
   'models/layers.py:LocalConv.__init__': 'the hyperparameters of a layer, as in Flax',
   'kernels/onednn.py:_conv': "the dimensions and window of oneDNN's configuration",

@@ -51,9 +51,8 @@ def enable() -> None:
 
 
 def is_enabled() -> bool:
-  """Returns whether float32 convolutions and products are computed by oneDNN; without a mesh they are not."""
-  is_uncached = not jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-  return is_available() and is_uncached and not jax.sharding.get_abstract_mesh().empty
+  """Returns whether float32 convolutions and products are computed by oneDNN."""
+  return is_available() and not jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -190,7 +189,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Computes `layers.linear` in float32, each device the product of its own towers and batch shard."""
-  if not is_enabled() or x.dtype != jnp.float32:
+  if not is_enabled() or x.dtype != jnp.float32 or jax.sharding.get_abstract_mesh().empty:
     return NotImplemented
 
   @jax.shard_map(in_specs=(MAPS, PARAMS), out_specs=MAPS)
@@ -206,7 +205,7 @@ def materialise(x: jax.Array) -> jax.Array:
   XLA recomputes what is cheap, such as pooling, for every reader. It does not fuse into a product, here with the
   identity matrix, so the result of the product is written to memory.
   """
-  if not is_enabled() or x.dtype != jnp.float32:
+  if not is_enabled() or x.dtype != jnp.float32 or jax.sharding.get_abstract_mesh().empty:
     return x
 
   @jax.shard_map(in_specs=MAPS, out_specs=MAPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from alexnet_jax.models import alexnet, checks, cifar, towers
 from alexnet_jax.models.classifier import DTYPES, Classifier
 
-MODULES: dict[str, type[Classifier]] = {'alexnet': alexnet.AlexNet, 'cifar': cifar.CifarNet}
+MODULES: dict[str, Callable[..., Classifier]] = {'alexnet': alexnet.AlexNet, 'cifar': cifar.CifarNet}
 CHECKS = {'alexnet': alexnet.check_config, 'cifar': cifar.check_config}
 
 

@@ -82,14 +82,15 @@ class Checkpoints:
         metrics=metrics,
       )
 
-  def restore(self, abstract_state: Any, mesh: Mesh) -> tuple[Any, dict] | None:
+  def restore(self, layout: Callable[[dict], Any], mesh: Mesh) -> tuple[Any, dict] | None:
     """Loads the newest readable checkpoint onto a mesh, which may differ from the one that it was saved from.
 
     Newer checkpoints that cannot be read, or whose fingerprints do not match, are reported and renamed to
     `STEP.broken`.
 
     Args:
-      abstract_state: shapes, dtypes and partition specs, as returned by `jax.eval_shape`.
+      layout: function from the other state of training to the shapes, dtypes and partition specs of the state, as
+        returned by `jax.eval_shape`.
       mesh: devices to load it onto.
 
     Returns:
@@ -98,13 +99,13 @@ class Checkpoints:
     Raises:
       RunError: if there are checkpoints but none is readable. None of them is renamed.
     """
-    target = _with_shardings(abstract_state, mesh)
 
     def read(step):
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
-      restored = self._manager.restore(step, args=args)
-      _check_fingerprints(fingerprints(restored.state), restored.run.pop('fingerprints'))
-      return restored.state, restored.run
+      run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+      target = ocp.args.StandardRestore(_with_shardings(layout(run), mesh))
+      state = self._manager.restore(step, args=ocp.args.Composite(state=target)).state
+      _check_fingerprints(fingerprints(state), run.pop('fingerprints'))
+      return state, run
 
     newest = _read_newest(self._folder, read)
     if newest is None:

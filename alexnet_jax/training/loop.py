@@ -15,7 +15,7 @@ from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import RunError, Stopped
 from alexnet_jax.runtime.preemption import StopRequest
-from alexnet_jax.training import optimizer, run_setup, schedules, step
+from alexnet_jax.training import run_setup, schedules, step
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.run_setup import RunSetup
 
@@ -45,7 +45,6 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict:
 def train(setup: RunSetup) -> TrainedModel:
   """Takes the remaining steps of a run, evaluating and saving at their intervals; raises as `train_and_evaluate`."""
   config, folder, last_step = setup.config, setup.folder, setup.last_step
-  schedule = schedules.make_schedule(config.optimizer, last_step)
   with (
     run_folder.exclusive_lock(folder) if distributed.is_main_process() else contextlib.nullcontext(),
     contextlib.closing(Checkpoints(folder)) as run_checkpoints,
@@ -53,8 +52,8 @@ def train(setup: RunSetup) -> TrainedModel:
     StopRequest() as stop,
   ):
     run_setup.write_metadata(setup)
-    state, first_step, evaluated_step = run_setup.restore_or_initialise(setup, run_checkpoints, schedule, progress)
-    learning_rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step)
+    state, first_step, evaluated_step = run_setup.restore_or_initialise(setup, run_checkpoints, progress)
+    has_plateaued = schedules.has_ended(state.opt_state, config.optimizer.plateau_drops)
     batches = setup.batches(first_step)
 
     for num_steps in itertools.count(first_step):  # steps taken so far
@@ -64,37 +63,28 @@ def train(setup: RunSetup) -> TrainedModel:
           results = validate(setup, state, stop)
         if results:
           evaluated_step = num_steps
-          schedule.observe(results['top1_error'])
+          state = observe(setup, state, results['top1_error'])
+          has_plateaued = schedules.has_ended(state.opt_state, config.optimizer.plateau_drops)
           progress.evaluated(num_steps, results)
-      is_last, is_stopped = num_steps >= last_step or schedule.finished, stop.should_stop(num_steps)
+      is_last, is_stopped = num_steps >= last_step or has_plateaued, stop.should_stop(num_steps)
       if num_steps > first_step and (num_steps % setup.checkpoint_every == 0 or is_last or is_stopped):
         with progress.paused():
           check_finite(state, progress.checkpoint_status)
-          run_checkpoints.save(num_steps, state, {'schedule': schedule.state(), 'evaluated': evaluated_step}, results)
+          run_checkpoints.save(num_steps, state, {'evaluated': evaluated_step}, results)
           progress.checkpoint_saved(num_steps)
       if is_last or is_stopped:
         break
 
       with progress.waiting_for_data():
         batch = next(batches)
-      num_decays = schedule.num_decays_at(num_steps)
-      shifts_colour = config.augment.colour_std > 0 and num_steps < setup.num_colour_steps
-      progress.conditions(
-        num_steps, f'{learning_rates.summary(num_steps, num_decays)}; colour shift {"on" if shifts_colour else "off"}'
-      )
       state, metrics = step.train_step(
-        state,
-        batch,
-        setup.mean_image,
-        learning_rates.at_step(num_steps, num_decays),
-        setup.step_key,
-        network=setup.network,
-        hyper=setup.hyper,
+        state, batch, setup.mean_image, setup.step_key, network=setup.network, optimizer=setup.optimizer
       )
-      progress.step_dispatched(num_steps + 1, learning_rates.kernel_learning_rate(num_decays), metrics)
+      shifts_colour = config.augment.colour_std > 0 and num_steps < setup.num_colour_steps
+      progress.step_dispatched(num_steps + 1, metrics, shifts_colour)
   if not is_last:
     raise Stopped(f'Stopped after step {num_steps:,} of {last_step:,}; its checkpoint is saved in {folder}')
-  if schedule.finished:
+  if has_plateaued:
     print(f'Validation error has plateaued at the lowest learning rate; training finished after {num_steps:,} steps.')
   return setup.trained_model(state)
 
@@ -110,6 +100,12 @@ def validate(setup: RunSetup, state: step.TrainState, stop: StopRequest) -> dict
   with contextlib.suppress(Stopped):
     return evaluate.count_errors(stop.until_stopped(predictions), setup.train.class_names).result()
   return None
+
+
+def observe(setup: RunSetup, state: step.TrainState, error: float) -> step.TrainState:
+  """Updates the learning rate schedule of a training state with a validation error (percent)."""
+  opt_state = schedules.observe(state.opt_state, error, setup.config.optimizer.plateau_patience)
+  return state._replace(opt_state=opt_state)
 
 
 def check_finite(state: step.TrainState, checkpoint_status: str) -> None:

@@ -1,32 +1,24 @@
-"""The update rule of section 5 and its learning rates."""
+"""The update rule of section 5, for groups of parameters with different learning rates, in Optax."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from alexnet_jax.kernels import barriers
-from alexnet_jax.training.schedules import step_at
+from alexnet_jax.training.schedules import CONSTANT, Plateau, Steps, step_at
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 
 def momentum_sgd(
-  learning_rates: dict,
-  momentum: float,
-  weight_decay: float,
-  *,
-  bias_decay: bool = True,
-  layer_decay: Mapping[str, float] = types.MappingProxyType({}),
+  learning_rate: float | jax.Array, momentum: float, weight_decay: float, can_freeze: bool = False
 ) -> optax.GradientTransformation:
   """Creates the update rule of section 5, stochastic gradient descent with momentum and weight decay.
 
@@ -34,162 +26,111 @@ def momentum_sgd(
       w <- w + v
 
   The learning rate is inside the velocity, so past gradients retain the learning rate that was in effect when they were
-  computed; `optax.sgd` scales the whole velocity by the current learning rate instead. Where the learning rate is 0,
-  neither v nor w changes by a bit.
+  computed; `optax.sgd` scales the whole velocity by the current learning rate instead.
 
   Args:
-    learning_rates: one for each array, epsilon in the paper: {layer: {'kernel': learning rate, 'bias': learning rate},
-      ...}; may be traced.
+    learning_rate: epsilon in the paper; may be traced.
     momentum: 0.9 in the paper.
     weight_decay: 0.0005 in the paper.
-    bias_decay: whether biases decay, too. Paper: w, which is subject to weight decay, stands for all parameters, so
-      biases decay; the code of 2012 excluded them (facts, 1.5).
-    layer_decay: factors of the weight decay, by layer; 1 for layers that are not listed.
-
-  Returns:
-    A transformation whose state contains the velocity v. Add its updates to the weights with `optax.apply_updates`.
+    can_freeze: whether the learning rate can be 0. Then neither v nor w changes by a bit.
   """
-
-  def add_weight_decay(path, gradient, weight):
-    layer, part = (key.key for key in path)
-    decay = weight_decay * layer_decay.get(layer, 1.0) if bias_decay or part != 'bias' else 0.0
-    return gradient + decay * weight if decay else gradient
-
   rule = optax.chain(
-    optax.stateless(functools.partial(jax.tree.map_with_path, add_weight_decay)),
-    optax.stateless(
-      lambda updates, _: jax.tree.map(lambda x, learning_rate: -learning_rate * x, updates, learning_rates)
-    ),
+    optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+    optax.scale_by_learning_rate(learning_rate),
     optax.trace(momentum),
+    optax.stateless(lambda velocity, _: barriers.computed_once_on_cpu(velocity)),
   )
-
-  def update(gradients, state, params):
-    _, new_state = rule.update(gradients, state, params)
-    *stateless, trace = new_state
-    velocity = jax.tree.map(
-      lambda new, old, learning_rate: jnp.where(learning_rate != 0, new, old),
-      trace.trace,
-      state[-1].trace,
-      learning_rates,
-    )
-    velocity = barriers.computed_once_on_cpu(velocity)
-    updates = jax.tree.map(lambda v, learning_rate: jnp.where(learning_rate != 0, v, 0), velocity, learning_rates)
-    return updates, (*stateless, optax.TraceState(velocity))
-
-  return optax.GradientTransformation(rule.init, update)
+  return optax.conditionally_mask(rule, lambda _: learning_rate != 0) if can_freeze else rule
 
 
-@dataclasses.dataclass
-class LearningRates:
-  """The learning rate of every kernel and bias; in the paper it is the same for all (section 5).
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The settings of a group of parameters.
 
   Attributes:
-    initial: initial learning rate of kernels.
-    decay_factor: divisor of one decay.
-    bias_factor: initial learning rate of biases, relative to that of kernels.
-    num_bias_decays: number of the schedule's decays that apply to biases; -1 for all.
-    layer_factors: for each layer the factors of its learning rates as (first step, kernel factor, bias factor), in the
-      order of the steps: {'conv1': ((0, 1.0, 1.0), (670, 0.1, 1.0), ...), ...}.
+    schedule: learning rate.
+    weight_decay: factor of the weights in the update, relative to the learning rate.
   """
 
-  initial: float
-  decay_factor: float
-  bias_factor: float
-  num_bias_decays: int
-  layer_factors: dict[str, tuple[tuple[int, float, float], ...]]
+  schedule: Plateau | Steps
+  weight_decay: float
 
-  def at_step(self, step: int, num_decays: int) -> dict[str, dict[str, np.float32]]:
-    """Returns the learning rates of the next step, as `momentum_sgd` takes them.
-
-    Args:
-      step: number of steps taken so far.
-      num_decays: number of the schedule's decays in effect.
-    """
-    kernel, bias = self.kernel_learning_rate(num_decays), self.bias_learning_rate(num_decays)
-    learning_rates = {}
-    for layer, changes in self.layer_factors.items():
-      _, kernel_factor, bias_factor = [change for change in changes if change[0] <= step][-1]
-      learning_rates[layer] = {'kernel': np.float32(kernel * kernel_factor), 'bias': np.float32(bias * bias_factor)}
-    return learning_rates
-
-  def kernel_learning_rate(self, num_decays: int) -> float:
-    """Returns the learning rate of kernels after a number of decays, without layer factors."""
-    return self.initial / self.decay_factor**num_decays
-
-  def bias_learning_rate(self, num_decays: int) -> float:
-    """Returns the learning rate of biases after a number of decays, without layer factors."""
-    num_bias_decays = num_decays if self.num_bias_decays < 0 else min(num_decays, self.num_bias_decays)
-    return self.initial * self.bias_factor / self.decay_factor**num_bias_decays
-
-  def summary(self, step: int, num_decays: int) -> str:
-    """Describes the learning rates of the next step: the common ones, then those of layers that differ."""
-
-    def pair(kernel, bias):
-      return f'{kernel:.4g}' if kernel == bias else f'{kernel:.4g} (biases {bias:.4g})'
-
-    kernel, bias = self.kernel_learning_rate(num_decays), self.bias_learning_rate(num_decays)
-    common = np.float32(kernel), np.float32(bias)
-    exceptions = [
-      f'{layer} {pair(learning_rate["kernel"], learning_rate["bias"])}'
-      for layer, learning_rate in self.at_step(step, num_decays).items()
-      if (learning_rate['kernel'], learning_rate['bias']) != common
-    ]
-    return ', '.join((f'learning rate {pair(kernel, bias)}', *exceptions))
+  def transformation(self, momentum: float) -> optax.GradientTransformation:
+    """Creates the update rule of the group. Its state contains the velocities, the schedule and the learning rate."""
+    rule = optax.inject_hyperparams(momentum_sgd, ('momentum', 'weight_decay'), hyperparam_dtype=jnp.float32)
+    can_freeze = any(self.schedule.initial * factor == 0 for _, factor in self.schedule.factors)
+    return rule(self.schedule, momentum, self.weight_decay, can_freeze)
 
 
-def make_learning_rates(config: ConfigDict, layers: Sequence[str], last_step: int) -> LearningRates:
-  """Creates the learning rates of the `optimizer` part of a config.
-
-  Args:
-    config: the `optimizer` part of a config.
-    layers: names of the network's layers.
-    last_step: length of the run; `config.layer_changes` gives fractions of it.
-  """
-
-  def factors(layer):
-    factor = config.layer_factor[layer]
-    later = (
-      (step_at(fraction, last_step), factor * kernel_factor, factor * bias_factor)
-      for fraction, kernel_factor, bias_factor in sorted(config.layer_changes[layer])
-    )
-    return ((0, factor, factor), *later)
-
-  return LearningRates(
-    config.rate,
-    config.rate_factor,
-    config.bias_factor,
-    config.bias_drops,
-    {layer: factors(layer) for layer in layers},
-  )
-
-
-class Hyperparameters(NamedTuple):
-  """The constants of the update rule (section 5), hashable because they are static arguments of jitted functions.
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """The optimizer of a run. Equal optimizers have the same hash, so they can be static arguments of jitted functions.
 
   Attributes:
     momentum: 0.9 in the paper.
-    weight_decay: 0.0005 in the paper.
-    bias_decay: whether biases decay, too.
-    layer_decay: (layer, factor of its weight decay) for each layer whose factor is not 1.
+    groups: settings by name: 'kernel', 'bias', and those of layers with settings of their own, such as 'conv1.kernel'.
   """
 
   momentum: float
-  weight_decay: float
-  bias_decay: bool
-  layer_decay: tuple[tuple[str, float], ...] = ()
+  groups: tuple[tuple[str, Group], ...]
 
-  def update_rule(self, learning_rates: dict) -> optax.GradientTransformation:
-    """Creates the update rule for the learning rates of a step, see `momentum_sgd`."""
-    return momentum_sgd(
-      learning_rates,
-      self.momentum,
-      self.weight_decay,
-      bias_decay=self.bias_decay,
-      layer_decay=dict(self.layer_decay),
-    )
+  def transformation(self) -> optax.GradientTransformation:
+    """Creates the Optax transformation; add its updates to the parameters with `optax.apply_updates`."""
+    rules = {name: group.transformation(self.momentum) for name, group in self.groups}
+
+    def label(path, _):
+      layer, part = (key.key for key in path)
+      return f'{layer}.{part}' if f'{layer}.{part}' in rules else part
+
+    return optax.partition(rules, lambda params: jax.tree.map_with_path(label, params))
 
 
-def hyperparameters(config: ConfigDict) -> Hyperparameters:
-  """Returns the hyperparameters of the `optimizer` part of a config."""
-  factors = tuple((name, factor) for name, factor in config.layer_decay.items() if factor != 1)
-  return Hyperparameters(config.momentum, config.weight_decay, config.bias_decay, factors)
+def make_optimizer(config: ConfigDict, last_step: int) -> Optimizer:
+  """Creates the optimizer of the `optimizer` part of a config.
+
+  Args:
+    config: the `optimizer` part of a config, validated by `config_checks`.
+    last_step: length of the run; `config.steps` and `config.layer_changes` give fractions of it.
+  """
+  groups = {}
+  for part in ('kernel', 'bias'):
+    groups[part] = _make_group(config, part, CONSTANT, 1.0, last_step)
+    for layer, factor in config.layer_factor.items():
+      changes = sorted(config.layer_changes[layer])
+      later = ((step_at(change[0], last_step), factor * change[1 if part == 'kernel' else 2]) for change in changes)
+      group = _make_group(config, part, ((0, factor), *later), config.layer_decay[layer], last_step)
+      if group != groups[part]:
+        groups[f'{layer}.{part}'] = group
+  return Optimizer(config.momentum, tuple(groups.items()))
+
+
+def _make_group(config, part, factors, decay_factor, last_step):
+  is_bias = part == 'bias'
+  initial = config.rate * (config.bias_factor if is_bias else 1.0)
+  weight_decay = 0.0 if is_bias and not config.bias_decay else config.weight_decay * decay_factor
+  max_decays = config.bias_drops if is_bias and config.bias_drops >= 0 else None
+  if config.schedule == 'plateau':
+    num_decays = config.plateau_drops if max_decays is None else min(config.plateau_drops, max_decays)
+    return Group(Plateau(initial, config.rate_factor, num_decays, factors), weight_decay)
+  boundaries = tuple(sorted(step_at(fraction, last_step) for fraction in config.steps)[:max_decays])
+  return Group(Steps(initial, config.rate_factor, boundaries, factors), weight_decay)
+
+
+def learning_rates(opt_state: Any) -> dict[str, jax.Array]:
+  """Returns the learning rates of the last step, float32 scalars by group, from the state of `Optimizer`."""
+  return {name: state.inner_state.hyperparams['learning_rate'] for name, state in opt_state.inner_states.items()}
+
+
+def describe_learning_rates(values: Mapping[str, float]) -> str:
+  """Describes learning rates by group: the common ones, then those of layers that differ."""
+
+  def pair(kernel, bias):
+    return f'{kernel:.4g}' if kernel == bias else f'{kernel:.4g} (biases {bias:.4g})'
+
+  common = values['kernel'], values['bias']
+  layers = dict.fromkeys(name.partition('.')[0] for name in values if '.' in name)
+  by_layer = {
+    layer: tuple(values.get(f'{layer}.{part}', values[part]) for part in ('kernel', 'bias')) for layer in layers
+  }
+  exceptions = [f'{layer} {pair(*own)}' for layer, own in by_layer.items() if own != common]
+  return ', '.join((f'learning rate {pair(*common)}', *exceptions))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import RunError
+from alexnet_jax.training.optimizer import describe_learning_rates
 
 CHANCE_WINDOW = 100  # steps that the loss must stay at chance level to cause a warning
 STALL_SECONDS = 60  # without a batch, to cause a warning
@@ -47,7 +48,7 @@ class Progress:
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
     self._conditions: str | None = None
-    self._unread: tuple[int, float, dict[str, Any]] | None = None  # (step, learning rate, metrics) of the last step
+    self._unread: tuple[int, dict[str, Any], bool] | None = None  # the last step: the arguments of `step_dispatched`
     self._start: tuple[float, int] | None = None  # (time, step) at the end of the first step, which compiles
     self._window: list[tuple[float, float]] = []  # (loss, error) of the steps since the last report
     self._window_start, self._seconds_waited = 0.0, 0.0
@@ -72,7 +73,7 @@ class Progress:
       yield
     finally:
       self._waiting_since = None
-    if self._unread is None or self._unread[2]['loss'].is_ready():
+    if self._unread is None or self._unread[1]['loss'].is_ready():
       self._seconds_waited += time.perf_counter() - start
 
   def _watch_for_stalls(self):
@@ -103,30 +104,19 @@ class Progress:
     """Records the step of the newest checkpoint."""
     self.checkpoint_status = f'the checkpoint of step {step:,} is retained'
 
-  def conditions(self, step: int, description: str) -> None:
-    """Prints the training conditions if they have changed.
-
-    Args:
-      step: number of steps taken so far.
-      description: learning rates and augmentation of the next step.
-    """
-    if description != self._conditions:
-      self._conditions = description
-      print(f'From step {step:,}: {description}', flush=True)
-
-  def step_dispatched(self, step: int, learning_rate: float, metrics: dict[str, jax.Array]) -> None:
+  def step_dispatched(self, step: int, metrics: dict[str, Any], shifts_colour: bool) -> None:
     """Takes the metrics of a step that may still be running, and reads those of the previous step.
 
     Args:
       step: number of steps, including this one.
-      learning_rate: learning rate of this step.
-      metrics: 'loss' in nats and 'error' in percent.
+      metrics: of this step, see `step.train_step`.
+      shifts_colour: whether the images of this step have a colour shift.
 
     Raises:
       RunError: if the loss of the previous step is not finite.
     """
     self.read()
-    self._unread = (step, learning_rate, metrics)
+    self._unread = (step, metrics, shifts_colour)
 
   def read(self) -> None:
     """Waits for the metrics of the last dispatched step and reports them when due.
@@ -136,14 +126,16 @@ class Progress:
     """
     if self._unread is None:
       return
-    step, learning_rate, metrics = self._unread
+    step, metrics, shifts_colour = self._unread
     self._unread = None
-    loss, error = float(metrics['loss']), float(metrics['error'])
+    metrics = jax.device_get(metrics)
+    loss, error, learning_rates = float(metrics['loss']), float(metrics['error']), metrics['learning_rates']
     if not math.isfinite(loss):
       raise RunError(
         f'the loss is {loss} at step {step:,}; {self.checkpoint_status}. Train with a lower optimizer.rate in another '
         '--workdir, or check the images.'
       )
+    self._print_conditions(step - 1, learning_rates, shifts_colour)
     if self._start is None:
       print(f'First step done: loss {loss:.4f} (chance level {self._chance_loss:.4f})', flush=True)
       self._open_curves()
@@ -152,8 +144,15 @@ class Progress:
     else:
       self._window.append((loss, error))
       if step % self._log_every == 0:
-        self._report(step, learning_rate, self._start)
+        self._report(step, learning_rates['kernel'], self._start)
     self._check_learning(step, loss)
+
+  def _print_conditions(self, num_steps, learning_rates, shifts_colour):
+    """Prints the training conditions after a number of steps if they have changed."""
+    conditions = f'{describe_learning_rates(learning_rates)}; colour shift {"on" if shifts_colour else "off"}'
+    if conditions != self._conditions:
+      self._conditions = conditions
+      print(f'From step {num_steps:,}: {conditions}', flush=True)
 
   def _open_curves(self):
     if self._writer is not None or not distributed.is_main_process():

@@ -22,10 +22,9 @@ from alexnet_jax.runs import checkpoints, config_checks, run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import distributed, host_memory
 from alexnet_jax.runtime.errors import UsageError
-from alexnet_jax.training import init_from, optimizer, schedules, step
-from alexnet_jax.training.optimizer import Hyperparameters
+from alexnet_jax.training import init_from, old_checkpoints, schedules, step
+from alexnet_jax.training.optimizer import Optimizer, make_optimizer
 from alexnet_jax.training.progress import Progress
-from alexnet_jax.training.schedules import Plateau, Steps
 from alexnet_jax.training.step import TrainState
 
 
@@ -77,9 +76,9 @@ class RunSetup:
     return schedules.step_at(self.config.augment.colour_until, self.last_step)
 
   @functools.cached_property
-  def hyper(self) -> Hyperparameters:
-    """Constants of the update rule."""
-    return optimizer.hyperparameters(self.config.optimizer)
+  def optimizer(self) -> Optimizer:
+    """The update rule with its learning rates."""
+    return make_optimizer(self.config.optimizer, self.last_step)
 
   def batches(self, first_step: int) -> Iterator[dict[str, jax.Array]]:
     """Returns an infinite iterator over the training batches of the steps from `first_step` on, on the devices."""
@@ -213,9 +212,9 @@ def write_metadata(setup: RunSetup) -> None:
 
 
 def restore_or_initialise(
-  setup: RunSetup, run_checkpoints: Checkpoints, schedule: Plateau | Steps, progress: Progress
+  setup: RunSetup, run_checkpoints: Checkpoints, progress: Progress
 ) -> tuple[TrainState, int, int]:
-  """Restores the newest checkpoint of a run and its schedule, or initialises a new run, and prints its parameters.
+  """Restores the newest checkpoint of a run, or initialises a new run, and prints its parameters.
 
   Returns:
     The training state, the number of steps taken, and the step of the last evaluation of the validation split.
@@ -224,14 +223,16 @@ def restore_or_initialise(
     UsageError: if layers of another network cannot be loaded.
     RunError: if there are checkpoints and none can be read.
   """
-  if restored := run_checkpoints.restore(step.abstract_state(setup.network, setup.hyper), setup.mesh):
+  abstract_state = step.abstract_state(setup.network, setup.optimizer)
+  if restored := run_checkpoints.restore(lambda saved: old_checkpoints.layout(abstract_state, saved), setup.mesh):
     state, saved = restored
     first_step, evaluated_step = int(state.step), saved['evaluated']
-    schedule.restore(saved['schedule'])
+    state = old_checkpoints.convert(state, saved, setup.optimizer)
     progress.checkpoint_saved(first_step)
     print(f'Resuming from step {first_step:,} ({setup.folder})')
   else:
-    state, first_step, evaluated_step = step.init_state(setup.init_key, network=setup.network, hyper=setup.hyper), 0, 0
+    state = step.init_state(setup.init_key, network=setup.network, optimizer=setup.optimizer)
+    first_step = evaluated_step = 0
     if setup.config.init_from:
       state = state._replace(params=init_from.initial_params(state.params, setup.config, setup.mesh))
   print(parameter_table(state.params, setup.network.num_classes), flush=True)

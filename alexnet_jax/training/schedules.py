@@ -1,12 +1,18 @@
-"""Schedules, which decide when the learning rate decays."""
+"""Learning rate schedules of one group of parameters, as Optax schedules whose state is part of the optimizer state."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-  from ml_collections import ConfigDict
+import jax
+import jax.numpy as jnp
+import optax
+
+Factors = tuple[tuple[int, float], ...]  # ((first step, factor of the learning rate from that step on), ...)
+CONSTANT: Factors = ((0, 1.0),)
 
 
 def step_at(fraction: float, last_step: int) -> int:
@@ -14,90 +20,123 @@ def step_at(fraction: float, last_step: int) -> int:
   return round(fraction * last_step)
 
 
-@dataclasses.dataclass
-class Plateau:
-  """Decays the learning rate when the validation error stops improving, and ends the run after that (section 5).
-
-  Attributes:
-    max_decays: number of decays before the run ends, 3 in the paper.
-    patience: number of evaluations without a new lowest error that trigger a decay.
-    num_decays: number of decays so far.
-    best_error: lowest validation error so far, percent.
-    evaluations_since_best: number of evaluations since the lowest error or the last decay, whichever is later.
-  """
-
-  max_decays: int
-  patience: int
-  num_decays: int = 0
-  best_error: float = float('inf')
-  evaluations_since_best: int = 0
-
-  def num_decays_at(self, step: int) -> int:
-    """Returns the number of decays in effect after `step` steps, which must be the current step."""
-    del step
-    return self.num_decays
-
-  def observe(self, error: float) -> None:
-    """Updates the schedule with the validation error (percent) of one evaluation."""
-    if error < self.best_error:
-      self.best_error, self.evaluations_since_best = error, 0
-    else:
-      self.evaluations_since_best += 1
-    if self.evaluations_since_best >= self.patience:
-      self.num_decays, self.evaluations_since_best = self.num_decays + 1, 0
-
-  @property
-  def finished(self) -> bool:
-    """Whether the validation error has plateaued at the lowest learning rate."""
-    return self.num_decays > self.max_decays
-
-  def state(self) -> dict[str, Any]:
-    """Returns the state to save in a checkpoint; existing checkpoints fix the names."""
-    return {
-      'drops': self.num_decays,
-      'best_error': self.best_error,
-      'evaluations_since_best': self.evaluations_since_best,
-    }
-
-  def restore(self, state: dict[str, Any]) -> None:
-    """Restores what `state` returned."""
-    self.num_decays, self.best_error = state['drops'], state['best_error']
-    self.evaluations_since_best = state['evaluations_since_best']
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Steps:
-  """Decays the learning rate at fixed steps.
+  """Decays the learning rate at fixed steps; an `optax.Schedule`, which maps the number of steps taken to its value.
 
   Attributes:
+    initial: initial learning rate.
+    decay_factor: divisor of one decay.
     boundaries: the steps; each decay applies from its step on.
+    factors: further factors of the learning rate, by step.
   """
 
-  boundaries: tuple[int, ...]
-  finished = False
+  initial: float
+  decay_factor: float
+  boundaries: tuple[int, ...] = ()
+  factors: Factors = CONSTANT
 
-  def num_decays_at(self, step: int) -> int:
-    """Returns the number of decays in effect after `step` steps."""
-    return sum(step >= boundary for boundary in self.boundaries)
-
-  def observe(self, error: float) -> None:
-    """Ignores the validation error."""
-
-  def state(self) -> dict[str, Any]:
-    """Returns an empty state: the step determines the learning rate."""
-    return {}
-
-  def restore(self, state: dict[str, Any]) -> None:
-    """Ignores the state."""
+  def __call__(self, count: jax.Array) -> jax.Array:
+    """Returns the learning rate of the next step after `count` steps."""
+    num_decays = collections.Counter(self.boundaries)  # two decays may have the same step in a short run
+    scales = {boundary: self.decay_factor**-num for boundary, num in num_decays.items()}
+    return optax.piecewise_constant_schedule(self.initial, scales)(count) * factor_at(self.factors, count)
 
 
-def make_schedule(config: ConfigDict, last_step: int) -> Plateau | Steps:
-  """Creates the schedule of the `optimizer` part of a config.
+class PlateauState(NamedTuple):
+  """The state of a plateau schedule.
+
+  Attributes:
+    num_steps: number of steps taken, int32.
+    num_decays: number of decays so far, int32.
+    best_error: lowest validation error so far, percent, float32.
+    evaluations_since_best: number of evaluations since the lowest error or the last decay, whichever is later, int32.
+  """
+
+  num_steps: jax.Array
+  num_decays: jax.Array
+  best_error: jax.Array
+  evaluations_since_best: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+  """Decays the learning rate when the validation error stops improving (section 5); an `optax.StatefulSchedule`.
+
+  Steps do not decay the learning rate; `observe` does, after an evaluation.
+
+  Attributes:
+    initial: initial learning rate.
+    decay_factor: divisor of one decay.
+    max_decays: number of decays that apply.
+    factors: further factors of the learning rate, by step.
+  """
+
+  initial: float
+  decay_factor: float
+  max_decays: int
+  factors: Factors = CONSTANT
+
+  def init(self) -> PlateauState:
+    """Returns the state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    return PlateauState(zero, zero, jnp.full((), jnp.inf, jnp.float32), zero)
+
+  def update(self, state: PlateauState, **_: Any) -> PlateauState:
+    """Counts a step."""
+    return state._replace(num_steps=state.num_steps + 1)
+
+  def __call__(self, state: PlateauState, **_: Any) -> jax.Array:
+    """Returns the learning rate of the next step."""
+    learning_rates = [self.initial / self.decay_factor**num for num in range(self.max_decays + 1)]
+    decayed = jnp.array(learning_rates, jnp.float32)[jnp.minimum(state.num_decays, self.max_decays)]
+    return decayed * factor_at(self.factors, state.num_steps)
+
+
+def factor_at(factors: Factors, count: jax.Array) -> jax.Array | float:
+  """Returns the factor of the learning rate after `count` steps."""
+  boundaries, values = zip(*factors, strict=True)
+  return optax.join_schedules([optax.constant_schedule(value) for value in values], boundaries[1:])(count)
+
+
+def observe(opt_state: optax.OptState, error: float, patience: int) -> optax.OptState:
+  """Updates the plateau schedules in an optimizer state with the validation error of one evaluation.
 
   Args:
-    config: the `optimizer` part, validated by `config_checks`.
-    last_step: length of the run; `config.steps` are fractions of it.
+    opt_state: state of an optimizer; without plateau schedules it is returned unchanged.
+    error: validation error, percent.
+    patience: number of evaluations without a new lowest error that trigger a decay.
   """
-  if config.schedule == 'plateau':
-    return Plateau(config.plateau_drops, config.plateau_patience)
-  return Steps(tuple(step_at(fraction, last_step) for fraction in config.steps))
+  return _map_plateaus(lambda state: _observe(state, error, patience), opt_state)
+
+
+@jax.jit
+def _observe(state: PlateauState, error: float, patience: int) -> PlateauState:
+  has_improved = error < state.best_error
+  num_evaluations = jnp.where(has_improved, 0, state.evaluations_since_best + 1)
+  decays = num_evaluations >= patience
+  return PlateauState(
+    state.num_steps,
+    state.num_decays + decays,
+    jnp.where(has_improved, error, state.best_error).astype(jnp.float32),
+    jnp.where(decays, 0, num_evaluations),
+  )
+
+
+def has_ended(opt_state: optax.OptState, max_decays: int) -> bool:
+  """Returns whether the validation error has plateaued at the lowest learning rate, which ends a run (section 5).
+
+  Args:
+    opt_state: state of an optimizer; False without plateau schedules.
+    max_decays: number of decays before the run ends, 3 in the paper.
+  """
+  num_decays: list[int] = []
+  _map_plateaus(lambda state: num_decays.append(int(state.num_decays)), opt_state)
+  return any(num > max_decays for num in num_decays)
+
+
+def _map_plateaus(function: Callable[[PlateauState], Any], opt_state: optax.OptState) -> optax.OptState:
+  def is_plateau(node):
+    return isinstance(node, PlateauState)
+
+  return jax.tree.map(lambda node: function(node) if is_plateau(node) else node, opt_state, is_leaf=is_plateau)

@@ -13,7 +13,7 @@ from jax import lax
 from alexnet_jax.evaluation.metrics import label_log_prob, top_k_credit_on_device
 from alexnet_jax.models import towers
 from alexnet_jax.models.registry import Network
-from alexnet_jax.training.optimizer import Hyperparameters
+from alexnet_jax.training.optimizer import Optimizer, learning_rates
 
 
 class TrainState(NamedTuple):
@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
 
   Attributes:
     params: {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}, float32.
-    opt_state: state of the update rule; it contains the velocities, which have the shapes of the parameters.
+    opt_state: state of the optimizer: velocities, learning rates, and the state of their schedule.
     step: number of steps taken so far, int32.
   """
 
@@ -30,24 +30,24 @@ class TrainState(NamedTuple):
   step: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('network', 'hyper'))
-def init_state(key: jax.Array, *, network: Network, hyper: Hyperparameters) -> TrainState:
+@functools.partial(jax.jit, static_argnames=('network', 'optimizer'))
+def init_state(key: jax.Array, *, network: Network, optimizer: Optimizer) -> TrainState:
   """Draws the initial parameters and sets velocities and step to zero; the result is the same on every mesh."""
   params = network.init(key)
-  opt_state = hyper.update_rule({}).init(params)
+  opt_state = optimizer.transformation().init(params)
   return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
-def abstract_state(network: Network, hyper: Hyperparameters) -> TrainState:
+def abstract_state(network: Network, optimizer: Optimizer) -> TrainState:
   """Returns the shapes, dtypes and partition specs of a state without allocating it."""
-  return jax.eval_shape(lambda key: init_state(key, network=network, hyper=hyper), jax.random.key(0))
+  return jax.eval_shape(lambda key: init_state(key, network=network, optimizer=optimizer), jax.random.key(0))
 
 
 # On a GPU, XLA's own kernels for the fully-connected layers are no faster than those of cuBLAS, and choosing them takes
 # two seconds.
 @functools.partial(
   jax.jit,
-  static_argnames=('network', 'hyper'),
+  static_argnames=('network', 'optimizer'),
   donate_argnames='state',
   compiler_options={'xla_gpu_enable_triton_gemm': False},
 )
@@ -55,11 +55,10 @@ def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
   mean_image: jax.Array,
-  learning_rates: dict,
   key: jax.Array,
   *,
   network: Network,
-  hyper: Hyperparameters,
+  optimizer: Optimizer,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one step of stochastic gradient descent on the mean negative log-probability of the labels (section 5).
 
@@ -74,13 +73,13 @@ def train_step(
       'scale': [batch] float32, factor applied to the shifted image.
       'label': [batch] int32.
     mean_image: [stored height, stored width, rgb] float32, 0-255.
-    learning_rates: float32 scalars in the structure of the parameters.
     key: key of the run; every step folds its number into it.
     network: the network to train.
-    hyper: constants of the update rule.
+    optimizer: the update rule with its learning rates.
 
   Returns:
-    The new state, and the metrics of the batch before the update: 'loss' in nats and 'error' in percent.
+    The new state, and metrics: 'loss' in nats and 'error' in percent of the batch before the update, and the
+    'learning_rates' of the update by group of parameters.
   """
 
   def loss(params):
@@ -90,11 +89,11 @@ def train_step(
     return -jnp.mean(label_log_prob(jax.nn.log_softmax(logits), batch['label'])), logits
 
   (nats, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-  rule = hyper.update_rule(learning_rates)
-  updates, opt_state = rule.update(gradients, state.opt_state, state.params)
+  updates, opt_state = optimizer.transformation().update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   error = 100 * jnp.mean(1 - top_k_credit_on_device(logits, batch['label'], 1))
-  return TrainState(params, opt_state, state.step + 1), {'loss': nats, 'error': error}
+  metrics = {'loss': nats, 'error': error, 'learning_rates': learning_rates(opt_state)}
+  return TrainState(params, opt_state, state.step + 1), metrics
 
 
 def subtract_mean(

@@ -11,7 +11,7 @@ from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
-from alexnet_jax.training import optimizer, schedules, step
+from alexnet_jax.training import optimizer, step
 from tests.conftest import mesh
 from tests.interop import networks
 
@@ -67,15 +67,14 @@ def run(tmp_path_factory):
   """The folder of a run of a small network."""
   folder = tmp_path_factory.mktemp('run')
   config = networks.small_config()
-  hyper = optimizer.hyperparameters(config.optimizer)
+  rule = optimizer.make_optimizer(config.optimizer, last_step=config.num_steps)
   mean_image = np.random.default_rng(0).uniform(0, 255, (96, 96, 3))
   class_names = [f'digit {label}' for label in range(10)]
   run_folder.write_metadata(folder, config, PixelStatistics(mean_image, np.eye(3), 10), class_names)
   with jax.set_mesh(mesh(1, 1)), contextlib.closing(Checkpoints(folder)) as checkpoints:
     network = build(config.model, 10)
-    state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
-    schedule = schedules.make_schedule(config.optimizer, 1)
-    checkpoints.save(5, state._replace(step=state.step + 5), {'schedule': schedule.state()})
+    state = step.init_state(jax.random.key(0), network=network, optimizer=rule)
+    checkpoints.save(5, state._replace(step=state.step + 5), {})
   return folder
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.data import transforms
+from alexnet_jax.data import cropping
 from alexnet_jax.models import cifar, device_mesh
 from alexnet_jax.models.registry import build
 from alexnet_jax.runtime.errors import UsageError
@@ -157,9 +157,7 @@ def test_each_layer_decays_as_in_the_files_of_2012():
   config.model.width, config.optimizer.rate = 1 / 16, 0.5
   _, params = drawn(config)
   decays = dict(conv1=0.0, conv2=0.0, local3=0.004, local4=0.004, fc10=0.004)
-  rule = optimizer.hyperparameters(config.optimizer).update_rule(
-    optimizer.make_learning_rates(config.optimizer, tuple(params), last_step=1).at_step(0, 0)
-  )
+  rule = optimizer.make_optimizer(config.optimizer, last_step=100).transformation()
   zeros = jax.tree.map(np.zeros_like, params)
   updates, _ = rule.update(zeros, rule.init(params), params)
   for name, decay in decays.items():
@@ -190,7 +188,7 @@ def test_the_recipes_are_those_of_2012():
 
 
 def test_nine_crops_form_a_grid_and_are_not_mirrored():
-  crops = transforms.nine_crops(8)
+  crops = cropping.nine_crops(8)
   assert sorted((crop.top, crop.left) for crop in crops) == [(a, b) for a in (0, 4, 8) for b in (0, 4, 8)]
   assert not any(crop.mirrored for crop in crops)
 

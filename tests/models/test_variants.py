@@ -13,7 +13,7 @@ from alexnet_jax.models.registry import build
 from alexnet_jax.runs import config_checks, config_files
 from alexnet_jax.training import optimizer, step
 from configs import alexnet as recipes
-from tests.conftest import mesh, random_params
+from tests.conftest import mesh, random_params, velocities
 from tests.models.test_alexnet import image_shape, images
 
 UNCHANGED = 60_965_224  # facts, 1.8
@@ -182,8 +182,8 @@ def test_the_number_of_all_gathers_is_that_of_the_variant(variant):
 def test_one_step_gives_every_layer_a_velocity(variant, one_device):
   config = of(variant)
   config.optimizer.weight_decay = 0.0  # or every kernel would decay
-  network, hyper = build(config.model, 10), optimizer.hyperparameters(config.optimizer)
-  state = step.init_state(jax.random.key(0), network=network, hyper=hyper)
+  network, rule = build(config.model, 10), optimizer.make_optimizer(config.optimizer, last_step=100)
+  state = step.init_state(jax.random.key(0), network=network, optimizer=rule)
   rng = np.random.default_rng(0)
   batch = {
     'image': rng.integers(0, 256, (8, 96, 96, 3), np.uint8),
@@ -194,19 +194,19 @@ def test_one_step_gives_every_layer_a_velocity(variant, one_device):
     'scale': np.ones(8, np.float32),
     'label': rng.integers(0, 10, 8, np.int32),
   }
-  rates = optimizer.make_learning_rates(config.optimizer, tuple(state.params), last_step=100).at_step(0, 0)
   state, metrics = step.train_step(
     state,
     device_mesh.put_batch(one_device, batch),
     jnp.full((128, 128, 3), 120.0),
-    rates,
     jax.random.key(1),
     network=network,
-    hyper=hyper,
+    optimizer=rule,
   )
   assert 0 < float(metrics['loss']) < 10
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
-  for path, velocity in jax.tree.leaves_with_path(state.opt_state[-1].trace):
+  arrays = velocities(state.opt_state)
+  assert jax.tree.structure(arrays) == jax.tree.structure(state.params)
+  for path, velocity in jax.tree.leaves_with_path(arrays):
     assert np.any(np.asarray(velocity)), jax.tree_util.keystr(path)
 
 

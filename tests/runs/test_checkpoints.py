@@ -15,16 +15,16 @@ from alexnet_jax.training import optimizer, step
 from configs import alexnet
 from tests.conftest import mesh
 
-HYPER = optimizer.Hyperparameters(0.9, 0.0005, bias_decay=True)
-RUN = {'schedule': {'drops': 2, 'best_error': 12.345678901234567, 'evaluations_since_best': 1}}
+RULE = optimizer.make_optimizer(alexnet.paper().optimizer, last_step=100)
+RUN = {'evaluated': 3, 'error': 12.345678901234567}
 
 
 def initial_state(seed):
   config = alexnet.paper().model
   config.image_size, config.width = 64, 1 / 16
   network = build(config, 10)
-  state = step.init_state(jax.random.key(seed), network=network, hyper=HYPER)
-  return state, step.abstract_state(network, HYPER)
+  state = step.init_state(jax.random.key(seed), network=network, optimizer=RULE)
+  return state, step.abstract_state(network, RULE)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_checkpoint_is_restored_exactly_on_any_mesh(tmp_path, saved_on, restor
     _, shapes = initial_state(0)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.newest_step() == 5
-    restored, run = checkpoints.restore(shapes, target_mesh)
+    restored, run = checkpoints.restore(lambda _: shapes, target_mesh)
   assert run == RUN
   for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
     np.testing.assert_array_equal(x, y)
@@ -69,7 +69,7 @@ def test_a_checkpoint_contains_the_state_at_the_time_of_the_call(tmp_path, one_d
   state = change(state)
   jnp.sum(state.params['fc6']['kernel']).block_until_ready()
   checkpoints.close()
-  restored, _ = Checkpoints(tmp_path).restore(shapes, one_device)
+  restored, _ = Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
   np.testing.assert_array_equal(restored.params['fc6']['kernel'], expected)
 
 
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_reported_and_replaced_by_the_previous_one(
   damage(tmp_path / 'checkpoints' / '2', name)
   _, shapes = initial_state(0)
   checkpoints = Checkpoints(tmp_path)
-  state, run = checkpoints.restore(shapes, one_device)
+  state, run = checkpoints.restore(lambda _: shapes, one_device)
   assert int(state.params['fc8']['bias'].sum()) == 10
   assert run == RUN
   assert 'The checkpoint of step 2 in ' in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_if_all_checkpoints_are_damaged_no_file_is_changed(tmp_path, one_device,
   before = {path: path.stat().st_size for path in tmp_path.rglob('*')}
   _, shapes = initial_state(0)
   with pytest.raises(RunError, match=r'none of the 2 checkpoint\(s\) in .* can be read, and none was deleted'):
-    Checkpoints(tmp_path).restore(shapes, one_device)
+    Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
   assert {path: path.stat().st_size for path in tmp_path.rglob('*')} == before
 
 
@@ -194,7 +194,7 @@ def test_a_full_disk_is_reported_and_older_checkpoints_are_retained(tmp_path, on
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   checkpoints = Checkpoints(tmp_path)
   assert checkpoints.newest_step() == 2
-  restored, _ = checkpoints.restore(shapes, one_device)
+  restored, _ = checkpoints.restore(lambda _: shapes, one_device)
   assert int(restored.params['fc8']['bias'].sum()) == 20
 
 

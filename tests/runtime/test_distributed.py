@@ -54,8 +54,8 @@ def work(process_id, port, axis, data_dir, folder):
   mesh = device_mesh.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': 8, 'eval.batch_size': 14})
   train, test = sources.open_splits(config.data, 96, ['train', 'test[:101]'])  # 101 = 7 * 14 + 3
   shard = device_mesh.data_shard(mesh)
-  stream = pipeline.training_batches(train, np.eye(3), config, first_step=5, num_colour_steps=99, shard=shard)
-  batches = [next(stream) for _ in range(NUM_STEPS)]
+  dataset = pipeline.training_dataset(train, np.eye(3), config, num_colour_steps=99, shard=shard)
+  batches = [dataset[5 + step] for step in range(NUM_STEPS)]
   np.savez(folder / f'batches{process_id}.npz', **{f'{s}-{k}': v for s, b in enumerate(batches) for k, v in b.items()})
   with jax.set_mesh(mesh):
     network = build(config.model, 10)
@@ -388,8 +388,8 @@ def losses(folder):
 def parameters(folder, data_dir):
   current, config = mesh(1, 1), small_config(data_dir)
   with jax.set_mesh(current):
-    abstract = step.abstract_state(build(config.model, 10), optimizer.hyperparameters(config.optimizer))
-    state, _ = Checkpoints(folder).restore(abstract, current)
+    abstract = step.abstract_state(build(config.model, 10), optimizer.make_optimizer(config.optimizer, last_step=1))
+    state, _ = Checkpoints(folder).restore(lambda _: abstract, current)
   return jax.tree.map(np.asarray, (state.params, state.opt_state))
 
 

@@ -31,7 +31,7 @@ from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import config_checks, config_files, run_folder, saved_predictions
 from alexnet_jax.runtime.errors import RunError, UsageError
-from alexnet_jax.training import loop, optimizer, run_setup, schedules
+from alexnet_jax.training import loop, optimizer, run_setup
 from configs import alexnet as recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -324,13 +324,10 @@ def check_all(config, is_thorough):
   mesh = device_mesh.make_mesh(config.mesh.data, config.mesh.tower, num_towers=config.model.num_towers, batches=batches)
   pipeline.check_memory(config, device_mesh.data_shard(mesh))
   run_folder.default_folder(config)
-  schedule = schedules.make_schedule(config.optimizer, 100)
   if is_thorough:
     with jax.set_mesh(mesh):
       run_setup.check_memory(build(config.model, 10), config, mesh)
-  learning_rates = optimizer.make_learning_rates(config.optimizer, ('conv1', 'fc8'), 100)
-  for num_decays in (0, config.optimizer.plateau_drops, schedule.num_decays_at(99)):
-    learning_rates.at_step(99, num_decays)
+  optimizer.make_optimizer(config.optimizer, last_step=100).transformation()
 
 
 def malformed_values():

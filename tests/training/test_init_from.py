@@ -64,7 +64,9 @@ def assert_equal(params, expected, layers):
 def draw_params(config):
   """Draws random parameters, in the current mesh."""
   network = build(config.model, 10)
-  return step.init_state(jax.random.key(3), network=network, hyper=optimizer.hyperparameters(config.optimizer)).params
+  return step.init_state(
+    jax.random.key(3), network=network, optimizer=optimizer.make_optimizer(config.optimizer, 1)
+  ).params
 
 
 CONVOLUTIONS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')

@@ -5,30 +5,41 @@ import optax
 import pytest
 
 from alexnet_jax.training import optimizer, schedules
+from alexnet_jax.training.schedules import PlateauState
 from configs import alexnet
+from tests.conftest import velocities
 
 
-def run(learning_rates, gradients, w, part='kernel', **settings):
-  """Updates the kernel or the bias of a layer once for each learning rate and gradient."""
-  params = {'conv1': {part: jnp.asarray(w)}}
-  state = optimizer.momentum_sgd({}, 0.9, 0.0005, **settings).init(params)
+def run(learning_rates, gradients, w, can_freeze=False):
+  """Updates an array once for each learning rate and gradient; returns it and the state of the rule."""
+  params = jnp.asarray(w)
+  state = optimizer.momentum_sgd(0.01, 0.9, 0.0005, can_freeze).init(params)
   for learning_rate, gradient in zip(learning_rates, gradients, strict=True):
-    rule = optimizer.momentum_sgd({'conv1': {part: jnp.float32(learning_rate)}}, 0.9, 0.0005, **settings)
-    updates, state = rule.update({'conv1': {part: jnp.asarray(gradient)}}, state, params)
+    rule = optimizer.momentum_sgd(jnp.float32(learning_rate), 0.9, 0.0005, can_freeze)
+    updates, state = rule.update(jnp.asarray(gradient), state, params)
     params = optax.apply_updates(params, updates)
-  return params['conv1'][part], state
+  return params, state
+
+
+def two_equations(learning_rates, gradients, w, decay=0.0005):
+  """The two equations of section 5 in numpy."""
+  v = np.zeros_like(w, np.float64)
+  for epsilon, gradient in zip(learning_rates, gradients, strict=True):
+    v = 0.9 * v - decay * epsilon * w - epsilon * gradient
+    w = w + v
+  return w
+
+
+def draw(num_steps, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(num_steps, 7)).astype(np.float32), rng.normal(size=7).astype(np.float32)
 
 
 def test_the_update_is_the_two_equations_of_section_5_through_two_decays():
-  rng = np.random.default_rng(0)
-  gradients = rng.normal(size=(30, 7)).astype(np.float32)
-  w = start = rng.normal(size=7).astype(np.float32)
+  gradients, start = draw(30)
   learning_rates = [0.01] * 10 + [0.001] * 10 + [0.0001] * 10
-  v = np.zeros(7)
-  for epsilon, gradient in zip(learning_rates, gradients, strict=True):
-    v = 0.9 * v - 0.0005 * epsilon * w - epsilon * gradient
-    w = w + v
-  np.testing.assert_allclose(run(learning_rates, gradients, start)[0], w, rtol=1e-5)
+  expected = two_equations(learning_rates, gradients, start)
+  np.testing.assert_allclose(run(learning_rates, gradients, start)[0], expected, rtol=1e-5)
 
 
 def test_optax_sgd_is_another_rule_once_the_learning_rate_decays():
@@ -46,55 +57,71 @@ def test_optax_sgd_is_another_rule_once_the_learning_rate_decays():
 
 
 def test_learning_rate_0_changes_no_bit():
-  gradients = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
-  w = np.ones(5, np.float32)
-  moving, state = run([0.01] * 3, gradients[:3], w)
-  frozen, frozen_state = run([0.01] * 3 + [0.0] * 3, gradients, w)
+  gradients, w = draw(6)
+  moving, state = run([0.01] * 3, gradients[:3], w, can_freeze=True)
+  frozen, frozen_state = run([0.01] * 3 + [0.0] * 3, gradients, w, can_freeze=True)
   np.testing.assert_array_equal(moving, frozen)
-  np.testing.assert_array_equal(*(np.asarray(s[-1].trace['conv1']['kernel']) for s in (state, frozen_state)))
+  for x, y in zip(jax.tree.leaves(state.inner_state), jax.tree.leaves(frozen_state.inner_state), strict=True):
+    np.testing.assert_array_equal(x, y)
   assert np.any(moving != w)
+
+
+def make_params(*layers):
+  rng = np.random.default_rng(1)
+  return {
+    name: {part: jnp.asarray(100 * rng.normal(size=5), jnp.float32) for part in ('kernel', 'bias')} for name in layers
+  }
 
 
 @pytest.mark.parametrize('bias_decay', [True, False])
 def test_biases_decay_as_in_the_paper_or_not_as_in_2012(bias_decay):
-  rng = np.random.default_rng(0)
-  gradients = rng.normal(size=(20, 7)).astype(np.float32)
-  start = 100 * rng.normal(size=7).astype(np.float32)
+  config = alexnet.paper().optimizer
+  config.bias_decay = bias_decay
+  rule = optimizer.make_optimizer(config, last_step=100).transformation()
+  params = start = make_params('conv1')
+  state, gradients = rule.init(params), np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+  for gradient in gradients:
+    updates, state = rule.update(jax.tree.map(lambda _, g=gradient: jnp.asarray(g), params), state, params)
+    params = optax.apply_updates(params, updates)
   for part in ('kernel', 'bias'):
     decay = 0.0005 if bias_decay or part == 'kernel' else 0.0
-    w, v = start, np.zeros(7)
-    for gradient in gradients:
-      v = 0.9 * v - decay * 0.01 * w - 0.01 * gradient
-      w = w + v
-    np.testing.assert_allclose(run([0.01] * 20, gradients, start, part, bias_decay=bias_decay)[0], w, rtol=1e-5)
+    expected = two_equations([0.01] * 20, gradients, np.asarray(start['conv1'][part]), decay)
+    np.testing.assert_allclose(params['conv1'][part], expected, rtol=1e-5)
 
 
-def test_every_array_has_its_own_learning_rate():
-  params = {name: {'kernel': jnp.ones(3), 'bias': jnp.ones(3)} for name in ('conv1', 'fc8')}
-  learning_rates = {'conv1': {'kernel': 0.0, 'bias': 0.1}, 'fc8': {'kernel': 0.01, 'bias': 0.02}}
-  rule = optimizer.momentum_sgd(jax.tree.map(np.float32, learning_rates), 0.9, 0.0)
-  updates, state = rule.update(params, rule.init(params), params)
-  for layer, parts in learning_rates.items():
-    for part, learning_rate in parts.items():
-      np.testing.assert_allclose(updates[layer][part], -learning_rate, rtol=1e-6)
-      np.testing.assert_allclose(state[-1].trace[layer][part], -learning_rate, rtol=1e-6)
+def test_layers_have_learning_rates_and_decays_of_their_own():
+  config = alexnet.paper().optimizer
+  config.rate, config.bias_factor = 0.1, 2.0
+  config.layer_factor.conv1, config.layer_factor.fc8 = 0.0, 0.5
+  config.layer_decay.conv2 = 3.0
+  rule = optimizer.make_optimizer(config, last_step=100).transformation()
+  params = make_params('conv1', 'conv2', 'fc7', 'fc8')
+  gradients = jax.tree.map(jnp.ones_like, params)
+  updates, state = rule.update(gradients, rule.init(params), params)
+  for layer, factor, decay in (('conv1', 0, 1), ('conv2', 1, 3), ('fc7', 1, 1), ('fc8', 0.5, 1)):
+    for part, learning_rate in (('kernel', 0.1), ('bias', 0.2)):
+      expected = -factor * learning_rate * (1 + 0.0005 * decay * np.asarray(params[layer][part]))
+      np.testing.assert_allclose(updates[layer][part], expected, rtol=1e-5, err_msg=f'{layer} {part}')
+      np.testing.assert_array_equal(updates[layer][part], velocities(state)[layer][part])
 
 
-def make_lookup(config, last_step, layers=('conv1', 'conv2')):
+def make_lookup(config, last_step):
   """Returns a function from a step to the learning rates of conv1 and conv2, each (kernel, bias)."""
-  schedule = schedules.make_schedule(config, last_step)
-  learning_rates = optimizer.make_learning_rates(config, layers, last_step)
+  config.schedule = 'steps'
+  groups = dict(optimizer.make_optimizer(config, last_step).groups)
+
+  def learning_rate(layer, part, step):
+    return groups.get(f'{layer}.{part}', groups[part]).schedule(jnp.int32(step))
 
   def at_step(step):
-    by_layer = learning_rates.at_step(step, schedule.num_decays_at(step))
-    return [pytest.approx((layer['kernel'], layer['bias'])) for layer in by_layer.values()]
+    pairs = ([float(learning_rate(layer, part, step)) for part in ('kernel', 'bias')] for layer in ('conv1', 'conv2'))
+    return [pytest.approx(tuple(pair)) for pair in pairs]
 
   return at_step
 
 
 def test_in_the_paper_all_arrays_have_the_same_learning_rate():
   config = alexnet.paper().optimizer
-  config.schedule = 'steps'
   at_step = make_lookup(config, 9100)
   for step, learning_rate in {0: 1e-2, 2499: 1e-2, 2500: 1e-3, 5100: 1e-4, 7900: 1e-5, 9099: 1e-5}.items():
     assert at_step(step) == [(learning_rate, learning_rate)] * 2
@@ -143,13 +170,46 @@ def test_a_frozen_layer_stays_frozen():
   config = alexnet.get_config('digits,as_run').optimizer
   config.layer_factor.conv1 = 0.0
   at_step = make_lookup(config, 91)
-  assert all(at_step(step)[0] == (0, 0) for step in range(91))
+  assert all(at_step(step)[0] == (0, 0) for step in (0, 24, 25, 66, 67, 71, 72, 90))
   assert at_step(0)[1] == (1e-3, 2e-3)
 
 
-def test_the_summary_lists_layers_that_differ():
+def test_the_optimizer_state_has_the_learning_rates_that_are_logged():
   config = alexnet.get_config('imagenet2012,as_run').optimizer
-  learning_rates = optimizer.make_learning_rates(config, ('conv1', 'conv2'), 91)
-  assert learning_rates.summary(0, 0) == 'learning rate 0.01 (biases 0.02)'
-  assert learning_rates.summary(67, 2) == 'learning rate 0.0001 (biases 0.02), conv1 1e-05 (biases 0.02)'
-  assert learning_rates.summary(72, 2) == 'learning rate 0.0001 (biases 0.02), conv1 0'
+  rule = optimizer.make_optimizer(config, last_step=91).transformation()
+  params = make_params('conv1', 'conv2')
+  state, gradients, logged = rule.init(params), jax.tree.map(jnp.ones_like, params), {}
+  update = jax.jit(rule.update)
+  for step in range(80):
+    _, state = update(gradients, state, params)
+    text = optimizer.describe_learning_rates(jax.device_get(optimizer.learning_rates(state)))
+    if text not in logged.values():
+      logged[step] = text
+  assert logged == {
+    0: 'learning rate 0.01 (biases 0.02)',
+    25: 'learning rate 0.001 (biases 0.02)',
+    51: 'learning rate 0.0001 (biases 0.02)',
+    67: 'learning rate 0.0001 (biases 0.02), conv1 1e-05 (biases 0.02)',
+    72: 'learning rate 0.0001 (biases 0.02), conv1 0',
+    79: 'learning rate 1e-05 (biases 0.02), conv1 0',
+  }
+
+
+@pytest.mark.parametrize('bias_drops', [-1, 0, 1])
+def test_an_evaluation_decays_the_learning_rates_of_all_groups(bias_drops):
+  """The next update has the decayed learning rate, and past gradients retain theirs."""
+  config = alexnet.paper().optimizer
+  config.bias_drops, config.weight_decay = bias_drops, 0.0
+  rule = optimizer.make_optimizer(config, last_step=100).transformation()
+  params = make_params('conv1')
+  gradients, state = jax.tree.map(jnp.ones_like, params), rule.init(params)
+  expected = {'kernel': np.zeros(5), 'bias': np.zeros(5)}
+  for num_decays in (0, 1, 2):
+    updates, state = rule.update(gradients, state, params)
+    for part, limit in (('kernel', 3), ('bias', 3 if bias_drops < 0 else bias_drops)):
+      expected[part] = 0.9 * expected[part] - 0.01 / 10 ** min(num_decays, limit)
+      np.testing.assert_allclose(updates['conv1'][part], expected[part], rtol=1e-6)
+    for error in (50.0, 50.0):
+      state = schedules.observe(state, error - num_decays, patience=1)
+  plateaus = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, PlateauState))
+  assert [plateau for plateau in plateaus if isinstance(plateau, PlateauState)] == [PlateauState(3, 3, 48.0, 0)] * 2

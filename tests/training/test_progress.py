@@ -14,6 +14,9 @@ def progress(config, tmp_path):
   return Progress(tmp_path, config, num_classes=10, epoch_size=80, last_step=1000)
 
 
+LEARNING_RATES = {'kernel': 0.001, 'bias': 0.001}
+
+
 class Metric(float):
   """A metric that a device may still be computing."""
 
@@ -26,7 +29,7 @@ class Metric(float):
 def take_step(progress, step, loss=2.0, was_computed=True):
   loss = Metric(loss)
   loss.was_computed = was_computed
-  progress.step_dispatched(step, 0.001, {'loss': loss, 'error': Metric(50)})
+  progress.step_dispatched(step, {'loss': loss, 'error': Metric(50), 'learning_rates': LEARNING_RATES}, True)
 
 
 def take_steps(progress, losses):
@@ -114,7 +117,7 @@ def test_metrics_are_read_one_step_later(progress):
       raise AssertionError('read a step that is still running')
 
   take_steps(progress, [2.0, 2.0])
-  progress.step_dispatched(3, 0.001, {'loss': Running(), 'error': Running()})
+  progress.step_dispatched(3, {'loss': Running(), 'error': Running(), 'learning_rates': {}}, True)
 
 
 @pytest.mark.parametrize('loss', [math.nan, math.inf, -math.inf])

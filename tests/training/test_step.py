@@ -10,9 +10,9 @@ from alexnet_jax.training import optimizer, step
 from configs import alexnet
 from tests.conftest import mesh
 
-HYPER = optimizer.hyperparameters(alexnet.paper().optimizer)
-LAYERS = [name for name in alexnet.LAYERS if name not in ('conv6', 'bottleneck')]
-LEARNING_RATES = {name: {'kernel': np.float32(1e-4), 'bias': np.float32(1e-4)} for name in LAYERS}
+CONFIG = alexnet.paper().optimizer
+CONFIG.rate = 1e-4
+RULE = optimizer.make_optimizer(CONFIG, last_step=100)
 MEAN_IMAGE = np.random.default_rng(1).uniform(80, 150, (96, 96, 3)).astype(np.float32)
 
 
@@ -43,12 +43,12 @@ def train(shape, num_steps=4, dtype='float32'):
   current = mesh(*shape)
   with jax.set_mesh(current):
     network = small_network(dtype)
-    state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
+    state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
     losses = []
     for seed in range(num_steps):
       batch = device_mesh.put_batch(current, draw_batch(seed))
       state, metrics = step.train_step(
-        state, batch, jnp.asarray(MEAN_IMAGE), LEARNING_RATES, jax.random.key(7), network=network, hyper=HYPER
+        state, batch, jnp.asarray(MEAN_IMAGE), jax.random.key(7), network=network, optimizer=RULE
       )
       losses.append(float(metrics['loss']))
     return jax.tree.map(np.asarray, state.params), losses
@@ -96,13 +96,13 @@ def test_in_bfloat16_the_loss_has_the_same_three_digits_and_the_update_a_similar
 
 def test_training_changes_every_layer_and_lowers_the_loss_of_one_batch(one_device):
   network = small_network()
-  state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
+  state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
   before = jax.tree.map(np.asarray, state.params)
   batch = device_mesh.put_batch(one_device, draw_batch(0))
   losses = []
   for _ in range(20):
     state, metrics = step.train_step(
-      state, batch, jnp.asarray(MEAN_IMAGE), LEARNING_RATES, jax.random.key(7), network=network, hyper=HYPER
+      state, batch, jnp.asarray(MEAN_IMAGE), jax.random.key(7), network=network, optimizer=RULE
     )
     losses.append(float(metrics['loss']))
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -140,7 +140,7 @@ def test_as_in_2012_the_centre_of_the_mean_image_is_subtracted_from_mirrored_cro
 def test_the_shifted_image_is_scaled(one_device):
   """The images of a batch are (image - mean + colour) * scale."""
   network = small_network()
-  state = step.init_state(jax.random.key(0), network=network, hyper=HYPER)
+  state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
   batch = draw_batch(2) | {'mean_offset': np.full((8, 2), 16, np.int32), 'mean_mirrored': np.zeros(8, bool)}
   crops = np.where(batch['mirrored'][:, None, None, None], batch['image'][:, :, ::-1], batch['image'])
   x = (crops - MEAN_IMAGE[16:80, 16:80] + batch['colour'][:, None, None]) * batch['scale'][:, None, None, None]
@@ -151,9 +151,8 @@ def test_the_shifted_image_is_scaled(one_device):
     state,
     device_mesh.put_batch(one_device, batch),
     jnp.asarray(MEAN_IMAGE),
-    LEARNING_RATES,
     jax.random.key(7),
     network=network,
-    hyper=HYPER,
+    optimizer=RULE,
   )
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
