@@ -6,10 +6,11 @@ All contestants read the same prepared images in alternating turns and use all c
 rounds. FOLDER contains train/CLASS/IMAGE; by default, images are cropped from scikit-learn's two sample photographs.
 
 - bare: libjpeg-turbo (simplejpeg) decodes the JPEGs in one thread per core, and does nothing else.
-- ours: `pipeline.training_batches` reads, decodes and crops images, and makes batches of 128 that are ready for the
+- ours: `pipeline.training_dataset` reads, decodes and crops images, and makes batches of 128 that are ready for the
   device.
 - torch: a DataLoader whose dataset has the JPEGs in memory, decodes, crops and mirrors with Pillow (its fastest way),
   and draws the colour shift. The best of 0, 1 and 2 worker processes counts.
+- profile: what every step of our dataset costs in one thread.
 - preparing: `writer.Shard.write` against decode + resize + encode of the same images, both on one core.
 """
 
@@ -48,6 +49,7 @@ def main():
   parser.add_argument('--seconds', type=float, default=2.0, help='duration of each turn (%(default)s)')
   parser.add_argument('--memory_batches', type=int, default=2000, help='batches over which memory is measured; 0: skip')
   options = parser.parse_args()
+  sources.MAX_CACHED_BYTES = 0  # otherwise the small split would be decoded once and then copied from memory
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     images = options.pictures or write_sample_images(folder / 'images')
@@ -57,6 +59,7 @@ def main():
         sys.exit(status)
     result = {'cores': CORES, 'pictures': str(options.pictures or 'scikit-learn'), 'rounds': options.rounds}
     result |= compare(folder, options)
+    result['profile'] = profile(folder, options.rounds)
     result['preparing'] = compare_preparation(images, folder, options.rounds)
     if options.memory_batches:
       result['resident_gib'] = measure_memory(folder, options.memory_batches)
@@ -93,12 +96,14 @@ def compare(folder, options):
   files = read_encoded(splits['jpeg'])
   contestants = {'bare': lambda seconds: decode_only(files, seconds)}
   for name, source in splits.items():
-    contestants[f'ours {name}'] = make_turn(our_batches(source, make_config(folder, name)), skip=4 * CORES)
+    config = make_config(folder, name)
+    contestants[f'ours {name}'] = make_turn(our_batches(Repeated(source), config), skip=4 * CORES)
   for workers in (0, 1, 2):
     contestants[f'torch {workers}'] = make_turn(torch_batches(files, workers), skip=2 * 2 * workers + 1)
   throughputs = {name: [] for name in contestants}
   for number in range(options.rounds + 1):
     for name, run_turn in contestants.items():
+      time.sleep(0.5)  # until the previous contestant has prefetched
       throughput = run_turn(options.seconds)
       if number:  # the first round warms up
         throughputs[name].append(throughput)
@@ -148,10 +153,29 @@ def decode_only(files, seconds):
   return total / (time.perf_counter() - start)
 
 
-def our_batches(source, config):
-  """Returns an infinite iterator of our training batches."""
+class Repeated:
+  """The images of a source, repeated up to the number of ImageNet's: Grain's shuffle takes longer for fewer images."""
+
+  def __init__(self, source):
+    self._source = source
+
+  def __len__(self):
+    return IMAGENET_SIZE
+
+  def read(self, indices):
+    """Yields the examples of `Source.read`."""
+    return self._source.read([index % len(self._source) for index in indices])
+
+
+def our_dataset(source, config):
+  """Returns the dataset of our training batches."""
   covariance = np.diag([5000.0, 5000.0, 5000.0])
-  return pipeline.training_batches(source, covariance, config, first_step=0, num_colour_steps=10**9, shard=(0, 1))
+  return pipeline.training_dataset(source, covariance, config, num_colour_steps=10**9, shard=(0, 1))
+
+
+def our_batches(source, config):
+  """Returns an infinite iterator over our training batches."""
+  return pipeline.prefetch(our_dataset(source, config), config)
 
 
 def make_turn(batches, skip):
@@ -199,6 +223,42 @@ def torch_batches(files, num_workers):
   return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
+def profile(folder, rounds):
+  """Measures the processor time per image of each step of the dataset, in one thread; returns microseconds, medians."""
+  config = make_config(folder, 'jpeg')
+  (source,) = sources.open_splits(config.data, 256, ['train'])
+  files, buffer, batch_size = read_encoded(source), np.empty((256, 256, 3), np.uint8), config.batch_size
+  functions = {
+    'reading': (lambda index: source._records[index % len(source)], batch_size),
+    'decoding': (lambda index: image_io.decode(files[index % len(files)], buffer), batch_size),
+  }
+  steps = [our_dataset(Repeated(source), config)]
+  while steps[0].parents:
+    steps.insert(0, steps[0].parents[0])
+  for position, step in enumerate(steps):
+    is_batch = isinstance(step[0], (dict, np.ndarray))
+    functions[f'{position} {step}'] = (step.__getitem__, 1 if is_batch else batch_size)
+  times = {name: [] for name in functions}
+  for _ in range(rounds + 1):
+    for name, (function, calls_per_batch) in functions.items():
+      times[name].append(time_calls(function, 8 * calls_per_batch) / 8 / batch_size * 1e6)
+  median = {name: stats.median(values[1:]) for name, values in times.items()}  # the first round warms up
+  totals = list(median.values())
+  costs = [*totals[:3], *(total - before for before, total in itertools.pairwise(totals[2:]))]  # of the steps alone
+  print('microseconds of one thread per image:')
+  for name, cost in zip(median, costs, strict=True):
+    print(f'{cost:8.2f} {name}')
+  return dict(zip(median, costs, strict=True))
+
+
+def time_calls(function, num_calls):
+  """Calls a function with 0, 1, ... and returns the processor time of this thread in seconds."""
+  start = time.thread_time()
+  for index in range(num_calls):
+    function(index)
+  return time.thread_time() - start
+
+
 def compare_preparation(images, folder, rounds):
   """Compares writing a shard with decode + resize + encode alone, on one core."""
   (shard, *_) = writer.plan_shards(
@@ -227,19 +287,11 @@ def compare_preparation(images, folder, rounds):
 
 
 def measure_memory(folder, num_batches):
-  """Measures the resident memory with a dataset of ImageNet's length, which repeats the images of the small one."""
+  """Measures the resident memory after several numbers of batches, in GiB."""
   config = make_config(folder, 'jpeg')
   (source,) = sources.open_splits(config.data, 256, ['train'])
-
-  class Repeated:
-    def __len__(self):
-      return IMAGENET_SIZE
-
-    def read(self, indices):
-      return source.read([index % len(source) for index in indices])
-
   gc.collect()
-  batches, resident = our_batches(Repeated(), config), {'before': resident_memory()}
+  batches, resident = our_batches(Repeated(source), config), {'before': resident_memory()}
   for number in range(1, num_batches + 1):
     next(batches)
     if number in (num_batches // 10, num_batches // 2, num_batches):

@@ -86,7 +86,7 @@ class DatasetImages:
   """
 
   def __init__(self, source: Source, config: ConfigDict):
-    """Takes the arguments of `pipeline.evaluation_batches`."""
+    """Takes the arguments of `pipeline.evaluation_dataset`."""
     self.source, self._config = source, config
     self.batch_size: int = config.eval.batch_size
     self.about = {'dataset': source.dataset, 'split': source.split}
@@ -100,8 +100,8 @@ class DatasetImages:
 
   def batches(self, first: int) -> Iterator[tuple[Batch, dict[int, str]]]:
     """Yields batches from the given index, each with {index: reason} of its unreadable images, which have weight 0."""
-    batches = pipeline.evaluation_batches(self.source, self._config, shard=(0, 1), first_batch=first)
-    for batch_index, batch in enumerate(batches, first):
+    dataset = pipeline.evaluation_dataset(self.source, self._config, shard=(0, 1))
+    for batch_index, batch in enumerate(pipeline.prefetch(dataset[first:], self._config), first):
       indices = range(batch_index * self.batch_size, (batch_index + 1) * self.batch_size)
       yield batch, {index: reason for index in indices if (reason := self.source.skipped.get(index))}
 

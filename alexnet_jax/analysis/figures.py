@@ -16,7 +16,7 @@ from alexnet_jax.analysis import features, figure2, measures, plots
 from alexnet_jax.analysis.curves import CURVES, read_curves
 from alexnet_jax.analysis.features import DatasetImages, Features
 from alexnet_jax.analysis.neighbours import find_nearest
-from alexnet_jax.data import image_io, sources, transforms
+from alexnet_jax.data import cropping, image_io, sources
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.evaluation.predict import Prediction
@@ -372,7 +372,7 @@ def saliency(workdir: pathlib.Path, selection: ImageSelection, *, threshold: flo
 
 
 def _log_probs(model: TrainedModel, images: np.ndarray) -> np.ndarray:
-  crops = transforms.centre_crop_only(model.config.border)
+  crops = cropping.centre_crop_only(model.config.border)
   return model.in_batches(lambda batch: model.log_probs(batch, crops), images)
 
 

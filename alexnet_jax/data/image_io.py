@@ -2,8 +2,9 @@
 
 import glob
 import io
+import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import PIL.Image
@@ -56,6 +57,44 @@ def _is_named_like_an_image(path):
   return image_format in FORMATS and not any(part.startswith('.') for part in path.parts)
 
 
+class StoredImages:
+  """Images of a user, resized like stored images when they are indexed by a slice: [image, size, size, rgb] uint8."""
+
+  def __init__(self, images: Sequence[str | os.PathLike | np.ndarray], size: int):
+    """Takes the images, which are read later.
+
+    Args:
+      images: paths of image files, or arrays [height, width, rgb] uint8 of any size.
+      size: side of the stored images in pixels.
+    """
+    self._images, self._size = images, size
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    """Reads and resizes images.
+
+    Raises:
+      UsageError: if a file cannot be read, or an array is no image.
+    """
+    return np.stack([self._read(image) for image in self._images[rows]])
+
+  def _read(self, image):
+    if isinstance(image, str | os.PathLike):
+      try:
+        return read_square(pathlib.Path(image), self._size)
+      except ValueError as error:
+        raise UsageError(f'{os.fspath(image)} cannot be read: {error}; choose another image.') from error
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+      raise UsageError(
+        f'an image is a {pixels.dtype} array of the shape {pixels.shape} and should be [height, width, rgb] uint8, '
+        '0-255.'
+      )
+    return resize_and_crop(pixels, self._size)
+
+
 def read_square(path: pathlib.Path, size: int) -> np.ndarray:
   """Reads an image file and resizes it like a stored image.
 
@@ -97,7 +136,7 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
   if encoded[:2] == b'\xff\xd8':
     try:
       height, width, colourspace, _ = simplejpeg.decode_jpeg_header(encoded)
-      _check_size(width, height, encoded.count(START_OF_SCAN))
+      _check_size(width, height, encoded)
       if colourspace in JPEG_COLOURSPACES:
         if buffer is not None and buffer.size < height * width * 3:
           buffer = None
@@ -108,16 +147,21 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     if encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP':
       _check_size(*_webp_size(encoded))  # before Pillow allocates memory
     with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-      _check_size(image.width, image.height, encoded.count(START_OF_SCAN) if image.format in ('JPEG', 'MPO') else 1)
+      _check_size(image.width, image.height, encoded if image.format in ('JPEG', 'MPO') else b'')
       return _to_rgb(image)
   except Exception as error:  # on damaged files Pillow raises errors of many types
     raise ValueError(_reason(error)) from error
 
 
-def _check_size(width, height, num_scans=1):
-  if width * height > MAX_PIXELS:
+def _check_size(width, height, jpeg=b''):
+  num_pixels = width * height
+  if num_pixels > MAX_PIXELS:
     raise ValueError(f'{width} x {height} pixels are more than the maximum of {MAX_PIXELS:,}')
-  if width * height * num_scans > MAX_SCANNED_PIXELS:
+  # Most files are too short for so many scans; counting them takes a twentieth of the time of decoding.
+  if num_pixels * (len(jpeg) // len(START_OF_SCAN)) <= MAX_SCANNED_PIXELS:
+    return
+  num_scans = jpeg.count(START_OF_SCAN)
+  if num_pixels * num_scans > MAX_SCANNED_PIXELS:
     raise ValueError(f'{num_scans:,} scans of {width} x {height} pixels are more than a genuine image requires')
 
 

@@ -1,15 +1,12 @@
-"""Grain pipelines that assemble batches of crops.
+"""The input pipelines, as Grain datasets: batches for training and for evaluation.
 
-A training batch depends on (seed, step) alone, whatever the number of processes: every process makes the random draws
-of the whole batch and uses those of its shard. Each of Grain's threads assembles a whole batch. Threads keep all cores
-busy because decoding releases Python's global interpreter lock, and work that is done once per batch costs next to
-nothing per image.
+A position in the dataset of batches is a training step, and a training batch depends on (seed, step) alone, whatever
+the number of processes and threads. Each of Grain's threads assembles a whole batch. Threads use all cores because
+decoding releases Python's global interpreter lock.
 """
 
 import functools
 import os
-import sys
-import zlib
 from collections.abc import Iterator
 
 import grain
@@ -18,118 +15,75 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.data import transforms
 from alexnet_jax.data.sources import Source
+from alexnet_jax.data.transforms import Batch
 from alexnet_jax.runtime import host_memory
 from alexnet_jax.runtime.errors import UsageError
-
-Batch = dict[str, np.ndarray]
 
 MAX_THREADS = 16  # each holds up to two batches, and a batch of 128 images takes 19 MB
 
 
-def training_batches(
-  source: Source,
-  covariance: np.ndarray,
-  config: ConfigDict,
-  *,
-  first_step: int,
-  num_colour_steps: int,
-  shard: tuple[int, int],
-) -> Iterator[Batch]:
-  """Returns an infinite iterator over augmented batches.
+def training_dataset(
+  source: Source, covariance: np.ndarray, config: ConfigDict, *, num_colour_steps: int, shard: tuple[int, int]
+) -> grain.MapDataset[Batch]:
+  """Returns the infinite dataset of augmented batches; `dataset[step]` is the batch of a step.
+
+  Every epoch contains all images, in a new order or always in the same. A batch can end one epoch and begin the next.
 
   Args:
     source: examples of the stored size, `model.image_size` + `model.border`.
     covariance: [rgb, rgb] covariance of the training pixels, 0-255.
     config: the whole config.
-    first_step: training step of the first batch.
     num_colour_steps: number of training steps, counted from step 0, whose images get a colour shift.
-    shard: (index, count): yields shard `index` of the `count` equal shards of each batch.
+    shard: (index, count): shard `index` of the `count` equal shards of each batch.
 
   Returns:
     Batches as `step.train_step` takes them, [batch / count, ...].
   """
-  index, count = shard
-  size, batch_size = config.model.image_size, config.batch_size
-  rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
-
-  def assemble(step):
-    indices = _image_indices(step, len(source), config)[rows]
-    rng = _random_generator(config.seed, 'augmentation', step)
-    std = config.augment.colour_std if step < num_colour_steps else 0.0
-    crops, augmentation = transforms.draw_augmentation(rng, batch_size, covariance, std, config)
-    batch: Batch = {
-      'image': np.empty((len(indices), size, size, 3), np.uint8),
-      'label': np.empty(len(indices), np.int32),
-      **{name: values[rows] for name, values in augmentation.items()},
-    }
-    corners = np.stack([crops.top, crops.left], axis=1)[rows].tolist()
-    for row, ((y, x), (image, label)) in enumerate(zip(corners, source.read(indices), strict=True)):
-      batch['image'][row] = image[y : y + size, x : x + size]
-      batch['label'][row] = label
-    return batch
-
-  return _prefetch(grain.MapDataset.range(first_step, sys.maxsize).map(assemble), config)
+  return (
+    grain.MapDataset.range(len(source))
+    .seed(config.seed)
+    .shuffle()
+    .repeat(reseed_each_epoch=config.data.reshuffle)
+    .batch(config.batch_size, drop_remainder=True)  # no remainder exists; otherwise Grain rounds the length up to 2**63
+    .map(lambda indices: {'index': indices})
+    .apply(transforms.augmentation(config, covariance, num_colour_steps))
+    .map(transforms.Shard(*shard))
+    .map(transforms.ReadAndCrop(source, config.model.image_size))
+  )
 
 
-def _image_indices(step, num_images, config):
-  """Returns the indices of a step's images; every epoch visits all images, in a new or always in the same order."""
-  positions = range(step * config.batch_size, (step + 1) * config.batch_size)
-  epochs = (position // num_images if config.data.reshuffle else 0 for position in positions)
-  return [
-    int(_permutation(config.seed, epoch, num_images)[position % num_images])
-    for epoch, position in zip(epochs, positions, strict=True)
-  ]
-
-
-@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next; 10 MB each for ImageNet
-def _permutation(seed, epoch, num_images):
-  return _random_generator(seed, 'order', epoch).permutation(num_images)
-
-
-def _random_generator(seed, purpose, index):
-  """Returns the generator of the draws for a purpose in the step or epoch with this index."""
-  return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), index)))
-
-
-def evaluation_batches(
-  source: Source, config: ConfigDict, *, shard: tuple[int, int], first_batch: int = 0
-) -> Iterator[Batch]:
-  """Returns an iterator over all examples in order.
+def evaluation_dataset(source: Source, config: ConfigDict, *, shard: tuple[int, int]) -> grain.MapDataset[Batch]:
+  """Returns the dataset of batches of all examples in order.
 
   The last batch is padded to full size. Padding and skipped examples are blank images of weight 0.
 
   Args:
     source: examples of the stored size.
     config: the whole config.
-    shard: (index, count): yields shard `index` of the `count` equal shards of each batch.
-    first_batch: number of batches to omit at the beginning.
+    shard: (index, count): shard `index` of the `count` equal shards of each batch.
 
   Returns:
     Batches of 'image' [batch / count, size, size, rgb] uint8, 'label' [batch / count] int32 and 'weight'
     [batch / count] float32, 0 or 1.
   """
-  index, count = shard
-  shard_size = config.eval.batch_size // count
-
-  def assemble(batch_index):
-    first = (batch_index * count + index) * shard_size
-    indices = range(first, min(first + shard_size, len(source)))
-    batch: Batch = {
-      'image': np.zeros((shard_size, source.size, source.size, 3), np.uint8),
-      'label': np.zeros(shard_size, np.int32),
-      'weight': np.zeros(shard_size, np.float32),
-    }
-    for row, example in enumerate(source.read_or_none(indices)):
-      if example is not None:
-        batch['image'][row], batch['label'][row] = example
-        batch['weight'][row] = 1
-    return batch
-
-  num_batches = -(-len(source) // config.eval.batch_size)
-  return _prefetch(grain.MapDataset.range(first_batch, num_batches).map(assemble), config)
+  batch_size = config.eval.batch_size
+  pad = functools.partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=transforms.PADDING)
+  return (
+    grain.MapDataset.range(len(source))
+    .batch(batch_size, batch_fn=pad)
+    .map(lambda indices: {'index': indices})
+    .map(transforms.Shard(*shard))
+    .map(transforms.ReadWhole(source))
+  )
 
 
-def _prefetch(dataset, config):
+def prefetch(dataset: grain.MapDataset[Batch], config: ConfigDict) -> Iterator[Batch]:
+  """Returns an iterator over a dataset, whose next batches are prepared in threads.
+
+  Args:
+    dataset: one of the datasets above, or a slice of it; a run that resumes starts at `dataset[first_step:]`.
+    config: the whole config.
+  """
   return iter(dataset.to_iter_dataset(grain.ReadOptions(*_num_threads_and_prefetched(config.data))))
 
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tqdm
 
 from alexnet_jax.runtime import atomic_files, compilation_cache
 
@@ -139,6 +138,8 @@ def compute(source: Source, num_threads: int = 0) -> PixelStatistics:
   Raises:
     RunError: if an image cannot be read and is not skipped.
   """
+  import tqdm  # of the extra `train`, which loading saved statistics does not need
+
   merged, sums = PixelSums.zero(source.size), PixelSums.zero(source.size)
   title = f'Mean image of {source.dataset}, {source.split}'
   with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:

@@ -22,6 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax.data import digits, image_io
 from alexnet_jax.data.imagenet import archives
 from alexnet_jax.data.imagenet.builder import Ilsvrc
+from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
 Example = tuple[np.ndarray, np.int32]  # image [size, size, rgb] uint8, label
@@ -199,7 +200,9 @@ class _Subset:
 
   def __init__(self, records, condition):
     self._records = records
-    indices = tqdm.tqdm(range(len(records)), 'Selecting classes', leave=False, mininterval=1, delay=5)
+    indices = tqdm.tqdm(
+      range(len(records)), 'Selecting classes', leave=False, delay=5, disable=not distributed.is_main_process()
+    )
     self._indices = [index for index in indices if condition(records[index])]
 
   def __len__(self) -> int:

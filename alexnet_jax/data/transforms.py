@@ -1,148 +1,251 @@
-"""Data augmentation (section 4.1) and the crops of an evaluation.
+"""Grain transforms from the indices of a batch to its augmented images (section 4.1).
 
-The functions draw and compute crops and colour shifts. The pipeline cuts out the crops; mirroring and shifting happen
-on the device, where mirroring is free. On the host it costs more than decoding a JPEG.
+A batch is a dict of arrays with a row for each image. It starts with 'index' alone. The random transforms add what they
+draw, `Shard` selects the rows of this process, and `ReadAndCrop` replaces indices by images.
+
+Transforms process whole batches: Grain calls a transform once for each element, which takes longer for every image than
+these draws. Decoding and cropping run on the host. Mirroring, subtracting the mean and shifting colours run on the
+device, as part of `step.train_step`: mirroring is free there, and on the host costs more than decoding a JPEG.
 """
 
-from typing import NamedTuple
+import dataclasses
 
+import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.data.cropping import Crop, centre_crop, mean_crop
+from alexnet_jax.data.sources import Source
 
-class Crop(NamedTuple):
-  """A crop of an image, or the crops of several images if the fields are arrays [image].
+Batch = dict[str, np.ndarray]
+
+PADDING = -1  # the index of a row without an image
+
+
+def augmentation(
+  config: ConfigDict, covariance: np.ndarray, num_colour_steps: int
+) -> list[grain.transforms.Transformation]:
+  """Returns the transforms that augment a training batch, in their order.
+
+  Grain derives the seed of a random transform from its position. An augmentation that a config switches off therefore
+  has a substitute, which leaves the draws of the others unchanged.
+
+  Args:
+    config: the whole config.
+    covariance: [rgb, rgb] covariance of the training pixels, 0-255.
+    num_colour_steps: number of training steps, counted from step 0, whose images get a colour shift.
+  """
+  augment, margin = config.augment, config.model.border
+  return [
+    SharedBy(augment.shared_by, RandomCrop(augment.offsets)) if augment.crop else CentreCrop(margin),
+    SharedBy(augment.shared_by, RandomMirror(0.5 if augment.mirror else 0.0)),
+    MeanCrop(config.model.centre_mean, margin),
+    ColourShift(covariance, augment.colour_std, augment.colour_rescale),
+    ColourShiftUntil(num_colour_steps),
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop(grain.transforms.RandomMap):
+  """'Extracting random 224 x 224 patches' (section 4.1): adds 'offset' [batch, 2] int32, first row and column.
+
+  `ReadAndCrop` cuts the crops out on the host.
 
   Attributes:
-    top: first row.
-    left: first column.
-    mirrored: whether the crop is mirrored horizontally.
+    num_offsets: number of offsets on each axis. The paper's 32, 0 to 31, and reflections make 32 * 32 * 2 = 2048 crops.
+      The code of 2012 had 33, 0 to 32 (facts, section 2).
   """
 
-  top: int | np.integer | np.ndarray
-  left: int | np.integer | np.ndarray
-  mirrored: bool | np.bool_ | np.ndarray
+  num_offsets: int
+
+  def random_map(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    """Draws the offsets of all images."""
+    return batch | {'offset': rng.integers(0, self.num_offsets, (len(batch['index']), 2), np.int32)}
 
 
-def centre_crop(margin: int) -> Crop:
-  """Returns the centre crop.
+@dataclasses.dataclass(frozen=True)
+class CentreCrop(grain.transforms.Map):
+  """Adds the 'offset' of the centre crop for every image.
 
-  Args:
-    margin: difference between the sides of image and crop in pixels, 32 in the paper.
-  """
-  return Crop(margin // 2, margin // 2, False)
-
-
-def draw_augmentation(
-  rng: np.random.Generator, num_images: int, covariance: np.ndarray, colour_std: float, config: ConfigDict
-) -> tuple[Crop, dict[str, np.ndarray]]:
-  """Draws the augmentation of a batch; the host cuts out the crops, and the device does the rest.
-
-  Args:
-    rng: source of all draws.
-    num_images: number of images.
-    covariance: [rgb, rgb] covariance of the training pixels, 0-255.
-    colour_std: standard deviation of the colour shift's random variables; 0 for no shift.
-    config: the whole config.
-
-  Returns:
-    The crops, with arrays [num_images], and the arrays [num_images, ...] that `step.train_step` takes in addition to
-    images and labels.
-  """
-  crops = random_crops(rng, num_images, config.augment, config.model.border)
-  colours = colour_shifts(rng, num_images, covariance, colour_std)
-  mean_crops = mean_crop(crops, config.model.centre_mean, config.model.border)
-  scale = 1 / (1 + colour_std) if config.augment.colour_rescale else 1
-  return crops, {
-    'mirrored': np.asarray(crops.mirrored),
-    'mean_offset': np.stack(mean_crops[:2], axis=1),
-    'mean_mirrored': np.asarray(mean_crops.mirrored),
-    'colour': colours,
-    'scale': np.full(num_images, scale, np.float32),
-  }
-
-
-def random_crops(rng: np.random.Generator, num_images: int, config: ConfigDict, margin: int) -> Crop:
-  """'Extracting random 224 x 224 patches (and their horizontal reflections)'; the config can switch off either.
-
-  Args:
-    rng: generator of the draws. The draws do not depend on what is switched off.
-    num_images: number of images.
-    config: the `augment` part of a config. The paper's 32 `offsets` on each axis, 0 to 31, and reflections make
-      32 * 32 * 2 = 2048 crops. The code of 2012 had 33 offsets, 0 to 32, and used the same crop for 32 consecutive
-      images, `shared_by` (facts, section 2).
+  Attributes:
     margin: difference between the sides of image and crop in pixels.
-
-  Returns:
-    Crops with fields [image]: int32, int32 and bool.
   """
-  num_groups = -(-num_images // config.shared_by)
-  top, left = rng.integers(0, config.offsets, (2, num_groups), np.int32)
-  mirrored = rng.integers(0, 2, num_groups).astype(bool)
-  if not config.crop:
-    centre = centre_crop(margin)
-    top, left = np.full_like(top, centre.top), np.full_like(left, centre.left)
-  if not config.mirror:
-    mirrored = np.zeros_like(mirrored)
-  return Crop(*(np.repeat(field, config.shared_by)[:num_images] for field in (top, left, mirrored)))
+
+  margin: int
+
+  def map(self, batch: Batch) -> Batch:
+    """Adds the offset."""
+    return batch | {'offset': np.full((len(batch['index']), 2), centre_crop(self.margin)[:2], np.int32)}
 
 
-def mean_crop(crop: Crop, centre_mean: bool, margin: int) -> Crop:
-  """Returns the crop of the mean image that is subtracted from a crop of an image.
+@dataclasses.dataclass(frozen=True)
+class RandomMirror(grain.transforms.RandomMap):
+  """'And their horizontal reflections' (section 4.1): adds 'mirrored' [batch] bool. The device mirrors the crops.
 
-  The paper subtracts the mean from the whole image before it is cropped (section 2), so the mean image is cropped and
-  mirrored like the image. The code of 2012 subtracted the centre crop of the mean image from every crop, mirrored or
-  not (facts, section 2).
+  Attributes:
+    probability: of a reflection.
+  """
 
-  Args:
-    crop: crop of the image, or crops of several.
+  probability: float = 0.5
+
+  def random_map(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    """Draws for every image whether it is mirrored."""
+    return batch | {'mirrored': rng.random(len(batch['index'])) < self.probability}
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedBy(grain.transforms.RandomMap):
+  """Lets consecutive images share the draw of a transform, as 32 images shared a crop in 2012 (facts, section 2).
+
+  Attributes:
+    num_images: number of images that share a draw. The last group of a batch can be smaller.
+    transform: a transform that adds fields.
+  """
+
+  num_images: int
+  transform: grain.transforms.RandomMap
+
+  def random_map(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    """Applies the transform to the first image of each group and repeats the fields that it adds."""
+    firsts = {name: values[:: self.num_images] for name, values in batch.items()}
+    groups = np.arange(len(batch['index'])) // self.num_images
+    drawn = self.transform.random_map(firsts, rng)
+    return {name: values[groups] for name, values in drawn.items()} | batch
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanCrop(grain.transforms.Map):
+  """Adds the crop of the mean image that the device subtracts (section 2); see `cropping.mean_crop`.
+
+  The fields are 'mean_offset' [batch, 2] int32, first row and column, and 'mean_mirrored' [batch] bool.
+
+  Attributes:
     centre_mean: whether to subtract the centre crop of the mean image as in 2012.
     margin: difference between the sides of image and crop in pixels.
   """
-  if not centre_mean:
-    return crop
-  return Crop(*(np.full_like(field, centre) for field, centre in zip(crop, centre_crop(margin), strict=True)))
+
+  centre_mean: bool
+  margin: int
+
+  def map(self, batch: Batch) -> Batch:
+    """Adds both fields."""
+    top, left = batch['offset'].T
+    mean = mean_crop(Crop(top, left, batch['mirrored']), self.centre_mean, self.margin)
+    return batch | {'mean_offset': np.stack(mean[:2], axis=1), 'mean_mirrored': np.asarray(mean.mirrored)}
 
 
-def colour_shifts(rng: np.random.Generator, num_images: int, covariance: np.ndarray, std: float) -> np.ndarray:
-  """'Altering the intensities of the RGB channels': draws one shift for all pixels of an image.
+class ColourShift(grain.transforms.RandomMap):
+  """'Altering the intensities of the RGB channels' (section 4.1): draws one shift for all pixels of an image.
+
+  Adds 'colour' [batch, rgb] float32, grey levels, and 'scale' [batch] float32. The device adds the shift to every pixel
+  and multiplies by the scale.
 
   Paper: it multiplies each principal component by its eigenvalue times a random variable of standard deviation 0.1.
   For pixels in 0-255 that would shift by a thousand grey levels. Like the 2012 code we multiply by the standard
   deviation along the component instead, the square root of the eigenvalue (facts, section 2). The covariance of the
   shifts is therefore std ** 2 times that of the pixels.
-
-  Args:
-    rng: generator of the three random variables of each image.
-    num_images: number of images.
-    covariance: [rgb, rgb] float64 covariance of all pixels of the training set, 0-255.
-    std: standard deviation of the random variables, 0.1 in the paper.
-
-  Returns:
-    [image, rgb] float32, to be added to every pixel.
   """
-  eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-  alpha = rng.normal(0.0, std, (num_images, 3))
-  return ((alpha * np.sqrt(np.maximum(eigenvalues, 0.0))) @ eigenvectors.T).astype(np.float32)
+
+  def __init__(self, covariance: np.ndarray, std: float, rescale: bool = False):
+    """Computes the principal components.
+
+    Args:
+      covariance: [rgb, rgb] float64 covariance of all pixels of the training set, 0-255.
+      std: standard deviation of the random variables, 0.1 in the paper; 0 for no shift.
+      rescale: whether the scale is 1 / (1 + std) as in 2012, or 1.
+    """
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    self._components = eigenvectors * np.sqrt(np.maximum(eigenvalues, 0.0))  # [rgb, component]
+    self._std, self._scale = std, 1 / (1 + std) if rescale else 1
+
+  def random_map(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    """Draws the shifts of all images."""
+    num_images = len(batch['index'])
+    colour = rng.normal(0.0, self._std, (num_images, 3)) @ self._components.T
+    return batch | {'colour': colour.astype(np.float32), 'scale': np.full(num_images, self._scale, np.float32)}
 
 
-def centre_crop_only(margin: int) -> tuple[Crop, ...]:
-  """Returns the centre crop as a crop set."""
-  return (centre_crop(margin),)
+@dataclasses.dataclass(frozen=True)
+class ColourShiftUntil(grain.transforms.MapWithIndex):
+  """Ends the colour shift, and its scale, after the first steps of a run, as in 2012 (facts, section 2).
+
+  Attributes:
+    num_steps: number of training steps, counted from step 0, whose images get a colour shift.
+  """
+
+  num_steps: int
+
+  def map_with_index(self, step: int, batch: Batch) -> Batch:
+    """Sets the shift of a later step to 0 and the scale to 1."""
+    if step < self.num_steps:
+      return batch
+    return batch | {'colour': np.zeros_like(batch['colour']), 'scale': np.ones_like(batch['scale'])}
 
 
-def nine_crops(margin: int) -> tuple[Crop, ...]:
-  """Returns a 3 x 3 grid of crops, none of them mirrored, as cuda-convnet used for CIFAR-10 (facts, section 3)."""
-  offsets = (0, margin // 2, margin)
-  return tuple(Crop(top, left, False) for top in offsets for left in offsets)
+@dataclasses.dataclass(frozen=True)
+class Shard(grain.transforms.Map):
+  """Selects the rows of this process. It follows all draws, which thus do not depend on the number of processes.
+
+  Attributes:
+    index: which of the shards, from 0.
+    count: number of shards, which divides the size of a batch.
+  """
+
+  index: int
+  count: int
+
+  def map(self, batch: Batch) -> Batch:
+    """Returns one of `count` equal parts of consecutive rows."""
+    return {name: np.split(values, self.count)[self.index] for name, values in batch.items()}
 
 
-def ten_crops(margin: int) -> tuple[Crop, ...]:
-  """'Five patches (the four corner patches and the center patch) as well as their horizontal reflections'."""
-  offsets = [(0, 0), (0, margin), (margin, 0), (margin, margin), centre_crop(margin)[:2]]
-  return tuple(Crop(top, left, mirrored) for mirrored in (False, True) for top, left in offsets)
+@dataclasses.dataclass(frozen=True)
+class ReadAndCrop(grain.transforms.Map):
+  """Reads the images of a batch and cuts their crops out: 'index' and 'offset' become 'image' and 'label'.
+
+  'image' is [batch, size, size, rgb] uint8 and 'label' [batch] int32.
+
+  Attributes:
+    source: the images.
+    size: side of the crops in pixels.
+  """
+
+  source: Source
+  size: int
+
+  def map(self, batch: Batch) -> Batch:
+    """Reads and crops; raises the errors of `Source.read`."""
+    fields = dict(batch)
+    indices, offsets = fields.pop('index').tolist(), fields.pop('offset').tolist()
+    images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    for row, ((top, left), (image, label)) in enumerate(zip(offsets, self.source.read(indices), strict=True)):
+      images[row] = image[top : top + self.size, left : left + self.size]
+      labels[row] = label
+    return fields | {'image': images, 'label': labels}
 
 
-# The crop sets of an evaluation: functions of the crop margin, and titles in logs and tables.
-TEST_TIME_CROPS = {'centre': centre_crop_only, 'ten_view': ten_crops, 'nine_view': nine_crops}
-CROP_SET_TITLES = {'centre': 'centre', 'ten_view': 'ten crops', 'nine_view': 'nine crops'}
+@dataclasses.dataclass(frozen=True)
+class ReadWhole(grain.transforms.Map):
+  """Reads whole images for an evaluation: 'index' becomes 'image', 'label' and 'weight'.
+
+  'image' is [batch, height, width, rgb] uint8, 'label' [batch] int32 and 'weight' [batch] float32. Rows without an
+  image (`PADDING`) and skipped examples are blank and have weight 0, others weight 1.
+
+  Attributes:
+    source: the images.
+  """
+
+  source: Source
+
+  def map(self, batch: Batch) -> Batch:
+    """Reads; raises the errors of `Source.read_or_none`."""
+    num_rows, size = len(batch['index']), self.source.size
+    images = np.zeros((num_rows, size, size, 3), np.uint8)
+    labels, weight = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.float32)
+    indices = batch['index'][batch['index'] != PADDING].tolist()  # padding is at the end
+    for row, example in enumerate(self.source.read_or_none(indices)):
+      if example is not None:
+        images[row], labels[row] = example
+        weight[row] = 1
+    return {'image': images, 'label': labels, 'weight': weight}

@@ -9,13 +9,14 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import transforms
+from alexnet_jax.data import cropping
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.metrics import SKIPPED, top_k_credit
 from alexnet_jax.models import device_mesh
 from alexnet_jax.runs import config_checks, run_folder
 from alexnet_jax.runs.saved_predictions import Block, SavedPredictions
+from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UsageError
 
 NUM_PASSES = 5
@@ -51,7 +52,7 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
   test, validation = config.data.test_split, config.data.validation_split
   splits = dict.fromkeys((test, validation) if is_searched else (test,))
   sources, predictions = _predict_splits(config, folders, list(splits), len(class_names))
-  crop_sets, source = evaluate.list_crop_sets(config), sources[test]
+  crop_sets, source = cropping.list_crop_sets(config), sources[test]
   skipped = {split: num for split in sources if (num := _num_skipped(predictions[split, crop_sets[0]]))}
   results = {'dataset': source.dataset, 'split': test, 'num_examples': len(source), 'weights': {}, 'skipped': skipped}
   results['members'] = [{'workdir': str(folder)} for folder in folders]
@@ -98,7 +99,7 @@ def _predict_splits(
       size = model_config.image_size + model_config.border
       source = sources[split] = evaluate.open_split(config, split, size, num_classes, folder)
       evaluate.check_submission(source, config)
-      for crop_set in evaluate.list_crop_sets(config):
+      for crop_set in cropping.list_crop_sets(config):
         predictions[split, crop_set].append(evaluate.load_or_predict(load_model, source, config, crop_set, folder))
   return sources, predictions
 
@@ -114,7 +115,7 @@ def format_table(results: dict) -> str:
     for row, weight in zip(results['members'], weights, strict=True):
       errors = ''.join(f'{row[crop_set][error]:11.2f} %' if row[crop_set] else f'{"":13}' for error in ERRORS)
       lines.append(
-        f'{transforms.CROP_SET_TITLES[crop_set]:10}{errors}{weight:9.3f}  {row["workdir"]}, step {row["step"]:,}'
+        f'{cropping.CROP_SET_TITLES[crop_set]:10}{errors}{weight:9.3f}  {row["workdir"]}, step {row["step"]:,}'
       )
   return '\n'.join(lines)
 
@@ -152,7 +153,12 @@ def search_weights(members: Sequence[SavedPredictions]) -> list[float]:
     One weight per member; they sum to 1.
   """
   weights = np.full(len(members), INITIAL_WEIGHT)
-  progress = tqdm.tqdm(total=NUM_PASSES * len(members), desc='weights of the ensemble', leave=False, mininterval=1)
+  progress = tqdm.tqdm(
+    total=NUM_PASSES * len(members),
+    desc='weights of the ensemble',
+    leave=False,
+    disable=not distributed.is_main_process(),
+  )
   for _ in range(NUM_PASSES):
     before = weights.copy()
     for index in range(len(members)):

@@ -7,7 +7,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import pipeline, sources, transforms
+from alexnet_jax.data import cropping, pipeline, sources
 from alexnet_jax.evaluation import metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel, load
 from alexnet_jax.models import device_mesh
@@ -106,7 +106,7 @@ def evaluate_and_report(
   results = {'dataset': source.dataset, 'split': source.split, 'num_examples': len(source), 'step': model.num_steps}
   results['skipped'] = {other.split: len(other.skipped) for other in also_read if other.skipped}
   saved = None
-  for crop_set in list_crop_sets(config):
+  for crop_set in cropping.list_crop_sets(config):
     if saves_predictions(config):
       saved = load_or_predict(lambda: model, source, config, crop_set, folder)
     blocks = saved.blocks() if saved else predict_split(model, source, config, crop_set)
@@ -162,10 +162,13 @@ def predict_split(model: TrainedModel, source: sources.Source, config: ConfigDic
   Raises:
     RunError: if the data cannot be read.
   """
-  title, num_done = f'{source.split}, {transforms.CROP_SET_TITLES[crop_set]}', 0
-  crops = transforms.TEST_TIME_CROPS[crop_set](model.config.border)
-  with tqdm.tqdm(total=len(source), desc=title, unit=' images', leave=False, mininterval=1) as progress:
-    for batch in pipeline.evaluation_batches(source, config, shard=device_mesh.data_shard(model.mesh)):
+  title, num_done = f'{source.split}, {cropping.CROP_SET_TITLES[crop_set]}', 0
+  crops = cropping.TEST_TIME_CROPS[crop_set](model.config.border)
+  with tqdm.tqdm(
+    total=len(source), desc=title, unit=' images', leave=False, mininterval=1, disable=not distributed.is_main_process()
+  ) as progress:
+    dataset = pipeline.evaluation_dataset(source, config, shard=device_mesh.data_shard(model.mesh))
+    for batch in pipeline.prefetch(dataset, config):
       on_devices = device_mesh.put_batch(model.mesh, batch)
       log_probs, labels, weight = device_mesh.to_host(
         model.mesh, (model.log_probs(on_devices['image'], crops), on_devices['label'], on_devices['weight'])
@@ -206,7 +209,7 @@ def load_or_predict(
   saved = files.load()
   is_current = saved is not None and checkpoints.newest_step(folder) in (None, saved.num_steps)
   if saved and is_current and len(saved.labels) == len(source):
-    print(f'{source.split}, {transforms.CROP_SET_TITLES[crop_set]}: using the predictions saved in {files.folder}')
+    print(f'{source.split}, {cropping.CROP_SET_TITLES[crop_set]}: using the predictions saved in {files.folder}')
     return saved
   model = load_model()
   blocks = predict_split(model, source, config, crop_set)
@@ -219,11 +222,6 @@ def load_or_predict(
     saved = files.load()
   assert saved is not None
   return saved
-
-
-def list_crop_sets(config: ConfigDict) -> list[str]:
-  """Returns the crop sets that the `eval` part of a config selects. Submissions use the last one."""
-  return ['centre', *(name for name in ('ten_view', 'nine_view') if config.eval[name])]
 
 
 def saves_predictions(config: ConfigDict) -> bool:
@@ -270,7 +268,7 @@ def format_table(results: dict) -> str:
     f'{"":10}{"top-1 error":>13}{"top-5 error":>13}{"log-prob":>11}',
   ]
   confused = []
-  for name, title in transforms.CROP_SET_TITLES.items():
+  for name, title in cropping.CROP_SET_TITLES.items():
     if row := results.get(name):
       lines.append(f'{title:10}{row["top1_error"]:11.2f} %{row["top5_error"]:11.2f} %{row["log_prob"]:11.4f}')
       confused = row['confused']

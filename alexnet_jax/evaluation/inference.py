@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.data.transforms import Crop
+from alexnet_jax.data.cropping import Crop
 from alexnet_jax.evaluation.metrics import label_log_prob
 from alexnet_jax.models.registry import Network
 

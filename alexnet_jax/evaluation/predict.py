@@ -10,8 +10,8 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import image_io, transforms
-from alexnet_jax.evaluation import evaluate, metrics
+from alexnet_jax.data import cropping, image_io
+from alexnet_jax.evaluation import metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel, load
 from alexnet_jax.models import device_mesh
 from alexnet_jax.runtime.errors import RunError, UsageError
@@ -51,8 +51,7 @@ def predict_files(
   Args:
     paths: files, folders and patterns, see `image_io.find_images`.
     folder: folder of the run, whose newest checkpoint is used.
-    config: the whole config. Its `mesh` part selects the devices, and its `eval` part the crop set. A network trained
-      without mirroring (`augment.mirror`) predicts the centre crop, because half of the ten crops are mirrored.
+    config: the whole config. Its `mesh` part selects the devices; see `cropping.prediction_crop_set` for the crops.
     output: file to write: .json; or .png, .svg or .pdf, for 40 images or fewer.
     draw: function that draws predictions, given the class names, to a file; required if `output` is a figure.
 
@@ -67,7 +66,7 @@ def predict_files(
   images = _find_images(paths, output_path)
   batch_size = min(BATCH_SIZE, len(images))
   model = load(folder, batch_size=batch_size, num_data=config.mesh.data or 1, num_tower=config.mesh.tower)
-  crop_set = evaluate.list_crop_sets(config)[-1] if config.augment.mirror else 'centre'
+  crop_set = cropping.prediction_crop_set(config)
   skipped: list[str] = []
   predictions: list[Prediction] = []
   rows = []
@@ -133,7 +132,7 @@ def predict(
   size = model.stored_size
   batch = np.zeros((batch_size, size, size, 3), np.uint8)
   batch_paths: list[pathlib.Path] = []
-  crops = transforms.TEST_TIME_CROPS[crop_set](model.config.border)
+  crops = cropping.TEST_TIME_CROPS[crop_set](model.config.border)
 
   def predict_batch():
     log_probs = device_mesh.to_host(model.mesh, model.log_probs(batch, crops))

@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import transforms
+from alexnet_jax.data import cropping
+from alexnet_jax.data.image_io import StoredImages
 from alexnet_jax.evaluation import inference
 from alexnet_jax.models import device_mesh, registry
 from alexnet_jax.models.registry import Network, build
@@ -51,7 +52,7 @@ class TrainedModel(NamedTuple):
     """Side of the stored images, pixels."""
     return self.mean_image.shape[0]
 
-  def log_probs(self, images: np.ndarray | jax.Array, crops: Sequence[transforms.Crop]) -> jax.Array:
+  def log_probs(self, images: np.ndarray | jax.Array, crops: Sequence[cropping.Crop]) -> jax.Array:
     """Averages the predicted probabilities over crops of each image (section 4.1).
 
     Args:
@@ -69,13 +70,13 @@ class TrainedModel(NamedTuple):
 
   def centre_crops(self, images: np.ndarray) -> np.ndarray:
     """Cuts the centre crops out of stored images: [..., height, width, rgb] -> [..., image_size, image_size, rgb]."""
-    top, left, _ = transforms.centre_crop(self.config.border)
+    top, left, _ = cropping.centre_crop(self.config.border)
     return images[..., top : top + self.config.image_size, left : left + self.config.image_size, :]
 
   def in_batches(
     self,
     function: Callable[[np.ndarray], jax.Array],
-    images: np.ndarray,
+    images: np.ndarray | StoredImages,
     images_per_device: int = IMAGES_PER_DEVICE,
   ) -> np.ndarray:
     """Applies a function to any number of images, batch by batch.
@@ -98,7 +99,7 @@ class TrainedModel(NamedTuple):
       outputs.append(np.asarray(function(np.concatenate([batch, padding])))[: len(batch)])
     return np.concatenate(outputs)
 
-  def activations(self, images: np.ndarray | jax.Array, layer: str, crop: transforms.Crop | None = None) -> jax.Array:
+  def activations(self, images: np.ndarray | jax.Array, layer: str, crop: cropping.Crop | None = None) -> jax.Array:
     """Computes the output of a layer for a crop of each image.
 
     Args:
@@ -119,7 +120,7 @@ class TrainedModel(NamedTuple):
     with jax.set_mesh(self.mesh):
       return compute(self.params, self._put(images), self.mean_image, *self._crop_arrays(crop))
 
-  def saliency(self, images: np.ndarray | jax.Array, crop: transforms.Crop | None = None) -> jax.Array:
+  def saliency(self, images: np.ndarray | jax.Array, crop: cropping.Crop | None = None) -> jax.Array:
     """Computes the gradient of the log-probability of each image's top class with respect to the pixels of a crop.
 
     Args:
@@ -158,11 +159,11 @@ class TrainedModel(NamedTuple):
   def _put(self, images):
     return images if isinstance(images, jax.Array) else device_mesh.put_batch(self.mesh, images)
 
-  def _crop_arrays(self, crop: transforms.Crop | None) -> Iterator[transforms.Crop]:
+  def _crop_arrays(self, crop: cropping.Crop | None) -> Iterator[cropping.Crop]:
     """Yields the crops of the image and of the mean image with numpy fields, so that one program serves all crops."""
-    crop = crop or transforms.centre_crop(self.config.border)
-    for top, left, mirrored in (crop, transforms.mean_crop(crop, self.config.centre_mean, self.config.border)):
-      yield transforms.Crop(np.int32(top), np.int32(left), np.bool_(mirrored))
+    crop = crop or cropping.centre_crop(self.config.border)
+    for top, left, mirrored in (crop, cropping.mean_crop(crop, self.config.centre_mean, self.config.border)):
+      yield cropping.Crop(np.int32(top), np.int32(left), np.bool_(mirrored))
 
 
 def load(folder: pathlib.Path, *, batch_size: int, num_data: int = 0, num_tower: int = 0) -> TrainedModel:

@@ -82,15 +82,14 @@ class RunSetup:
 
   def batches(self, first_step: int) -> Iterator[dict[str, jax.Array]]:
     """Returns an infinite iterator over the training batches of the steps from `first_step` on, on the devices."""
-    batches = pipeline.training_batches(
+    dataset = pipeline.training_dataset(
       self.train,
       self.statistics.covariance,
       self.config,
-      first_step=first_step,
       num_colour_steps=self.num_colour_steps,
       shard=device_mesh.data_shard(self.mesh),
     )
-    return device_mesh.prefetch_to_devices(self.mesh, batches)
+    return device_mesh.prefetch_to_devices(self.mesh, pipeline.prefetch(dataset[first_step:], self.config))
 
   def trained_model(self, state: TrainState) -> TrainedModel:
     """Returns the network with the parameters of a training state."""

@@ -13,9 +13,12 @@ def take(iterator, count):
 
 
 def training_batches(source, config, first_step=0, num_colour_steps=10**6, shard=(0, 1)):
-  return pipeline.training_batches(
-    source, COVARIANCE, config, first_step=first_step, num_colour_steps=num_colour_steps, shard=shard
-  )
+  dataset = pipeline.training_dataset(source, COVARIANCE, config, num_colour_steps=num_colour_steps, shard=shard)
+  return pipeline.prefetch(dataset[first_step:], config)
+
+
+def evaluation_batches(source, config, shard=(0, 1)):
+  return pipeline.prefetch(pipeline.evaluation_dataset(source, config, shard=shard), config)
 
 
 def concatenate(shards):
@@ -49,14 +52,57 @@ def test_the_shards_of_a_batch_are_its_consecutive_parts(train_source, config, c
     assert_same(batch, concatenate(shards))
 
 
-def test_every_epoch_contains_every_image_once_in_a_new_order(train_source, config):
-  config.augment.crop = config.augment.mirror = False
-  labels = np.concatenate([batch['label'] for batch in take(training_batches(train_source, config), 2 * 1440 // 8)])
-  first, second = np.split(labels[: 2 * len(train_source)], 2)
-  expected = np.bincount([int(train_source[i]['label']) for i in range(len(train_source))])
-  np.testing.assert_array_equal(np.bincount(first), expected)
-  np.testing.assert_array_equal(np.bincount(second), expected)
-  assert np.any(first != second)
+class Numbered:
+  """Blank images whose labels are their indices."""
+
+  def __init__(self, num_images):
+    self._num_images = num_images
+
+  def __len__(self):
+    return self._num_images
+
+  def read(self, indices):
+    return ((np.zeros((96, 96, 3), np.uint8), np.int32(index)) for index in indices)
+
+
+@pytest.mark.parametrize(('num_images', 'batch_size'), [(50, 8), (50, 1), (3, 8), (1, 2)])
+def test_every_epoch_contains_every_image_once_in_a_new_order(config, num_images, batch_size):
+  config.batch_size = batch_size
+  batches = take(training_batches(Numbered(num_images), config), 6 * num_images // batch_size)
+  labels = np.concatenate([batch['label'] for batch in batches])
+  epochs = labels[: len(labels) // num_images * num_images].reshape(-1, num_images)
+  np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(num_images), (len(epochs), 1)))
+  if num_images == 50:
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs) >= 5
+
+
+@pytest.mark.parametrize(
+  ('changes', 'changed_fields'),
+  [
+    ({'crop': False}, {'mean_offset'}),
+    ({'mirror': False}, {'mirrored'}),
+    ({'colour_std': 0.0}, {'colour'}),
+    ({'shared_by': 4}, {'mean_offset', 'mirrored'}),
+  ],
+)
+def test_an_augmentation_does_not_change_the_draws_of_the_others(train_source, config, changes, changed_fields):
+  config.augment.mirror = True
+  batch = next(training_batches(train_source, config))
+  config.augment.update(changes)
+  changed = next(training_batches(train_source, config))
+  names = ('label', 'mean_offset', 'mirrored', 'colour')
+  assert {name for name in names if np.any(batch[name] != changed[name])} == changed_fields
+
+
+def test_augmentations_that_are_switched_off_leave_centre_crops(train_source, config):
+  config.augment.update(crop=False, mirror=False, colour_std=0.0)
+  batch = next(training_batches(train_source, config))
+  assert np.all(batch['mean_offset'] == 16)
+  assert not batch['mirrored'].any()
+  assert not batch['colour'].any()
+  stored = [train_source[i]['image'] for i in range(len(train_source))]
+  for crop in batch['image']:
+    assert any(np.array_equal(image[16:80, 16:80], crop) for image in stored)
 
 
 def test_a_batch_describes_the_augmentation_of_its_images(train_source, config):
@@ -130,7 +176,7 @@ def test_as_in_2012_colour_shifts_end_together_with_their_scale(train_source, co
 def test_evaluation_batches_contain_every_example_once(config, batch_size, count):
   (test,) = sources.open_splits(config.data, 96, ['test'])
   config.eval.batch_size = batch_size
-  streams = [list(pipeline.evaluation_batches(test, config, shard=(index, count))) for index in range(count)]
+  streams = [list(evaluation_batches(test, config, (index, count))) for index in range(count)]
   labels = []
   for shards in zip(*streams, strict=True):
     batch = concatenate(shards)
@@ -144,7 +190,7 @@ def test_the_error_for_a_damaged_image_passes_through_the_pipeline(train_source,
   message = r"image \d+ of split 'train' of digits/1.0.0 cannot be read or decoded \(not an image in a known format\)"
   for stream in (
     training_batches(train_source, config),
-    pipeline.evaluation_batches(train_source, config, shard=(0, 1)),
+    evaluation_batches(train_source, config),
   ):
     with pytest.raises(RunError, match=message):
       next(stream)
@@ -167,7 +213,7 @@ def test_batches_with_skipped_images_do_not_depend_on_the_number_of_shards(damag
 def test_evaluation_batches_give_skipped_images_no_weight(damaged_sources, config, batch_size, count):
   _, source = damaged_sources
   config.eval.batch_size = batch_size
-  streams = [list(pipeline.evaluation_batches(source, config, shard=(index, count))) for index in range(count)]
+  streams = [list(evaluation_batches(source, config, (index, count))) for index in range(count)]
   weight = np.concatenate([shard['weight'] for shards in zip(*streams, strict=True) for shard in shards])[:360]
   assert np.flatnonzero(weight == 0).tolist() == [5, 6, 359]
 
@@ -175,6 +221,6 @@ def test_evaluation_batches_give_skipped_images_no_weight(damaged_sources, confi
 def test_a_split_without_readable_images_raises_an_error(damaged_sources, config):
   source, _ = damaged_sources
   source._records = [encode_example(b'no image', 0)] * 40
-  for stream in (training_batches(source, config), pipeline.evaluation_batches(source, config, shard=(0, 1))):
+  for stream in (training_batches(source, config), evaluation_batches(source, config)):
     with pytest.raises(RunError, match=r"none of the 40 images in split 'train' of digits/1\.0\.0 can be read"):
       list(stream)

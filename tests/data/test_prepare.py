@@ -203,9 +203,7 @@ def test_the_pipeline_reads_both_encodings(prepared, tmp_path, config, name):
   (train,) = sources.open_splits(config.data, 256, ['train'])
   assert train.class_names == tuple(miniature.CLASS_NAMES)
   stats = pixel_statistics.load_or_compute(train)
-  batch = next(
-    pipeline.training_batches(train, stats.covariance, config, first_step=0, num_colour_steps=9, shard=(0, 1))
-  )
+  batch = pipeline.training_dataset(train, stats.covariance, config, num_colour_steps=9, shard=(0, 1))[0]
   assert batch['image'].shape == (8, 224, 224, 3)
   stored = [train[i]['image'].copy() for i in range(len(train))]
   for crop, (top, left), label in zip(batch['image'], batch['mean_offset'], batch['label'], strict=True):

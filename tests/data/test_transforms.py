@@ -1,64 +1,65 @@
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from alexnet_jax.data import transforms
 
 IMAGENET_COVARIANCE = np.cov(np.random.default_rng(7).normal(size=(3, 50)) * 60)
 
 
-def draw_crops(num_images, **settings):
-  config = ConfigDict(dict(crop=True, mirror=True, offsets=32, shared_by=1) | settings)
-  return transforms.random_crops(np.random.default_rng(0), num_images, config, 32)
+def draw(transform, num_images):
+  return transform.random_map({'index': np.arange(num_images)}, np.random.default_rng(0))
+
+
+def draw_shifts(num_images, covariance, std):
+  return draw(transforms.ColourShift(covariance, std), num_images)['colour']
 
 
 @pytest.mark.parametrize('num_offsets', [32, 33])
 def test_offsets_are_uniform(num_offsets):
-  crops = draw_crops(num_offsets * 2000, offsets=num_offsets)
-  for offsets in crops[:2]:
-    assert offsets.dtype == np.int32
-    counts = np.bincount(offsets)
+  offsets = draw(transforms.RandomCrop(num_offsets), num_offsets * 2000)['offset']
+  assert offsets.dtype == np.int32
+  for offset in offsets.T:
+    counts = np.bincount(offset)
     assert len(counts) == num_offsets  # from 0: with reflections the paper's 32 * 32 * 2 = 2048, or 2178 as in 2012
     assert np.all(np.abs(counts - 2000) < 5 * np.sqrt(2000))  # five standard deviations
-  assert abs(np.corrcoef(crops.top, crops.left)[0, 1]) < 0.02
+  assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.02
 
 
 def test_half_of_the_crops_are_mirrored():
-  assert abs(np.mean(draw_crops(10_000).mirrored) - 0.5) < 0.02
+  mirrored = draw(transforms.RandomMirror(), 10_000)['mirrored']
+  assert mirrored.dtype == bool
+  assert abs(np.mean(mirrored) - 0.5) < 0.02
+  assert not draw(transforms.RandomMirror(0.0), 10_000)['mirrored'].any()
 
 
-def test_switching_off_an_augmentation_does_not_change_the_other_draws():
-  crops = draw_crops(100)
-  centred, unmirrored = draw_crops(100, crop=False), draw_crops(100, mirror=False)
-  assert np.all(centred.top == 16)
-  assert np.all(centred.left == 16)
-  np.testing.assert_array_equal(centred.mirrored, crops.mirrored)
-  assert not unmirrored.mirrored.any()
-  np.testing.assert_array_equal(unmirrored.top, crops.top)
+@pytest.mark.parametrize('num_images', [1, 4, 32, 2**31 - 1])
+def test_consecutive_images_share_a_draw(num_images):
+  batch = {'index': np.arange(100), 'colour': np.arange(100)}
+  for transform, name in ((transforms.RandomCrop(32), 'offset'), (transforms.RandomMirror(), 'mirrored')):
+    shared = transforms.SharedBy(num_images, transform).random_map(batch, np.random.default_rng(0))
+    np.testing.assert_array_equal(shared['index'], batch['index'])
+    np.testing.assert_array_equal(shared['colour'], batch['colour'])
+    values = draw(transform, -(-100 // num_images))[name]  # of every group
+    np.testing.assert_array_equal(shared[name], np.stack([values[row // num_images] for row in range(100)]))
 
 
-@pytest.mark.parametrize('shared_by', [1, 4, 32])
-def test_consecutive_images_share_a_crop(shared_by):
-  crops = np.stack(draw_crops(100, shared_by=shared_by))
-  assert crops.shape == (3, 100)
-  groups = [crops[:, i : i + shared_by] for i in range(0, 100, shared_by)]
-  assert all(np.all(group == group[:, :1]) for group in groups)
-  assert len({tuple(group[:, 0]) for group in groups}) > 0.9 * len(groups)
-
-
-def test_the_mean_image_is_cropped_like_the_image_or_at_its_centre():
-  crop = transforms.Crop(3, 30, True)
-  assert transforms.mean_crop(crop, False, 32) == crop
-  assert transforms.mean_crop(crop, True, 32) == (16, 16, False)
-  mean_crops = transforms.mean_crop(draw_crops(5), True, 32)
-  assert [field.dtype for field in mean_crops] == [np.int32, np.int32, bool]
-  assert np.stack(mean_crops, 1).tolist() == [[16, 16, 0]] * 5
+@pytest.mark.parametrize('margin', [32, 29])
+def test_the_centre_crop_and_its_mean_have_the_same_offset(margin):
+  """In images of 256 pixels, crops of 227 pixels have offsets up to 29, and 14 is the centre, rounded as in Caffe."""
+  batch = transforms.CentreCrop(margin).map({'index': np.arange(5), 'mirrored': np.ones(5, bool)})
+  assert batch['offset'].dtype == np.int32
+  assert batch['offset'].tolist() == [[margin // 2] * 2] * 5
+  batch |= {'offset': draw(transforms.RandomCrop(margin), 5)['offset']}
+  like_image, at_centre = (transforms.MeanCrop(centre_mean, margin).map(batch) for centre_mean in (False, True))
+  np.testing.assert_array_equal(like_image['mean_offset'], batch['offset'])
+  assert like_image['mean_mirrored'].all()
+  assert at_centre['mean_offset'].tolist() == [[margin // 2] * 2] * 5
+  assert not at_centre['mean_mirrored'].any()
 
 
 @pytest.mark.parametrize('std', [0.1, 0.3])
 def test_the_covariance_of_colour_shifts_is_std_squared_times_that_of_the_pixels(std):
-  rng = np.random.default_rng(0)
-  shifts = transforms.colour_shifts(rng, 40_000, IMAGENET_COVARIANCE, std)
+  shifts = draw_shifts(40_000, IMAGENET_COVARIANCE, std)
   assert shifts.dtype == np.float32
   expected = std**2 * IMAGENET_COVARIANCE
   np.testing.assert_allclose(shifts.mean(0), 0, atol=4 * np.sqrt(expected.diagonal().max() / len(shifts)))
@@ -69,30 +70,11 @@ def test_colour_shifts_of_the_2012_statistics_are_about_twelve_grey_levels():
   """Facts, section 2: standard deviations 19.7, 37.1 and 121.8; that of the shift along the main axis is 12.2."""
   vectors = np.array([[0.41796, -0.81698, 0.39731], [-0.71258, -0.02354, 0.70120], [-0.56351, -0.57618, -0.59200]])
   covariance = vectors.T @ np.diag(np.square([19.7208, 37.0939, 121.7801])) @ vectors
-  rng = np.random.default_rng(0)
-  shifts = transforms.colour_shifts(rng, 20_000, covariance, 0.1)
+  shifts = draw_shifts(20_000, covariance, 0.1)
   np.testing.assert_allclose((shifts @ vectors.T).std(0), [1.97208, 3.70939, 12.17801], rtol=0.03)
 
 
 def test_grey_images_shift_all_channels_equally():
-  shifts = transforms.colour_shifts(np.random.default_rng(0), 5, np.full((3, 3), 900.0), 0.1)
+  shifts = draw_shifts(5, np.full((3, 3), 900.0), 0.1)
   np.testing.assert_allclose(shifts, shifts[:, :1].repeat(3, 1), rtol=1e-5)
-  assert np.all(transforms.colour_shifts(np.random.default_rng(0), 5, np.full((3, 3), 900.0), 0.0) == 0)
-
-
-def test_the_ten_crops_are_the_four_corners_the_centre_and_their_reflections():
-  crops = transforms.ten_crops(32)
-  assert len(set(crops)) == 10
-  assert {(crop.top, crop.left) for crop in crops} == {(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)}
-  assert sum(crop.mirrored for crop in crops) == 5
-  assert transforms.centre_crop_only(32) == (transforms.Crop(16, 16, False),)
-
-
-def test_crops_of_227_pixels_have_other_offsets():
-  """In images of 256 pixels the offsets are 0 to 29 (facts, 1.3), and 14 is the centre, rounded as in Caffe."""
-  offsets = {(crop.top, crop.left) for crop in transforms.ten_crops(29)}
-  assert offsets == {(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)}
-  assert transforms.centre_crop_only(29) == (transforms.Crop(14, 14, False),)
-  assert transforms.mean_crop(transforms.Crop(3, 29, True), True, 29) == (14, 14, False)
-  config = ConfigDict(dict(crop=False, mirror=True, offsets=30, shared_by=1))
-  assert np.all(transforms.random_crops(np.random.default_rng(0), 5, config, 29).top == 14)
+  assert np.all(draw_shifts(5, np.full((3, 3), 900.0), 0.0) == 0)

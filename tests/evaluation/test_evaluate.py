@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.data import sources, transforms
+from alexnet_jax.data import cropping, sources
 from alexnet_jax.evaluation import ensemble, evaluate, metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.models import device_mesh
@@ -80,7 +80,7 @@ def test_predictions_are_saved_in_order_and_used_until_there_is_a_newer_checkpoi
   np.testing.assert_array_equal(saved.labels, [int(test_source[i]['label']) for i in range(360)])
   image = np.stack([test_source[i]['image'] for i in (7, 300)])
   np.testing.assert_allclose(
-    saved.log_probs[[7, 300]], trained.log_probs(image, (transforms.centre_crop(32),)), rtol=1e-4
+    saved.log_probs[[7, 300]], trained.log_probs(image, (cropping.centre_crop(32),)), rtol=1e-4
   )
 
   def fail():

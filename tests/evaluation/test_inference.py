@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.data import transforms
+from alexnet_jax.data import cropping
 from alexnet_jax.evaluation import inference
 from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
@@ -24,7 +24,7 @@ def build_network():
 def test_log_probs_subtracts_the_mean_image_and_then_crops_and_mirrors(one_device):
   network, params = build_network()
   images = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
-  crop = transforms.Crop(np.int32(32), np.int32(5), np.bool_(True))
+  crop = cropping.Crop(np.int32(32), np.int32(5), np.bool_(True))
   constants = dict(network=network, image_size=64)
 
   def log_softmax(x):
@@ -35,7 +35,7 @@ def test_log_probs_subtracts_the_mean_image_and_then_crops_and_mirrors(one_devic
   x = (images - MEAN_IMAGE)[:, 32:96, 5:69][:, :, ::-1]
   np.testing.assert_allclose(log_probs, log_softmax(x), rtol=1e-5, atol=1e-5)
 
-  as_run = inference.log_probs(params, on_device, mean_image, crop, transforms.centre_crop(32), **constants)
+  as_run = inference.log_probs(params, on_device, mean_image, crop, cropping.centre_crop(32), **constants)
   x = images[:, 32:96, 5:69][:, :, ::-1] - MEAN_IMAGE[16:80, 16:80]
   np.testing.assert_allclose(as_run, log_softmax(x), rtol=1e-5, atol=1e-5)
 
@@ -46,7 +46,7 @@ def test_saliency_equals_the_gradient_of_pytorch(one_device):
 
   network, params = build_network()
   images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
-  crop = transforms.Crop(np.int32(3), np.int32(20), np.bool_(True))
+  crop = cropping.Crop(np.int32(3), np.int32(20), np.bool_(True))
   saliency = inference.saliency(
     params,
     device_mesh.put_batch(one_device, images),

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from alexnet_jax.analysis import figures
-from alexnet_jax.data import image_io, transforms
+from alexnet_jax.data import cropping, image_io
 from alexnet_jax.evaluation import predict, trained_model
 from alexnet_jax.runtime.errors import RunError, UsageError
 
@@ -27,7 +27,7 @@ def images(tmp_path):
   return folder
 
 
-@pytest.mark.parametrize(('mirror', 'crops'), [(True, transforms.ten_crops), (False, transforms.centre_crop_only)])
+@pytest.mark.parametrize(('mirror', 'crops'), [(True, cropping.ten_crops), (False, cropping.centre_crop_only)])
 def test_image_files_get_the_most_probable_classes(trained_run, images, config, tmp_path, capsys, mirror, crops):
   """Half of the ten crops are mirrored; a network trained without mirroring predicts the centre crop."""
   config.augment.mirror = mirror
@@ -83,7 +83,7 @@ def test_activations_of_every_layer(trained_run, config):
   for layer, shape in network.layer_shapes().items():
     assert network.activations(image, layer).shape == (4, *shape)
   log_probs = jax.nn.log_softmax(np.asarray(network.activations(image, 'fc8')))
-  np.testing.assert_allclose(log_probs, network.log_probs(image, (transforms.centre_crop(32),)), rtol=1e-5)
+  np.testing.assert_allclose(log_probs, network.log_probs(image, (cropping.centre_crop(32),)), rtol=1e-5)
   with pytest.raises(UsageError, match="this network has no layer 'conv7'; its layers are conv1, "):
     network.activations(image, 'conv7')
 

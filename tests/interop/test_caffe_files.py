@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import __main__ as cli
-from alexnet_jax.data import transforms
+from alexnet_jax.data import cropping
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.interop import caffe_files
 from alexnet_jax.runtime.errors import UsageError
@@ -66,7 +66,7 @@ def test_opencv_computes_the_same_probabilities(net, old, mean_path, tmp_path):
   model = trained_model.load(folder, batch_size=3, num_data=1, num_tower=1)
   assert (model.stored_size, model.class_names[9]) == (256, 'class 9')
   assert bool(model.config.norm.pooled) == (net == 'bvlc_reference_caffenet')
-  probabilities = np.exp(model.log_probs(images, transforms.centre_crop_only(29)))
+  probabilities = np.exp(model.log_probs(images, cropping.centre_crop_only(29)))
   assert expected.max() - expected.min() > 0.05
   np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
 

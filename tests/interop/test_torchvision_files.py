@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alexnet_jax import __main__ as cli
-from alexnet_jax.data import transforms
+from alexnet_jax.data import cropping
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.interop import torchvision_files
 from tests.interop.networks import UnsafePickle, error_of
@@ -33,7 +33,7 @@ def test_pytorch_computes_the_same_log_probabilities(torchvision_network, suffix
   assert '--config=configs/alexnet.py:imagenet2012 --mode=eval' in capsys.readouterr().out
   model = trained_model.load(tmp_path / 'run', batch_size=3, num_data=1)
   assert (model.network.num_towers, model.stored_size) == (1, 256)
-  log_probs = model.log_probs(images, transforms.centre_crop_only(32))
+  log_probs = model.log_probs(images, cropping.centre_crop_only(32))
   np.testing.assert_allclose(log_probs, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -54,10 +54,11 @@ def test_steps_decay_at_their_boundaries():
 def test_factors_apply_from_their_step_on(schedule):
   """On top of the schedule: a factor of 0 freezes a layer, a later one trains it again."""
   schedule = dataclasses.replace(schedule, factors=((0, 2.0), (2, 0.0), (2, 0.1), (4, 0.0), (5, 1.0)))
-  values = []
-  for step in range(7):
-    count = jnp.int32(step)
-    values.append(float(schedule(schedule.init()._replace(num_steps=count) if isinstance(schedule, Plateau) else count)))
+  counts = map(jnp.int32, range(7))
+  if isinstance(schedule, Plateau):
+    values = [float(schedule(schedule.init()._replace(num_steps=count))) for count in counts]
+  else:
+    values = [float(schedule(count)) for count in counts]
   np.testing.assert_allclose(values, [1, 1, 0.05, 0.05, 0, 0.5, 0.5], rtol=1e-6)
 
 
