@@ -37,10 +37,12 @@ def main(arguments: list[str]) -> int:
   logging.set_verbosity(logging.ERROR)  # Orbax and TFDS log every operation
   compilation_cache.enable()
   process = distributed.process_info(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  if process and not distributed.is_child():
+    return distributed.run_in_child()
   modes = pkgutil.resolve_name('alexnet_jax.modes')  # imports jax, which --help must not load
   modes.check_arguments(MODE.value, arguments[1:], WORKDIR.value or [], process is not None)
   config, folders = modes.load_run(CONFIG.value, WORKDIR.value or [])
-  with distributed.distributed_run(process, config.heartbeat, lambda: modes.newest_step(folders[0])):
+  with distributed.connection(process, config.heartbeat):
     num_skipped = modes.run(MODE.value, config, folders, arguments[1:], OUTPUT.value)
   return exit_status.SOME_SKIPPED if num_skipped else 0
 

@@ -1,14 +1,13 @@
 """The modes of main.py: train, eval and predict."""
 
 import pathlib
-import pkgutil
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from alexnet_jax.kernels import onednn
 from alexnet_jax.runs import config_checks, run_folder
-from alexnet_jax.runtime import host_memory
+from alexnet_jax.runtime import extras, host_memory, preemption
 from alexnet_jax.runtime.errors import UsageError
 
 
@@ -69,20 +68,17 @@ def run(
     Stopped: if a signal stopped the training, after a checkpoint was saved.
   """
   if mode == 'predict':
-    predict_files = pkgutil.resolve_name('alexnet_jax.evaluation.predict:predict_files')
-    draw = pkgutil.resolve_name('alexnet_jax.analysis.figures:draw_file_predictions')
+    predict_files = extras.resolve('alexnet_jax.evaluation.predict:predict_files')
+    draw = extras.resolve('alexnet_jax.analysis.figures:draw_file_predictions')
     return predict_files(images, folders[0], config, output, draw)
+  if mode == 'eval':
+    preemption.exit_on_signals()  # there is nothing to save
   onednn.enable()
   host_memory.trim_after_compiling()
   if mode == 'train':
-    results = pkgutil.resolve_name('alexnet_jax.training.loop:train_and_evaluate')(config, folders[0])
+    results = extras.resolve('alexnet_jax.training.loop:train_and_evaluate')(config, folders[0])
   elif len(folders) > 1:
-    results = pkgutil.resolve_name('alexnet_jax.evaluation.ensemble:evaluate_ensemble')(config, folders)
+    results = extras.resolve('alexnet_jax.evaluation.ensemble:evaluate_ensemble')(config, folders)
   else:
-    results = pkgutil.resolve_name('alexnet_jax.evaluation.evaluate:evaluate_run')(config, folders[0])
+    results = extras.resolve('alexnet_jax.evaluation.evaluate:evaluate_run')(config, folders[0])
   return sum(results['skipped'].values())
-
-
-def newest_step(folder: pathlib.Path) -> int | None:
-  """Returns the step of a run's newest checkpoint, or None."""
-  return pkgutil.resolve_name('alexnet_jax.runs.checkpoints:newest_step')(folder)

@@ -35,7 +35,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 class StopRequest:
   """A context that records SIGTERM and Ctrl-C, so work can be saved; the second signal ends the process immediately.
 
-  The previous signal handlers are restored on exit.
+  The previous signal handlers are restored on exit. In a run of several processes, JAX records SIGTERM instead, and
+  after the context a signal ends the process immediately.
 
   Attributes:
     received: whether this process received a signal.
@@ -47,13 +48,16 @@ class StopRequest:
     self._handlers: dict[int, Any] = {}
 
   def __enter__(self) -> Self:
-    if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
+    is_main_thread = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
+    if is_main_thread and distributed.is_single_process():
       self._handlers = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
     return self
 
   def __exit__(self, *_: object) -> None:
     for number, handler in self._handlers.items():
       signal.signal(number, handler)
+    if not distributed.is_single_process():
+      exit_on_signals()
 
   def _record(self, number: int, frame: FrameType | None) -> None:
     if self.received:
@@ -68,7 +72,7 @@ class StopRequest:
     Args:
       step: number of steps taken.
     """
-    return distributed.agree_to_stop(step, self.received)
+    return self.received if distributed.is_single_process() else distributed.should_stop(step)
 
   def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
     """Yields items until a signal arrives; with several processes it yields all, since each needs the others.

@@ -23,8 +23,8 @@ from alexnet_jax.models.registry import build
 from alexnet_jax.runs import checkpoints
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import distributed
-from alexnet_jax.runtime.distributed import Group, ProcessInfo
-from alexnet_jax.runtime.errors import RunError, UsageError
+from alexnet_jax.runtime.distributed import ProcessInfo
+from alexnet_jax.runtime.errors import UsageError
 from alexnet_jax.training import loop, optimizer, step
 from tests.conftest import mesh, small_config
 
@@ -154,7 +154,6 @@ def test_processes_along_the_tower_axis_read_the_same_batch(config, one_process,
     ((False, 'a', 2, 1), r'--coordinator=a must be HOST:PORT'),
     ((False, 'a:70000', 2, 1), r'must be HOST:PORT'),
     ((True, None, 2, None), r'omit --coordinator, '),
-    ((True, None, None, None), r'detects no SLURM, .*; start every process with --coordinator'),
   ],
 )
 def test_inconsistent_flags_are_usage_errors(flags, message):
@@ -162,133 +161,104 @@ def test_inconsistent_flags_are_usage_errors(flags, message):
     distributed.process_info(*flags)
 
 
-def test_the_identity_comes_from_the_flags_or_from_the_cluster(monkeypatch):
+def test_the_identity_comes_from_the_flags_or_from_jax():
   assert distributed.process_info(False, None, None, None) is None
+  assert distributed.process_info(False, 'a:1', 1, 0) is None  # the only process needs no connection
   assert distributed.process_info(False, '[::1]:99', 2, 1) == ProcessInfo('[::1]:99', 2, 1)
-  slurm = {'JOB_ID': 5, 'STEP_NODELIST': 'node[07-09]', 'NTASKS': 6, 'PROCID': 3, 'LOCALID': 1, 'STEP_NUM_NODES': 3}
-  for name, value in slurm.items():
-    monkeypatch.setenv(f'SLURM_{name}', str(value))
-  process = distributed.process_info(True, None, None, None)
-  assert process == ProcessInfo(f'node07:{65535 - 2**12 + 1 + 5}', 6, 3, [1])
-
-
-# The protocol, with three processes simulated by threads, without jax.
-
-
-def connect(num_processes, heartbeat=60):
-  """Returns the connected groups of all processes."""
-  address = f'127.0.0.1:{free_port()}'
-  with concurrent.futures.ThreadPoolExecutor(num_processes) as pool:
-    return list(pool.map(lambda index: group(address, num_processes, index, heartbeat), range(num_processes)))
-
-
-def group(address, num_processes, process_id, heartbeat=60):
-  """Connects a process of a run without checkpoints."""
-  return Group(ProcessInfo(address, num_processes, process_id), heartbeat, lambda: None)
-
-
-def disconnect(groups):
-  for member in groups:
-    member._send('bye')
-
-
-def test_processes_wait_for_each_other():
-  groups = connect(3)
-  passed = []
-
-  def pass_barriers(member):
-    for barrier in range(20):
-      member.wait()
-      passed.append(barrier)
-
-  with concurrent.futures.ThreadPoolExecutor(3) as pool:
-    list(pool.map(pass_barriers, groups))
-  assert len(passed) == 60
-  for barrier in range(20):  # all have passed a barrier before any passes the second next
-    assert max(i for i, p in enumerate(passed) if p == barrier) < min(
-      [i for i, p in enumerate(passed) if p == barrier + 2], default=60
-    )
-  disconnect(groups)
-
-
-@pytest.mark.parametrize('requesting', [{0}, {2}, {0, 1, 2}])
-def test_all_processes_stop_after_the_same_step(requesting):
-  """Each may be up to two steps ahead of the slowest, as in training, where a step needs all."""
-  groups = connect(3)
-  steps = [0, 0, 0]
-
-  def train(index):
-    for number in range(1, 1000):
-      while number > min(steps) + 2:
-        time.sleep(0.0001)
-      steps[index] = number
-      time.sleep(0.0003 * index)
-      if groups[index].agree_to_stop(number, index in requesting and number >= 20 + index):
-        return number
-    raise AssertionError('no process stopped')
-
-  with concurrent.futures.ThreadPoolExecutor(3) as pool:
-    last_steps = list(pool.map(train, range(3)))
-  assert len(set(last_steps)) == 1
-  assert last_steps[0] > 20
-  disconnect(groups)
-
-
-def test_a_process_that_does_not_belong_to_the_run_is_refused(monkeypatch):
-  monkeypatch.setattr(distributed, 'START_SECONDS', 2)
-  address = f'127.0.0.1:{free_port()}'
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    first = pool.submit(group, address, 3, 0)
-    with pytest.raises(UsageError, match=r'Process 0 expects 3 processes and process 1 expects 2\. .* --num_processes'):
-      group(address, 2, 1)
-    second = pool.submit(group, address, 3, 1)
-    time.sleep(0.5)
-    with pytest.raises(UsageError, match=r'Process 1 is already connected\. .* different --process_id'):
-      group(address, 3, 1)
-    with pytest.raises(RunError, match=r'Of 3 processes, these did not connect to port \d+ within 2 s: 2\. Start'):
-      first.result()
-    with pytest.raises(RunError, match=r'ended before all processes connected\. Restart all'):
-      second.result()
-
-
-def test_a_coordinator_that_cannot_be_reached_is_a_run_error(monkeypatch):
-  monkeypatch.setattr(distributed, 'START_SECONDS', 0.5)
-  address = f'127.0.0.1:{free_port()}'
-  with pytest.raises(RunError, match=rf'Process 0 cannot be reached at {address} within 0.5 s \(Connection refused\)'):
-    group(address, 2, 1)
-  with socket.create_server(('127.0.0.1', 0)) as server:
-    port = server.getsockname()[1]
-    with pytest.raises(RunError, match=rf'cannot listen on port {port} \(Address already in use\); choose another'):
-      group(f'127.0.0.1:{port}', 2, 0)
+  assert distributed.process_info(True, None, None, None) == ProcessInfo()
 
 
 @pytest.mark.parametrize(
-  ('newest_step', 'advice'),
+  ('message', 'is_loss'),
   [
-    ('None', 'There is no checkpoint yet. Restart all processes.'),
-    ('4000', 'Restart all processes to resume from step 4,000.'),
-    ('1 // 0', 'The newest checkpoint cannot be determined. Restart all processes to resume.'),
+    ('UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:34177', True),
+    ('Timed out while waiting for async_write_complete barrier.', True),
+    ('a checkpoint cannot be written to runs/a/checkpoints (INTERNAL: Barrier failed because', True),
+    ('a checkpoint cannot be written to runs/a/checkpoints (No space left on device)', False),
   ],
 )
-def test_an_error_of_one_process_ends_the_others(newest_step, advice):
-  script = (
-    'import sys, time\n'
-    'from alexnet_jax.runtime import distributed\n'
-    'distributed.GRACE_SECONDS = 0.5\n'
-    f"process = distributed.ProcessInfo('127.0.0.1:{free_port()}', 3, int(sys.argv[1]))\n"
-    f'group = distributed.Group(process, 60, lambda: {newest_step})\n'
-    "if sys.argv[1] == '1': sys.stderr.write('error: mine.\\n'), group.exit_process(2)\n"
-    'time.sleep(60)'
+def test_the_loss_of_a_process_is_recognised_by_the_message_of_an_error(message, is_loss):
+  """These are messages of JAX and Orbax after other processes were killed, at different moments."""
+  assert distributed._is_loss(RuntimeError(message)) == is_loss
+
+
+# The parent process, with children that do not compute.
+
+
+def run_parent(folder, child, send=lambda parent: None):
+  """Runs a program in a child process; returns its exit status and the lines that both print to standard error.
+
+  Args:
+    folder: an empty folder.
+    child: the program.
+    send: called with the parent once the child has printed a line.
+  """
+  program = (
+    'import os, signal, sys, time\n'
+    'from alexnet_jax.runtime import distributed, exit_status\n'
+    'if distributed.is_child():\n'
+    f'  {child}\n'
+    'with exit_status.exit_on_errors():\n'
+    '  sys.exit(distributed.run_in_child())\n'
   )
-  processes = [
-    subprocess.Popen([sys.executable, '-c', script, str(index)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    for index in range(3)
-  ]
-  errors = [process.communicate(timeout=60)[1] for process in processes]
-  assert [process.returncode for process in processes] == [1, 2, 1]
-  assert errors[1] == 'error: mine.\n'
-  for error in (errors[0], errors[2]):
-    assert error == f'\nerror: An error ended process 1 of 3, which printed it. {advice}\n'
+  (folder / 'program.py').write_text(program)
+  parent = subprocess.Popen(
+    [sys.executable, '-u', folder / 'program.py'],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  parent.stdout.readline()
+  send(parent)
+  _, errors = parent.communicate(timeout=60)
+  return parent.returncode, errors.splitlines()
+
+
+@pytest.mark.parametrize(
+  ('child', 'status', 'message'),
+  [
+    ('sys.exit(0)', 0, None),
+    ('sys.exit(3)', 3, None),
+    ('os.abort()', 1, r'error: The processes did not connect within 300 s\. Start all of them .* --process_id\.'),
+    ('os.write(0, distributed.CONNECTED), os.abort()', 1, r'error: Lost another process of the run, .* checkpoint\.'),
+    (
+      'os.write(0, distributed.CONNECTED), sys.exit(distributed.LOST)',
+      1,
+      r'error: Lost another process of the run, .*',
+    ),
+    ('os.kill(os.getpid(), signal.SIGKILL)', 1, r'error: The process was ended by SIGKILL\. Start all processes .*'),
+  ],
+)
+def test_the_parent_reports_how_its_child_ended(child, status, message, tmp_path):
+  found, lines = run_parent(tmp_path, child)
+  assert found == status
+  assert len(lines) == (message is not None)
+  assert message is None or re.fullmatch(message, lines[0])
+
+
+WAIT_FOR_PARENT = "print('ready'), distributed._end_with_parent()"
+
+
+def test_the_parent_forwards_a_signal(tmp_path):
+  child = "signal.signal(signal.SIGTERM, lambda *_: os._exit(75)), print('ready'), time.sleep(60)"
+  status, lines = run_parent(tmp_path, child, lambda parent: parent.send_signal(signal.SIGINT))
+  assert (status, lines) == (75, ['SIGINT received; saving before exit. Repeat it to exit immediately.'])
+
+
+def test_the_second_signal_ends_a_child_that_does_not_react(tmp_path):
+  def send_twice(parent):
+    parent.send_signal(signal.SIGTERM)
+    assert parent.stderr.readline().startswith('SIGTERM received')
+    parent.send_signal(signal.SIGTERM)
+
+  child = "signal.signal(signal.SIGTERM, signal.SIG_IGN), print('ready'), time.sleep(60)"
+  assert run_parent(tmp_path, child, send_twice) == (75, ['Stopped. Run the same command to resume.'])
+
+
+def test_a_child_ends_with_its_parent(tmp_path):
+  """Standard output is closed once both have ended."""
+  assert run_parent(tmp_path, WAIT_FOR_PARENT, lambda parent: parent.kill())[0] == -signal.SIGKILL
 
 
 # A run of two processes from the command line, and the loss of one of them.
@@ -353,23 +323,26 @@ def lose_process(index, signal_number, folder, data_dir, *arguments):
         break
     else:
       raise AssertionError(processes[0].stderr.read())
-    start_time = time.monotonic()
-    os.kill(processes[index].pid, signal_number)
+    pid, start_time = processes[index].pid, time.monotonic()
+    if signal_number == signal.SIGSTOP:  # of the child, which computes
+      pid = int(pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text())
+    os.kill(pid, signal_number)
     _, errors = survivor.communicate(timeout=120)
-    return Survivor(printed_losses, survivor.returncode, errors, time.monotonic() - start_time)
+    seconds = time.monotonic() - start_time
+    if signal_number == signal.SIGSTOP:
+      os.kill(pid, signal.SIGKILL)
+    return Survivor(printed_losses, survivor.returncode, errors, seconds)
   finally:
     for process in processes:
       process.kill()
 
 
-def assert_error_message(survivor, index, folder, seconds):
+def assert_error_message(survivor, heartbeat):
+  """JAX may print more before the message."""
   assert survivor.status == 1
-  (message,) = re.findall(r'^error: (.*)$', survivor.errors, re.MULTILINE)
-  match = re.fullmatch(rf'Lost process {index} of 2\. Restart all processes to resume from step (\d+)\.', message)
-  assert match, message
-  assert int(match[1]) in range(5, checkpoints.newest_step(folder) + 1, 5)  # the last may have been completed since
-  assert not any(trace in survivor.errors for trace in ('***', 'Fatal', 'Traceback'))
-  assert survivor.seconds < seconds
+  last_line = survivor.errors.rstrip().splitlines()[-1]
+  assert re.fullmatch(r'error: Lost another process of the run, .* to resume from the newest checkpoint\.', last_line)
+  assert survivor.seconds < heartbeat + 10
 
 
 def train_in_one_process(data_dir, folder, num_steps):
@@ -407,16 +380,23 @@ def survivor(folder):
   return lose_process(1, signal.SIGKILL, folder / 'two', folder / 'tfds')
 
 
-def test_the_loss_of_a_process_is_one_error_message(survivor, folder):
-  assert_error_message(survivor, 1, folder / 'two', seconds=20)
+def test_the_loss_of_a_process_ends_the_others_with_a_message(survivor):
+  assert_error_message(survivor, heartbeat=60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 @pytest.mark.parametrize(('signal_number', 'heartbeat'), [(signal.SIGKILL, 60), (signal.SIGSTOP, 4)])
-def test_the_loss_of_any_process_is_one_error_message(index, signal_number, heartbeat, data_dir, tmp_path):
+def test_the_loss_of_any_process_ends_the_others_with_a_message(index, signal_number, heartbeat, data_dir, tmp_path):
   survivor = lose_process(index, signal_number, tmp_path, data_dir, f'--config.heartbeat={heartbeat}')
-  assert_error_message(survivor, index, tmp_path, seconds=20)
+  assert_error_message(survivor, heartbeat)
+
+
+def test_without_a_cluster_the_processes_cannot_be_detected():
+  command = [sys.executable, 'main.py', '--config=configs/alexnet.py', '--distributed']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 2
+  assert re.search(r'^error: --distributed detects no SLURM, .*; start every process with --coordinator', done.stderr)
 
 
 @pytest.mark.slow

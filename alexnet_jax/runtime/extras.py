@@ -1,0 +1,18 @@
+"""Late imports of modules that need packages of the extra `train`, which an installation of the core lacks."""
+
+import pkgutil
+from typing import Any
+
+from alexnet_jax.runtime.errors import UsageError
+
+
+def resolve(name: str) -> Any:
+  """Imports an object when it is needed, such as 'alexnet_jax.training.loop:train_and_evaluate'.
+
+  Raises:
+    UsageError: if a package is not installed.
+  """
+  try:
+    return pkgutil.resolve_name(name)
+  except ModuleNotFoundError as error:
+    raise UsageError(f"{error.name} is not installed; install it with pip install 'alexnet_jax[train]'.") from error
