@@ -40,8 +40,8 @@ $(VENV)/ready: requirements.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements.txt -e .
 	touch $@
 
-$(VENV)/ready-%: $(VENV)/ready setup.cfg
-	$(BIN)/python -m pip install --quiet -e .[$*]
+$(VENV)/ready-%: $(VENV)/ready setup.cfg requirements.txt
+	$(BIN)/python -m pip install --quiet -c requirements.txt -e .[$*]
 	touch $@
 
 $(VENV)-beam/ready: requirements-beam.txt

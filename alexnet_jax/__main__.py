@@ -15,7 +15,6 @@ by SIGTERM or Ctrl-C (run the same command to resume).
 import argparse
 import os
 import pathlib
-import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +23,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import logging
 
-from alexnet_jax.runtime import compilation_cache, exit_status, host_memory
+from alexnet_jax.runtime import compilation_cache, exit_status, extras, host_memory
 
 DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # the default of TFDS
 CURVES = ('error', 'loss', 'validation')
@@ -38,9 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = parser().parse_args(arguments)
   logging.set_verbosity(logging.ERROR)  # Orbax and TFDS log every step they take
   compilation_cache.enable()
-  run = pkgutil.resolve_name(options.function)
   with exit_status.interrupt_on_sigterm():
-    return exit_status.exit_status_of(lambda: run(options))
+    return exit_status.exit_status_of(lambda: extras.resolve(options.function)(options))
 
 
 def parser() -> argparse.ArgumentParser:

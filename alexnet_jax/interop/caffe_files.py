@@ -20,6 +20,8 @@ MESSAGES = {
   'V1LayerParameter': 'optional string name = 4; repeated BlobProto blobs = 6',
   'NetParameter': 'optional string name = 1; repeated V1LayerParameter layers = 2; repeated LayerParameter layer = 100',
 }
+# RGB mean over the pixels of the mean image of ILSVRC-2012, which Caffe's example of classification subtracts.
+MEAN = np.array([122.6789143406786, 116.66876761696767, 104.0069879317889])
 NETS = {'AlexNet': 'bvlc_alexnet', 'CaffeNet': 'bvlc_reference_caffenet'}  # variant by the name in a .caffemodel
 
 

@@ -2,16 +2,20 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
 import shlex
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.evaluation import trained_model
+from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.interop import caffe_files, layout, weight_files
 from alexnet_jax.models import device_mesh, towers
+from alexnet_jax.models.registry import build
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import atomic_files
@@ -82,13 +86,9 @@ def import_weights(
     RunError: if the folder cannot be written.
   """
   run_folder.check_has_no_run(workdir)  # before reading the file, which takes longer
-  weights = weight_files.read(path, net=net)
-  if mean is not None:
-    weights = weights._replace(mean_image=_read_mean_image(mean, path, weights))
+  weights = read_weights(path, mean=mean, classes=classes, net=net)
   if weights.mean_image is None:
     raise UsageError(f'{path} does not contain the mean image of its training set; name that file with --mean.')
-  if classes is not None:
-    weights = weights._replace(class_names=_read_classes(classes, path, len(weights.class_names)))
   try:
     _write_run(workdir, weights)
   except OSError as error:
@@ -96,6 +96,39 @@ def import_weights(
   print(f'{workdir}: {_summary(weights)}')
   flags = _config_flags(weights.config.data)
   print(f'Evaluate it with python main.py {flags} --mode=eval --workdir={workdir}')
+
+
+def read_weights(
+  path: pathlib.Path, *, mean: str | os.PathLike | None, classes: str | os.PathLike | None, net: str | None
+) -> layout.Weights:
+  """Reads a file of weights, and the files with its mean image and class names; see `import_weights`.
+
+  Returns:
+    The weights, without a mean image if neither `path` nor `mean` has it.
+
+  Raises:
+    UsageError: if a file cannot be read, or the files do not fit each other.
+  """
+  weights = weight_files.read(path, net=net)
+  if mean is not None:
+    weights = weights._replace(mean_image=_read_mean_image(pathlib.Path(mean), path, weights))
+  if classes is not None:
+    weights = weights._replace(class_names=_read_classes(pathlib.Path(classes), path, len(weights.class_names)))
+  return weights
+
+
+def to_model(weights: layout.Weights) -> TrainedModel:
+  """Returns the network of a file of weights, which must contain a mean image, on one device."""
+  config, class_names = weights.config.model, weights.class_names
+  mesh, params = _put_params(weights)
+  mean_image = jnp.asarray(weights.mean_image, jnp.float32)
+  return TrainedModel(build(config, len(class_names)), params, mean_image, class_names, weights.num_steps, config, mesh)
+
+
+def _put_params(weights):
+  """Returns a mesh of one device and the parameters on it."""
+  mesh = device_mesh.make_mesh(1, 1, num_towers=weights.config.model.num_towers, batches={})
+  return mesh, jax.device_put(weights.params(), jax.NamedSharding(mesh, towers.PARAMS))
 
 
 def _config_flags(data):
@@ -136,11 +169,9 @@ def _write_run(folder, weights):
   statistics = PixelStatistics(np.asarray(weights.mean_image, np.float64), np.zeros((3, 3)), 0)
   run_folder.prepare(folder, config)
   run_folder.write_metadata(folder, config, statistics, weights.class_names)
-  mesh = device_mesh.make_mesh(1, 1, num_towers=config.model.num_towers, batches={})
-  with jax.set_mesh(mesh):
-    params = jax.device_put(weights.params(), jax.NamedSharding(mesh, towers.PARAMS))
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-      checkpoints.save(weights.num_steps, {'params': params}, {})
+  mesh, params = _put_params(weights)
+  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder)) as checkpoints:
+    checkpoints.save(weights.num_steps, {'params': params}, {})
 
 
 def _summary(weights):

@@ -1,22 +1,23 @@
 """Reads and writes files of weights, in the format given by the suffix."""
 
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from alexnet_jax.interop import caffe_files, onnx_files, safetensors_files, torchvision_files
 from alexnet_jax.interop.layout import Weights
+from alexnet_jax.runtime import extras
 from alexnet_jax.runtime.errors import UsageError
 
-READERS: dict[str, Callable[..., Weights]] = {
-  '.safetensors': safetensors_files.read,
-  '.onnx': onnx_files.read,
-  '.caffemodel': caffe_files.read,
-  '.pth': torchvision_files.read,
-  '.pt': torchvision_files.read,
+# Functions by suffix, imported when they are called, because ONNX is not installed with the core.
+READERS = {
+  '.safetensors': 'alexnet_jax.interop.safetensors_files:read',
+  '.onnx': 'alexnet_jax.interop.onnx_files:read',
+  '.caffemodel': 'alexnet_jax.interop.caffe_files:read',
+  '.pth': 'alexnet_jax.interop.torchvision_files:read',
+  '.pt': 'alexnet_jax.interop.torchvision_files:read',
 }
-WRITERS: dict[str, Callable[[pathlib.Path, Weights], None]] = {
-  '.safetensors': safetensors_files.write,
-  '.onnx': onnx_files.write,
+WRITERS = {
+  '.safetensors': 'alexnet_jax.interop.safetensors_files:write',
+  '.onnx': 'alexnet_jax.interop.onnx_files:write',
 }
 
 
@@ -29,7 +30,8 @@ def read(path: pathlib.Path, *, net: str | None = None) -> Weights:
     net: network of a .caffemodel file that does not identify it.
 
   Raises:
-    UsageError: if the file type is unknown, the file cannot be read, or it does not contain the tensors of its network.
+    UsageError: if the file type is unknown, the file cannot be read, a package is missing that reads it, or it does not
+      contain the tensors of its network.
   """
   if net is not None and path.suffix != '.caffemodel':
     raise UsageError(f'--net={net} applies to .caffemodel files only; omit it for {path}.')
@@ -37,16 +39,17 @@ def read(path: pathlib.Path, *, net: str | None = None) -> Weights:
   if not path.is_file():
     raise UsageError(f'{path} does not exist or is not a file; choose a file of weights.')
   options = {} if net is None else {'net': net}
-  return READERS[path.suffix](path, **options)
+  return extras.resolve(READERS[path.suffix])(path, **options)
 
 
 def write(path: pathlib.Path, weights: Weights) -> None:
   """Writes a .safetensors or .onnx file that `read` reads.
 
   Raises:
+    UsageError: if a package is missing that writes it.
     OSError: if the file cannot be written.
   """
-  WRITERS[path.suffix](path, weights)
+  extras.resolve(WRITERS[path.suffix])(path, weights)
 
 
 def check_file_type(path: pathlib.Path, supported: Iterable[str]) -> None:

@@ -169,8 +169,9 @@ def load_newest_params(
 
   def read(step):
     folder = workdir.absolute() / 'checkpoints' / str(step)
-    with ocp.PyTreeCheckpointer() as reader:
-      tree = reader.metadata(folder / 'state').item_metadata.tree['params']
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+      tree = handler.metadata(folder / 'state').tree['params']  # `reader.metadata` warns that a file is missing
       shapes = {layer: {name: tuple(x.shape) for name, x in arrays.items()} for layer, arrays in tree.items()}
       target = {'params': _with_shardings(select(shapes), mesh)}
       args = ocp.args.PyTreeRestore(
