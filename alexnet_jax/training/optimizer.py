@@ -57,7 +57,8 @@ class Group:
 
   def transformation(self, momentum: float) -> optax.GradientTransformation:
     """Creates the update rule of the group. Its state contains the velocities, the schedule and the learning rate."""
-    rule = optax.inject_hyperparams(momentum_sgd, ('momentum', 'weight_decay'), hyperparam_dtype=jnp.float32)
+    static_args = 'momentum', 'weight_decay'
+    rule = optax.inject_hyperparams(momentum_sgd, static_args=static_args, hyperparam_dtype=jnp.float32)
     can_freeze = any(self.schedule.initial * factor == 0 for _, factor in self.schedule.factors)
     return rule(self.schedule, momentum, self.weight_decay, can_freeze)
 

@@ -80,7 +80,8 @@ class Plateau:
   def init(self) -> PlateauState:
     """Returns the state before the first step."""
     zero = jnp.zeros((), jnp.int32)
-    return PlateauState(zero, zero, jnp.full((), jnp.inf, jnp.float32), zero)
+    best_error = jnp.full((), jnp.inf, jnp.float32)
+    return PlateauState(num_steps=zero, num_decays=zero, best_error=best_error, evaluations_since_best=zero)
 
   def update(self, state: PlateauState, **_: Any) -> PlateauState:
     """Counts a step."""
