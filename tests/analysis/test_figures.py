@@ -106,7 +106,8 @@ def test_curves_are_those_of_the_run(trained_run, data_dir, tmp_path, capsys):
   with contextlib.closing(Progress(folder, config, 10, 1293, 41)) as progress:
     for step in range(1, 42):
       metrics = {'loss': jnp.float32(3 - step / 100), 'error': jnp.float32(90 - step)}
-      progress.step_dispatched(step, 0.1, metrics)
+      learning_rates = {'kernel': jnp.float32(0.1), 'bias': jnp.float32(0.1)}
+      progress.step_dispatched(step, metrics | {'learning_rates': learning_rates}, shifts_colour=True)
     progress.read()
     progress.evaluated(41, {'top1_error': 12.5, 'top5_error': 3.0, 'log_prob': -1.0, 'num_examples': 100})
   curves = read_curves(folder)
