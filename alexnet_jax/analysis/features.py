@@ -251,7 +251,11 @@ def _extract_arrays(
     done = _load_progress(folder, job, min(rows.num_rows, labels.num_rows))
     rows.truncate(done['rows'])
     labels.truncate(done['rows'])
-    _check_space(folder, (len(images) - rows.num_rows) * 4 * math.prod(shape))
+    num_bytes, free = (len(images) - rows.num_rows) * 4 * math.prod(shape), shutil.disk_usage(folder).free
+    if num_bytes > free:
+      raise RunError(
+        f'the features need {num_bytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; free some space.'
+      )
     bar = tqdm.tqdm(total=len(images), initial=done['seen'], unit=' images', desc=layer, mininterval=1)
     for batch, skipped in images.batches(done['batches']):
       is_image = batch['weight'] > 0
@@ -263,19 +267,11 @@ def _extract_arrays(
       done |= {'batches': done['batches'] + 1, 'seen': num_seen, 'rows': rows.num_rows}
       _write_json(folder / 'done.json', done)
     bar.close()
-    rows.finish()
-    labels.finish()
   return done['skipped']
 
 
 def _load_progress(folder: pathlib.Path, job: dict[str, Any], num_rows: int) -> dict[str, Any]:
-  """Returns the progress of an interrupted extraction in done.json, or that of a new extraction.
-
-  Args:
-    folder: folder of the extraction.
-    job: description of the extraction.
-    num_rows: number of rows in the folder's arrays.
-  """
+  """Returns the progress of an interrupted extraction of the same job and as many rows, or that of a new extraction."""
   new = {'job': job, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
   try:
     done = json.loads((folder / 'done.json').read_text())
@@ -292,7 +288,8 @@ def _load_progress(folder: pathlib.Path, job: dict[str, Any], num_rows: int) -> 
 class _GrowingArray:
   """An .npy file to which rows are appended.
 
-  If the disk is full, `append` raises OSError. Writing to a memory-mapped file of the final size would crash.
+  If the disk is full, `append` raises OSError. Writing to `np.lib.format.open_memmap` would end the process by SIGBUS,
+  and needs the number of rows in advance, which skipped images reduce.
 
   Attributes:
     num_rows: number of rows.
@@ -323,27 +320,16 @@ class _GrowingArray:
     self._file.flush()
     self.num_rows += len(rows)
 
-  def finish(self) -> None:
-    """Writes the final header and flushes the file to disk."""
-    self._write_header(self.num_rows)
-    self._file.flush()
-    os.fsync(self._file.fileno())
-
   def close(self) -> None:
-    self._file.close()
-
-
-def _check_space(folder: pathlib.Path, num_bytes: int) -> None:
-  free = shutil.disk_usage(folder).free
-  if num_bytes > free:
-    raise RunError(
-      f'the features need {num_bytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; free some space.'
-    )
+    """Writes the header of the rows so far, and the file to the disk."""
+    with self._file:
+      self._write_header(self.num_rows)
+      self._file.flush()
+      os.fsync(self._file.fileno())
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-  with atomic_files.atomic_write(path) as partial:
-    partial.write_text(json.dumps(value, indent=0))
+  atomic_files.write_text(path, json.dumps(value, indent=0))
 
 
 # Commands.

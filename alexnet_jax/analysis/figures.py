@@ -27,13 +27,7 @@ from alexnet_jax.runtime.errors import RunError, UsageError
 
 
 def draw(options: argparse.Namespace) -> int:
-  """Draws the figure of a command line and saves it.
-
-  Args:
-    options: options of the subcommand `figures`.
-
-  Returns:
-    Number of images that could not be read.
+  """Draws and saves the figure of a command line, and returns the number of images that could not be read.
 
   Raises:
     UsageError, RunError: as the function of the figure and `plots.save`.
@@ -47,13 +41,7 @@ def draw(options: argparse.Namespace) -> int:
 
 
 def make_figure(options: argparse.Namespace) -> tuple[Figure, int]:
-  """Calls the function of a figure with the options of a command line.
-
-  Args:
-    options: options of the subcommand `figures`.
-
-  Returns:
-    The figure, and the number of images that could not be read.
+  """Makes the figure of a command line, and returns it with the number of images that could not be read.
 
   Raises:
     UsageError: if `--num_images` is less than 1.
@@ -69,30 +57,21 @@ def make_figure(options: argparse.Namespace) -> tuple[Figure, int]:
       return architecture(options.workdir, config_file=options.config, num_classes=options.num_classes), 0
   if options.num_images < 1:
     raise UsageError(f'--num_images={options.num_images} must be 1 or more.')
-  selection = ImageSelection(options.num_images, options.images, options.seed, options.split, options.data_dir)
+  selection = ImageSelection(**{name: getattr(options, name) for name in ImageSelection._fields})
   match options.figure:
     case 'predictions':
-      return predictions(options.workdir, selection, only_errors=options.only_errors)
+      return predictions(selection, only_errors=options.only_errors)
     case 'neighbours':
-      return neighbours(options.workdir, selection, k=options.k, layer=options.layer)
+      return neighbours(selection, k=options.k, layer=options.layer)
     case 'maps':
-      return maps(options.workdir, selection, layer=options.layer, common_scale=options.common_scale)
+      return maps(selection, layer=options.layer, common_scale=options.common_scale)
     case 'saliency':
-      return saliency(options.workdir, selection, threshold=options.threshold)
+      return saliency(selection, threshold=options.threshold)
   raise ValueError(f"there is no figure '{options.figure}'")
 
 
 def draw_file_predictions(predictions: Sequence[Prediction], class_names: Sequence[str], output: pathlib.Path) -> None:
-  """Draws image files with the five most probable classes of each, and saves the figure.
-
-  Args:
-    predictions: predictions of the image files.
-    class_names: class names by label.
-    output: .png, .svg or .pdf file.
-
-  Raises:
-    UsageError, RunError: as `plots.save`.
-  """
+  """Draws image files with the five most probable classes of each, and saves the figure; raises as `plots.save`."""
   images = np.stack([prediction.image for prediction in predictions])
   log_probs = np.stack([prediction.log_probs for prediction in predictions])
   plots.save(plots.draw_predictions(images, log_probs, class_names), output)
@@ -198,16 +177,21 @@ def architecture(
 class ImageSelection(NamedTuple):
   """The images of a figure: image files, or random examples of a split.
 
+  The functions that take it return the figure, and the number of images that could not be read. They raise `UsageError`
+  if there is no such run, file, split or layer, and `RunError` if no image can be read.
+
   Attributes:
+    workdir: folder of the run whose network evaluates the images.
     num_images: number of random examples, 1 or more.
-    paths: files, folders and patterns; if not empty, these files are the images.
+    images: files, folders and patterns; if not empty, these files are the images.
     seed: seed of the random choice.
     split: split of the random examples in TFDS's notation; None for the run's test split.
     data_dir: folder of the dataset; None for the run's.
   """
 
+  workdir: pathlib.Path
   num_images: int
-  paths: Sequence[str] = ()
+  images: Sequence[str] = ()
   seed: int = 0
   split: str | None = None
   data_dir: str | None = None
@@ -227,57 +211,48 @@ class Images(NamedTuple):
   num_skipped: int
 
 
-def predictions(workdir: pathlib.Path, selection: ImageSelection, *, only_errors: bool = False) -> tuple[Figure, int]:
+def predictions(selection: ImageSelection, *, only_errors: bool = False) -> tuple[Figure, int]:
   """Draws images with the five most probable classes of each (figure 4, left).
 
   Args:
-    workdir: folder of the run.
     selection: the images.
     only_errors: whether only misclassified examples of the split are drawn.
 
-  Returns:
-    The figure, and the number of images that could not be read.
-
   Raises:
-    UsageError: if there is no such run, file or split, or `only_errors` is combined with files.
-    RunError: if no image can be read, or none is misclassified.
+    UsageError: if `only_errors` is combined with files, or as `ImageSelection` describes.
+    RunError: if no image is misclassified, or as `ImageSelection` describes.
   """
-  model = trained_model.load(workdir, batch_size=0)
+  model = trained_model.load(selection.workdir, batch_size=0)
   if not only_errors:
-    images = _read_images(workdir, model, selection)
+    images = _read_images(selection, model)
     log_probs = _log_probs(model, images.images)
-  elif not selection.paths:
-    images, log_probs = _read_errors(workdir, model, selection)
+  elif not selection.images:
+    images, log_probs = _read_errors(selection, model)
   else:
     raise UsageError('--only_errors requires images whose classes are known, those of a split; name no files.')
   figure = plots.draw_predictions(images.images, log_probs, model.class_names, images.labels)
   return figure, images.num_skipped
 
 
-def neighbours(
-  workdir: pathlib.Path, selection: ImageSelection, *, k: int = 6, layer: str = 'fc7'
-) -> tuple[Figure, int]:
+def neighbours(selection: ImageSelection, *, k: int = 6, layer: str = 'fc7') -> tuple[Figure, int]:
   """Draws images with their nearest training images (figure 4, right).
 
   Prints the percentage of neighbours with the class of their query if the classes are known. The features of the
   training images are extracted once and saved to WORKDIR/features/.
 
   Args:
-    workdir: folder of the run.
     selection: the images.
     k: number of neighbours.
     layer: layer whose activations are compared.
 
-  Returns:
-    The figure, and the number of images that could not be read.
-
   Raises:
-    UsageError: if there is no such run, layer, file or split, or `k` is not 1 to the number of training images.
-    RunError: if no image can be read, or as `features.extract` and `find_nearest`.
+    UsageError: if `k` is not 1 to the number of training images, or as `ImageSelection` describes.
+    RunError: as `ImageSelection` describes, `features.extract` or `find_nearest`.
   """
+  workdir = selection.workdir
   model = trained_model.load(workdir, batch_size=0)
   model.check_layer(layer)
-  images = _read_images(workdir, model, selection)
+  images = _read_images(selection, model)
   batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
   dataset = features.open_dataset(workdir, model.stored_size, directory=selection.data_dir, batch_size=batch_size)
   train = _training_features(workdir, model, dataset, layer)
@@ -311,29 +286,22 @@ def _training_features(workdir: pathlib.Path, model: TrainedModel, dataset: Data
   return features.load(folder)
 
 
-def maps(
-  workdir: pathlib.Path, selection: ImageSelection, *, layer: str = 'conv1', common_scale: bool = False
-) -> tuple[Figure, int]:
+def maps(selection: ImageSelection, *, layer: str = 'conv1', common_scale: bool = False) -> tuple[Figure, int]:
   """Draws the kernel maps of a layer for one image, by tower.
 
   Args:
-    workdir: folder of the run.
     selection: the image.
     layer: convolutional or pooling layer.
     common_scale: whether all maps are drawn on one scale.
 
-  Returns:
-    The figure, and the number of images that could not be read.
-
   Raises:
-    UsageError: if there is no such run, layer, file or split, the layer has no maps, or there are several images.
-    RunError: if no image can be read.
+    UsageError: if the layer has no maps, there are several images, or as `ImageSelection` describes.
   """
-  model = trained_model.load(workdir, batch_size=0)
+  model = trained_model.load(selection.workdir, batch_size=0)
   if len(model.layer_shape(layer)) != 3:
     with_maps = ', '.join(name for name, shape in model.layer_shapes().items() if len(shape) == 3)
     raise UsageError(f'{layer} has no maps; choose one of {with_maps}.')
-  images = _read_images(workdir, model, selection)
+  images = _read_images(selection, model)
   if len(images.images) > 1:
     raise UsageError(f'maps are drawn for one image, but there are {len(images.images)}; name one.')
   (layer_maps,) = model.in_batches(lambda batch: model.activations(batch, layer), images.images)
@@ -342,25 +310,20 @@ def maps(
   return figure, images.num_skipped
 
 
-def saliency(workdir: pathlib.Path, selection: ImageSelection, *, threshold: float = 3.0) -> tuple[Figure, int]:
+def saliency(selection: ImageSelection, *, threshold: float = 3.0) -> tuple[Figure, int]:
   """Draws images with the gradient of the top class's log-probability with respect to the pixels.
 
   Args:
-    workdir: folder of the run.
     selection: the images.
     threshold: gradients below this many standard deviations are drawn as zero, 0 or more.
 
-  Returns:
-    The figure, and the number of images that could not be read.
-
   Raises:
-    UsageError: if there is no such run, file or split, or the threshold is negative.
-    RunError: if no image can be read.
+    UsageError: if the threshold is negative, or as `ImageSelection` describes.
   """
   if not threshold >= 0:
     raise UsageError(f'--threshold={threshold} must be 0 or more; the tool of 2012 used 3.')
-  model = trained_model.load(workdir, batch_size=0)
-  images = _read_images(workdir, model, selection)
+  model = trained_model.load(selection.workdir, batch_size=0)
+  images = _read_images(selection, model)
   log_probs = _log_probs(model, images.images)
   gradients = model.in_batches(model.saliency, images.images)
   titles = [
@@ -376,13 +339,13 @@ def _log_probs(model: TrainedModel, images: np.ndarray) -> np.ndarray:
   return model.in_batches(lambda batch: model.log_probs(batch, crops), images)
 
 
-def _read_images(workdir: pathlib.Path, model: TrainedModel, selection: ImageSelection) -> Images:
+def _read_images(selection: ImageSelection, model: TrainedModel) -> Images:
   """Reads the selected files or random examples; prints the files that cannot be read."""
-  if not selection.paths:
-    source = _open_split(workdir, model, selection)
-    return _read_examples(source, _random_order(source, selection)[: selection.num_images])
+  if not selection.images:
+    source, order = _open_split(selection, model)
+    return _read_examples(source, order[: selection.num_images])
   images, num_skipped = [], 0
-  for path in image_io.find_images(selection.paths):
+  for path in image_io.find_images(selection.images):
     try:
       images.append(image_io.read_square(path, model.stored_size))
     except ValueError as error:
@@ -393,10 +356,9 @@ def _read_images(workdir: pathlib.Path, model: TrainedModel, selection: ImageSel
   return Images(np.stack(images), np.full(len(images), -1, np.int32), num_skipped)
 
 
-def _read_errors(workdir: pathlib.Path, model: TrainedModel, selection: ImageSelection) -> tuple[Images, np.ndarray]:
+def _read_errors(selection: ImageSelection, model: TrainedModel) -> tuple[Images, np.ndarray]:
   """Evaluates a split in random order until enough examples are misclassified; returns them and their log_probs."""
-  source = _open_split(workdir, model, selection)
-  order = _random_order(source, selection)
+  source, order = _open_split(selection, model)
   errors: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
   batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
   with tqdm.tqdm(total=len(source), unit=' images', desc='Finding errors', leave=False, mininterval=1) as bar:
@@ -414,16 +376,13 @@ def _read_errors(workdir: pathlib.Path, model: TrainedModel, selection: ImageSel
   return Images(images, labels, len(source.skipped)), log_probs
 
 
-def _open_split(workdir: pathlib.Path, model: TrainedModel, selection: ImageSelection) -> Source:
-  config = run_folder.load_config(workdir)
+def _open_split(selection: ImageSelection, model: TrainedModel) -> tuple[Source, np.ndarray]:
+  """Opens the selected split; returns it with all indices in random order."""
+  config = run_folder.load_config(selection.workdir)
   config.data.dir = selection.data_dir or config.data.dir
   split = selection.split or config.data.test_split
   (source,) = sources.open_splits(config.data, model.stored_size, [split], allow_unlabelled=[split])
-  return source
-
-
-def _random_order(source: Source, selection: ImageSelection) -> np.ndarray:
-  return np.random.default_rng(selection.seed).permutation(len(source))
+  return source, np.random.default_rng(selection.seed).permutation(len(source))
 
 
 def _read_examples(source: Source, indices: np.ndarray) -> Images:

@@ -59,11 +59,7 @@ def save(figure: Figure, path: pathlib.Path) -> None:
 
 
 def check_suffix(path: pathlib.Path) -> None:
-  """Checks that a figure can be saved under a file name.
-
-  Raises:
-    UsageError: if the suffix is not .png, .svg or .pdf.
-  """
+  """Raises `UsageError` if the suffix of a file name is not .png, .svg or .pdf."""
   if path.suffix.lower() not in FORMATS:
     raise UsageError(f"'{path}' does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; name another --output.")
 
@@ -120,9 +116,9 @@ def _draw_tower(axes: Axes, tower: int, tiles: np.ndarray, num_columns: int, **i
   axes.set_title(f'tower {tower}', loc='left', color=tower_colour(tower), weight='bold')
 
 
-def _mosaic(tiles: np.ndarray, num_columns: int, gap: int = 1) -> np.ndarray:
+def _mosaic(tiles: np.ndarray, num_columns: int) -> np.ndarray:
   """Arranges tiles [tile, height, width, ...] row by row on white: [height, width, ...]."""
-  num_tiles, height, width = tiles.shape[:3]
+  gap, (num_tiles, height, width) = 1, tiles.shape[:3]
   num_rows = math.ceil(num_tiles / num_columns)
   mosaic = np.ones((num_rows * (height + gap) - gap, num_columns * (width + gap) - gap, *tiles.shape[3:]))
   for index, tile in enumerate(tiles):

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line
 
 # The formats of photographs. Pillow opens others too, some with external programs such as Ghostscript.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF', 'BMP', 'PPM', 'JPEG2000', 'AVIF')
@@ -150,7 +150,8 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
       _check_size(image.width, image.height, encoded if image.format in ('JPEG', 'MPO') else b'')
       return _to_rgb(image)
   except Exception as error:  # on damaged files Pillow raises errors of many types
-    raise ValueError(_reason(error)) from error
+    is_unknown = isinstance(error, PIL.UnidentifiedImageError)
+    raise ValueError('not an image in a known format' if is_unknown else first_line(error)) from error
 
 
 def _check_size(width, height, jpeg=b''):
@@ -189,12 +190,6 @@ def _to_rgb(image):
   if image.mode == 'P' and 'transparency' in image.info:
     image = image.convert('RGBA')
   return np.asarray(image.convert('RGB'))
-
-
-def _reason(error):
-  if isinstance(error, PIL.UnidentifiedImageError):
-    return 'not an image in a known format'
-  return str(error).strip() or type(error).__name__
 
 
 def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import os
 import pathlib
 import stat
@@ -19,6 +17,7 @@ from alexnet_jax.runtime import atomic_files, compilation_cache
 if TYPE_CHECKING:
   from alexnet_jax.data.sources import Source
 
+IMAGES_PER_READ = 16  # one at a time, Grain takes longer for a small image than decoding it
 MAX_ADDED_IMAGES = 2**24  # a sum of more uint8 pixels may overflow 32 bits
 
 
@@ -138,34 +137,24 @@ def compute(source: Source, num_threads: int = 0) -> PixelStatistics:
   Raises:
     RunError: if an image cannot be read and is not skipped.
   """
-  import tqdm  # of the extra `train`, which loading saved statistics does not need
+  import grain  # of the extra `train`, which loading saved statistics does not need
+  import tqdm  # as above
 
+  def read(indices):
+    return [example[0].copy() for example in source.read_or_none(indices.tolist()) if example]
+
+  num_threads = num_threads or os.cpu_count() or 1
+  batches = grain.MapDataset.range(len(source)).batch(IMAGES_PER_READ).map(read)
+  batches = batches.to_iter_dataset(grain.ReadOptions(num_threads, 2 * num_threads))
   merged, sums = PixelSums.zero(source.size), PixelSums.zero(source.size)
-  title = f'Mean image of {source.dataset}, {source.split}'
-  with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-    for image in tqdm.tqdm(_read_ahead(pool, source), title, len(source), unit=' images'):
-      if image is None:
-        continue
-      if sums.num_images == MAX_ADDED_IMAGES:
-        merged, sums = merged.merge(sums), PixelSums.zero(source.size)
-      sums = sums.add(image)
+  with tqdm.tqdm(total=len(source), desc=f'Mean image of {source.dataset}, {source.split}', unit=' images') as bar:
+    for images in batches:
+      for image in images:
+        if sums.num_images == MAX_ADDED_IMAGES:
+          merged, sums = merged.merge(sums), PixelSums.zero(source.size)
+        sums = sums.add(image)
+      bar.update(len(images))
   return merged.merge(sums).statistics()._replace(num_images=len(source))
-
-
-def _read_ahead(pool, source, distance=64):
-  """Yields the images in order, None for a skipped one, while the pool decodes the next `distance` images."""
-
-  def read(index):
-    (example,) = source.read_or_none([index])
-    return example and example[0]
-
-  pending: collections.deque[concurrent.futures.Future] = collections.deque()
-  for index in range(len(source)):
-    pending.append(pool.submit(read, index))
-    if len(pending) > distance:
-      yield pending.popleft().result()
-  while pending:
-    yield pending.popleft().result()
 
 
 def file_name(split: str, size: int, classes: Sequence[str] = ()) -> str:

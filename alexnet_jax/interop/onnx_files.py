@@ -38,11 +38,7 @@ def read(path: pathlib.Path) -> layout.Weights:
 
 
 def write(path: pathlib.Path, weights: layout.Weights) -> None:
-  """Writes an .onnx file.
-
-  Raises:
-    OSError: if the file cannot be written.
-  """
+  """Writes an .onnx file; raises `OSError` if that fails."""
   onnx.save(make_model(weights), path)
 
 

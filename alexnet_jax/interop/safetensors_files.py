@@ -30,9 +30,5 @@ def read(path: pathlib.Path) -> layout.Weights:
 
 
 def write(path: pathlib.Path, weights: layout.Weights) -> None:
-  """Writes a .safetensors file that `read` reads.
-
-  Raises:
-    OSError: if the file cannot be written.
-  """
+  """Writes a .safetensors file that `read` reads; raises `OSError` if that fails."""
   path.write_bytes(save(weights.arrays(), layout.to_metadata(weights)))

@@ -167,16 +167,7 @@ def conv_by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddi
 
 
 def input_gradient(dy: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-  """Computes the gradient of a convolution of stride 1 with respect to its input.
-
-  Args:
-    dy: gradient of the output maps [batch, height, width, out].
-    kernel: [height, width, in, out].
-    padding: as in the forward pass.
-
-  Returns:
-    The gradient of the input maps [batch, height, width, in].
-  """
+  """Computes `onednn.input_gradient` of a convolution of stride 1 by columns."""
   rotated = kernel[::-1, ::-1].swapaxes(2, 3)  # maps the outputs to the input pixels that they read
   (height, width), ((top, bottom), (left, right)) = kernel.shape[:2], padding
   edges = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
@@ -184,18 +175,7 @@ def input_gradient(dy: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Ar
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padding: Padding) -> jax.Array:
-  """Computes the gradient of a convolution with respect to its kernel.
-
-  Args:
-    x: input maps [batch, height, width, in].
-    dy: gradient of the output maps [batch, height, width, out].
-    kernel_shape: (height, width, in, out).
-    stride: as in the forward pass.
-    padding: as in the forward pass.
-
-  Returns:
-    The gradient of the kernel, of `kernel_shape`.
-  """
+  """Computes `onednn.kernel_gradient` from patches and one matrix product."""
   kernel_height, kernel_width, num_in, num_out = kernel_shape
   _, height, width, _ = dy.shape
   x, (blocks_high, blocks_wide) = _in_blocks(x, (height, width), (kernel_height, kernel_width), stride, padding)

@@ -5,20 +5,21 @@ same order of the images and the same number of steps.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from alexnet_jax.analysis import measures
-from alexnet_jax.reproduction import verdicts
+from alexnet_jax.analysis.measures import measure_colour, measure_same_class, measure_training_error
 from alexnet_jax.reproduction.records import Curve, Record
 from alexnet_jax.reproduction.verdicts import (
-  Conclusion,
+  Finding,
   Records,
   compare_crops,
   compare_errors,
+  compare_neighbours,
   compare_overfitting,
   compare_speed,
+  compare_tower_colours,
   compare_with_paper,
 )
 
@@ -37,7 +38,7 @@ class Condition:
     folder: name of the folder of its records and runs, if several experiments share them; else the experiment's name.
     init_from: condition whose network of the same seed it is initialised from.
     ensemble_of: condition whose networks of all seeds are averaged; such a condition trains nothing.
-    measure: function that measures a finished run, given its folder; see `analysis/measures.py`.
+    measures: functions of the folder of a finished run that measure it further; see `analysis/measures.py`.
   """
 
   name: str
@@ -49,7 +50,7 @@ class Condition:
   folder: str = ''
   init_from: 'Condition | None' = None
   ensemble_of: 'Condition | None' = None
-  measure: Callable[[pathlib.Path], Mapping] | None = None
+  measures: Sequence[Callable[[pathlib.Path], Mapping]] = ()
 
 
 # Names of the curves that can be drawn; the test error is that of centre crops.
@@ -87,7 +88,7 @@ class Experiment:
   title: str
   section: str
   conditions: Sequence[Condition]
-  conclude: Conclusion
+  conclude: Callable[[Records], Finding]
   images_per_second: float
   num_seeds: int = 3
   num_images: int = 50_000
@@ -131,16 +132,6 @@ def error_after(record: Record, num_epochs: float) -> float:
   return float(errors[epochs <= num_epochs][-1])
 
 
-def measure_small(folder: pathlib.Path) -> Mapping:
-  """Measures the kernels and the training error of a run of the small AlexNet."""
-  return measures.measure_colour(folder) | measures.measure_training_error(folder)
-
-
-def measure_photographs(folder: pathlib.Path) -> Mapping:
-  """Measures the kernels and the nearest neighbours of a run on photographs."""
-  return measures.measure_colour(folder) | measures.measure_same_class(folder)
-
-
 EVERY_FIVE_EPOCHS: dict[str, object] = {'eval_every': 5 * 391}
 # The test split serves as the validation split, which draws the curve of the test error. No schedule reads it.
 WITH_TEST_CURVE = EVERY_FIVE_EPOCHS | {'data.validation_split': 'test'}
@@ -160,7 +151,6 @@ SMALL: dict[str, object] = {
   'log_every': 79,
 }
 SMALL_EPOCHS = 24
-SMALL_IMAGES_PER_SECOND = 1000
 BOTH_ERRORS = (Record.test_curve, Record.training_curve)
 OVERFITTING_NOTE = (
   'The errors in bold are those of the finished network on centre crops, without dropout. The training error in the '
@@ -189,19 +179,14 @@ The pin to jax 0.10.1 changes this result by less than another order of floating
 def small_condition(name: str, *variants: str) -> Condition:
   """Makes a condition that trains the small AlexNet on CIFAR-10."""
   config = ','.join(('configs/alexnet.py:cifar10,small', *variants))
-  return Condition(name, config, SMALL_EPOCHS, SMALL, folder='small', measure=measure_small)
+  measured = (measure_colour, measure_training_error)
+  return Condition(name, config, SMALL_EPOCHS, SMALL, folder='small', measures=measured)
 
 
-def small_experiment(
-  name: str, title: str, section: str, conditions: Sequence[Condition], conclude: Conclusion, **fields: Any
-) -> Experiment:
-  """Makes an experiment with the small AlexNet on CIFAR-10; `fields` are further fields of `Experiment`."""
-  defaults: dict[str, Any] = {
-    'images_per_second': SMALL_IMAGES_PER_SECOND,
-    'data': 'CIFAR-10, `small`',
-    'curves': (Record.test_curve,),
-  }
-  return Experiment(name, title, section, conditions, conclude, **(defaults | fields))
+# Makes an experiment with the small AlexNet on CIFAR-10.
+small_experiment = functools.partial(
+  Experiment, images_per_second=1000, data='CIFAR-10, `small`', curves=(Record.test_curve,)
+)
 
 
 # Without overlap conv5 has no padding (run 147), so images of 64 pixels would leave it a single position; 96 pixels
@@ -239,7 +224,7 @@ VEHICLES = {
   'eval_every': 95,  # every five epochs
 }
 PRETRAINED = dataclasses.replace(
-  small_condition('animals', 'conv6'), fields=SMALL | ANIMALS, folder='pretraining', measure=None, num_epochs=20
+  small_condition('animals', 'conv6'), fields=SMALL | ANIMALS, folder='pretraining', measures=(), num_epochs=20
 )
 
 
@@ -251,7 +236,7 @@ def vehicle_condition(
     small_condition(name, *variants),
     fields=SMALL | VEHICLES,
     folder='pretraining',
-    measure=None,
+    measures=(),
     init_from=init_from,
     num_epochs=60,
     learning_rates=learning_rates,
@@ -272,7 +257,7 @@ def photograph_condition(name: str, *variants: str) -> Condition:
       **TWO_DECAYS,
       'batch_size': 32,
     },
-    measure=measure_photographs,
+    measures=(measure_colour, measure_same_class),
   )
 
 
@@ -301,7 +286,7 @@ EXPERIMENTS = {
           trial_epochs=3,
         ),
       ),
-      conclude=compare_speed('relu', 'tanh', to_error=25, paper=6),
+      conclude=lambda records: compare_speed(records, 'relu', 'tanh', to_error=25, paper=6),
       images_per_second=1400,
       marked_error=25,
       note='The network has four layers of weights and is trained without regularisation and augmentation. The '
@@ -316,7 +301,7 @@ EXPERIMENTS = {
         Condition('with', 'configs/cifar10.py:11pct', 24, WITH_TEST_CURVE | SHORTENED),
         Condition('without', 'configs/cifar10.py:11pct,no_lrn', 24, WITH_TEST_CURVE | SHORTENED),
       ),
-      conclude=compare_errors('with', 'without', paper=2.0),
+      conclude=lambda records: compare_errors(records, 'with', 'without', paper=2.0),
       images_per_second=1000,
       curves=(Record.test_curve,),
       note='The network of 11 % is trained with and without normalisation, for 24 epochs only; errors are of nine '
@@ -328,7 +313,7 @@ EXPERIMENTS = {
       title='The four-layer network of 13 %',
       section='3.3',
       conditions=(Condition('13pct', 'configs/cifar10.py:13pct', 160, WITH_TEST_CURVE),),
-      conclude=compare_with_paper('13pct', paper=13.0, tolerance=0.5),
+      conclude=lambda records: compare_with_paper(records, '13pct', paper=13.0, tolerance=0.5),
       images_per_second=1200,
       num_seeds=1,
       curves=(Record.test_curve,),
@@ -340,7 +325,7 @@ EXPERIMENTS = {
       title='The four-layer network of 11 %',
       section='3.3',
       conditions=(Condition('11pct', 'configs/cifar10.py:11pct', 100, WITH_TEST_CURVE | SHORTENED),),
-      conclude=compare_with_paper('11pct', paper=11.0, tolerance=0.5),
+      conclude=lambda records: compare_with_paper(records, '11pct', paper=11.0, tolerance=0.5),
       images_per_second=1000,
       num_seeds=1,
       curves=(Record.test_curve,),
@@ -354,7 +339,7 @@ EXPERIMENTS = {
       title='Nine crops against the centre crop',
       section='4.1',
       conditions=(),
-      conclude=compare_crops('nine_view'),
+      conclude=lambda records: compare_crops(records, 'nine_view'),
       images_per_second=1,
       reads=('lrn', '13pct', '11pct'),
       note='This experiment uses the networks of other experiments and trains none. The nine crops are those of '
@@ -366,14 +351,14 @@ EXPERIMENTS = {
       'Two towers against one with half of the kernels',
       '3.2',
       (PAPER, small_condition('one_tower', 'one_tower')),
-      compare_errors('paper', 'one_tower', paper=1.7),
+      lambda records: compare_errors(records, 'paper', 'one_tower', paper=1.7),
     ),
     small_experiment(
       'communication',
       'Two towers with and without cross-tower layers',
       '3.2',
       (PAPER, small_condition('no_communication', 'no_communication')),
-      compare_errors('paper', 'no_communication', paper=1.2),
+      lambda records: compare_errors(records, 'paper', 'no_communication', paper=1.2),
       note='Run 150 of 2012 has wider layers to compensate for the inputs that they do not read; `no_communication` '
       'does not.',
     ),
@@ -382,7 +367,7 @@ EXPERIMENTS = {
       'Overlapping pooling',
       '3.4',
       (condition_of_96_pixels('paper'), condition_of_96_pixels('no_overlap', 'no_overlap')),
-      compare_errors('paper', 'no_overlap', paper=0.4),
+      lambda records: compare_errors(records, 'paper', 'no_overlap', paper=0.4),
       images_per_second=450,
       note='Images have 96 x 96 pixels. With 64 x 64 pixels, and the padding that belongs to pooling windows of two '
       'pixels (run 147), the maps of conv5 would have a single position. The paper observes that networks with '
@@ -395,7 +380,7 @@ EXPERIMENTS = {
       'Without augmentation',
       '4.1',
       (PAPER, small_condition('no_augmentation', 'no_augmentation')),
-      compare_overfitting('paper', 'no_augmentation'),
+      lambda records: compare_overfitting(records, 'paper', 'no_augmentation'),
       curves=BOTH_ERRORS,
       note=OVERFITTING_NOTE,
     ),
@@ -404,14 +389,14 @@ EXPERIMENTS = {
       'Local response normalisation in AlexNet',
       '3.3',
       (PAPER, small_condition('no_lrn', 'no_lrn')),
-      compare_errors('paper', 'no_lrn', paper=1.4),
+      lambda records: compare_errors(records, 'paper', 'no_lrn', paper=1.4),
     ),
     small_experiment(
       'colour',
       'The colour shift',
       '4.1',
       (PAPER, small_condition('no_colour', 'no_colour')),
-      compare_errors('paper', 'no_colour', paper=1.0, at_least=True),
+      lambda records: compare_errors(records, 'paper', 'no_colour', paper=1.0, at_least=True),
       note='The colour shift imitates changes in the colour and intensity of the illumination (section 4.1). They may '
       'matter less for ten classes of small images than for a thousand classes of photographs.',
     ),
@@ -420,7 +405,7 @@ EXPERIMENTS = {
       'Ten crops against the centre crop',
       '4.1',
       (PAPER,),
-      compare_crops('ten_view'),
+      lambda records: compare_crops(records, 'ten_view'),
       curves=(),
       data='CIFAR-10, `small`; photographs',
       reads=('photographs',),
@@ -430,7 +415,7 @@ EXPERIMENTS = {
       'Without dropout',
       '4.2',
       (PAPER, NO_DROPOUT),
-      compare_overfitting('paper', 'no_dropout'),
+      lambda records: compare_overfitting(records, 'paper', 'no_dropout'),
       curves=BOTH_ERRORS,
       note=f'{OVERFITTING_NOTE} {NO_DROPOUT_NOTE} Crops and reflections alone prevent this network from overfitting in '
       '24 epochs. The network of the paper had 60 million parameters for 1.2 million images, and 90 epochs.',
@@ -440,7 +425,7 @@ EXPERIMENTS = {
       'Dropout requires more iterations',
       '4.2',
       (PAPER, NO_DROPOUT),
-      compare_speed('no_dropout', 'paper', to_error=35, paper=2, curve=Record.test_curve),
+      lambda records: compare_speed(records, 'no_dropout', 'paper', to_error=35, paper=2, curve=Record.test_curve),
       marked_error=35,
       note='Epochs to a test error of 35 %, a threshold that was chosen before any curve was measured. At thresholds '
       'of 40, 30 and 26 % the ratios are 1.2, 1.3 and 1.2. A run that reaches a threshold only when its learning rate '
@@ -451,7 +436,7 @@ EXPERIMENTS = {
       'Weight decay lowers the training error',
       '5',
       (PAPER, small_condition('no_decay', 'no_decay')),
-      compare_errors('paper', 'no_decay', paper=None, error_of=verdicts.training_error, suffix=' in training'),
+      lambda records: compare_errors(records, 'paper', 'no_decay', paper=None, in_training=True),
       curves=(Record.training_curve,),
     ),
     small_experiment(
@@ -459,7 +444,7 @@ EXPERIMENTS = {
       'Biases of 1 in the early phase',
       '5',
       (PAPER, small_condition('zero_bias', 'zero_bias')),
-      compare_speed('paper', 'zero_bias', to_error=60, paper=None),
+      lambda records: compare_speed(records, 'paper', 'zero_bias', to_error=60, paper=None),
       curves=(Record.training_curve,),
       marked_error=60,
       note='Epochs to a training error of 60 %. The paper does not quantify the acceleration. Its initial weights are '
@@ -474,7 +459,7 @@ EXPERIMENTS = {
         small_condition('without_conv3', 'without_conv3'),
         small_condition('without_conv4', 'without_conv4'),
       ),
-      compare_errors('paper', 'without_conv3', 'without_conv4', paper=2.0),
+      lambda records: compare_errors(records, 'paper', 'without_conv3', 'without_conv4', paper=2.0),
       note='The training error of the finished network increases as well, by about a point. A single layer probably '
       'matters less for ten classes and 24 epochs than for the 1000 classes and 90 epochs of the paper.',
     ),
@@ -482,8 +467,8 @@ EXPERIMENTS = {
       'ensemble',
       'Five networks, averaged',
       '6',
-      (PAPER, dataclasses.replace(PAPER, name='averaged', ensemble_of=PAPER, measure=None)),
-      compare_errors('averaged', 'paper', paper=2.6, min_seeds=1),
+      (PAPER, dataclasses.replace(PAPER, name='averaged', ensemble_of=PAPER, measures=())),
+      lambda records: compare_errors(records, 'averaged', 'paper', paper=2.6, min_seeds=1),
       num_seeds=5,
       curves=(),  # an average has no curve
       note='`averaged` is the mean of the probabilities of seeds 0 to 4.',
@@ -499,7 +484,7 @@ EXPERIMENTS = {
           'pretrained', 'conv6', 'finetune', learning_rates=(0.001, 0.005, 0.01, 0.02), init_from=PRETRAINED
         ),
       ),
-      compare_errors('pretrained', 'five_convs', paper=1.7),
+      lambda records: compare_errors(records, 'pretrained', 'five_convs', paper=1.7),
       num_images=5_000,  # in an epoch, on average over all trainings
       data='CIFAR-10, four classes, `small`',
       note='`pretrained` has a sixth convolution, is pre-trained on the 30,000 images of animals for 20 epochs, and '
@@ -516,7 +501,7 @@ EXPERIMENTS = {
       'One tower learns colour',
       '6.1',
       (PAPER,),
-      verdicts.compare_tower_colours(),
+      compare_tower_colours,
       curves=(),
       run_figures=('kernels',),
       data='CIFAR-10, `small`; photographs',
@@ -532,7 +517,7 @@ EXPERIMENTS = {
       title='The full network on a few photographs',
       section='6.1',
       conditions=(photograph_condition('paper'), photograph_condition('as_run', 'as_run')),
-      conclude=verdicts.compare_neighbours('paper', 'as_run'),
+      conclude=lambda records: compare_neighbours(records, 'paper', 'as_run'),
       images_per_second=25,  # half of the speed of two cores (benchmarks/README.md)
       num_seeds=1,
       num_images=2_800,

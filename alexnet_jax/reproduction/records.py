@@ -152,28 +152,19 @@ def _processor():
 
 
 def save(path: pathlib.Path, record: Record) -> None:
-  """Writes a record as JSON with one curve per line, and creates its folder if necessary.
-
-  Raises:
-    RunError: if the file cannot be written.
-  """
+  """Writes a record as JSON with one curve per line, or raises `RunError`; creates its folder if necessary."""
   lines = [f'  {json.dumps(name)}: {json.dumps(value)}' for name, value in record._asdict().items() if name != 'curves']
   curves = [f'    {json.dumps(name)}: {json.dumps(points)}' for name, points in record.curves.items()]
   lines.append('  "curves": {\n' + ',\n'.join(curves) + '\n  }')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_files.atomic_write(path) as partial:
-      partial.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+    atomic_files.write_text(path, '{\n' + ',\n'.join(lines) + '\n}\n')
   except OSError as error:
     raise RunError(f'{path} cannot be written ({error.strerror}).') from error
 
 
 def load(path: pathlib.Path) -> Record | None:
-  """Reads a record; returns None if the file does not exist.
-
-  Raises:
-    UsageError: if the file is damaged.
-  """
+  """Reads a record; returns None if the file does not exist, and raises `UsageError` if it is damaged."""
   try:
     return Record(**json.loads(path.read_text()))
   except FileNotFoundError:

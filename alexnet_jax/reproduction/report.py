@@ -1,7 +1,7 @@
 """Renders RESULTS.md from the records of all experiments."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from alexnet_jax.reproduction.claims import CLAIMS, IMAGENET, TWO_DEVICES
 from alexnet_jax.reproduction.experiments import (
@@ -96,10 +96,7 @@ def render(records: Mapping[str, Records]) -> str:
 
 def render_claims(records: Mapping[str, Records]) -> str:
   """Renders the table of all claims; the argument is that of `render`."""
-  lines = [
-    '| section | claim | paper | logs of 2012 | ours | data | status | command |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- |',
-  ]
+  rows = []
   for claim in CLAIMS:
     measured, data, status = '', '', f'needs {claim.requires}' if claim.requires else NOT_RUN
     commands = claim.command.split('; ') if claim.command else []
@@ -110,24 +107,26 @@ def render_claims(records: Mapping[str, Records]) -> str:
       if not missing_conditions(experiment, records[experiment.name]):
         measured, status = experiment.conclude(records[experiment.name])
     command = '; '.join(f'`{command}`' for command in commands)
-    cells = (claim.section, claim.statement, claim.paper, claim.logs, measured, data, status, command)
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join([*lines, ''])
+    rows.append((claim.section, claim.statement, claim.paper, claim.logs, measured, data, status, command))
+  return _table('section | claim | paper | logs of 2012 | ours | data | status | command', rows) + '\n'
 
 
 def render_cost() -> str:
   """Renders the table of what the runs on ImageNet cost."""
-  lines = [
-    f'| run | epochs | steps of 128 | days on two CPU cores, {IMAGES_PER_SECOND} images/s | disk, GB |',
-    '| --- | --- | --- | --- | --- |',
-  ]
+  rows = []
   for config, num_epochs, num_training_images, num_images in IMAGENET_RUNS:
     num_trained_images = num_epochs * num_training_images
-    lines.append(
-      f'| `{config}` | {num_epochs} | {round(num_trained_images / 128, -3):,.0f} '
-      f'| {num_trained_images / IMAGES_PER_SECOND / 86_400:.0f} | {num_images * BYTES_PER_IMAGE / 1e9:.0f} |'
-    )
-  return '\n'.join([*lines, ''])
+    num_steps, num_days = num_trained_images / 128, num_trained_images / IMAGES_PER_SECOND / 86_400
+    disk = f'{num_images * BYTES_PER_IMAGE / 1e9:.0f}'
+    rows.append((f'`{config}`', str(num_epochs), f'{round(num_steps, -3):,.0f}', f'{num_days:.0f}', disk))
+  header = f'run | epochs | steps of 128 | days on two CPU cores, {IMAGES_PER_SECOND} images/s | disk, GB'
+  return _table(header, rows) + '\n'
+
+
+def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
+  """Renders a table; the header has a bar between its columns."""
+  rule = ' | '.join('---' for _ in header.split(' | '))
+  return '\n'.join(f'| {line} |' for line in (header, rule, *map(' | '.join, rows)))
 
 
 def missing_conditions(experiment: Experiment, records: Records) -> list[str]:
@@ -157,7 +156,7 @@ def render_entry(experiment: Experiment, records: Records, described: set[tuple[
   ]
   if experiment.conditions:
     paragraphs += _figures(experiment, is_finished=not missing)
-    paragraphs.append(_table(experiment, records))
+    paragraphs.append(_condition_table(experiment, records))
     paragraphs += _trials(experiment, records)
     paragraphs += _commands(experiment, records, set() if described is None else described)
   return '\n\n'.join(paragraphs) + '\n'
@@ -165,54 +164,44 @@ def render_entry(experiment: Experiment, records: Records, described: set[tuple[
 
 def _figures(experiment: Experiment, is_finished: bool) -> list[str]:
   """Renders the figure of an experiment, and those of its run, which exist once it is finished."""
-  paragraphs = []
-  if experiment.curves:
-    paragraphs.append(f'![{experiment.title}](results/{experiment.name}.png)')
-  if is_finished:
-    paths = {name: f'results/{experiment.name}-{name}.png' for name in experiment.run_figures}
-    paragraphs += [
-      f'![{name} of {experiment.conditions[0].name}]({path})'
-      for name, path in paths.items()
-      if name not in FIGURES_OF_IMAGES
-    ]
-    if excluded := [f'`{path}`' for name, path in paths.items() if name in FIGURES_OF_IMAGES]:
-      paragraphs.append(
-        f'The command also draws {" and ".join(excluded)}. They show images of the dataset and are not included.'
-      )
+  paragraphs = [f'![{experiment.title}](results/{experiment.name}.png)'] if experiment.curves else []
+  excluded = []
+  for name in experiment.run_figures if is_finished else ():
+    path = f'results/{experiment.name}-{name}.png'
+    if name in FIGURES_OF_IMAGES:
+      excluded.append(f'`{path}`')
+    else:
+      paragraphs.append(f'![{name} of {experiment.conditions[0].name}]({path})')
+  if excluded:
+    paragraphs.append(
+      f'The command also draws {" and ".join(excluded)}. They show images of the dataset and are not included.'
+    )
   return paragraphs
 
 
-def _table(experiment: Experiment, records: Records) -> str:
+def _condition_table(experiment: Experiment, records: Records) -> str:
   """Renders the table of an experiment, with a row per condition."""
   has_ten = any('ten_view' in record.results for seeds in records.values() for record in seeds)
   crop_set, crops = ('ten_view', 'ten') if has_ten else ('nine_view', 'nine')
-  lines = [
-    f'| condition | epochs | seeds | final training error | test error, centre | {crops} crops | minutes per seed |',
-    '| --- | --- | --- | --- | --- | --- | --- |',
+  rows = [
+    (condition.name, *_cells(seeds, crop_set))
+    for condition in experiment.conditions
+    if (seeds := records.get(condition.name))
   ]
-  for condition in experiment.conditions:
-    if seeds := records.get(condition.name):
-      lines.append(f'| {condition.name} | {" | ".join(_cells(seeds, crop_set))} |')
-  return '\n'.join(lines)
+  return _table(
+    f'condition | epochs | seeds | final training error | test error, centre | {crops} crops | minutes per seed', rows
+  )
 
 
-def _cells(records: Sequence[Record], crop_set: str) -> list[str]:
-  def percent(values):
-    return f'{format_mean_and_std(values)} %' if values else ''
-
+def _cells(records: Sequence[Record], crop_set: str) -> Iterator[str]:
+  yield f'{records[0].num_epochs:.4g}'
+  yield str(len(records))
   curves = [errors for _, errors in (record.training_curve() for record in records)]
   training_errors = [float(errors[-1]) for errors in curves if errors.size]
-  test_errors = {
-    name: [error(record, name) for record in records if name in record.results] for name in ('centre', crop_set)
-  }
-  return [
-    f'{records[0].num_epochs:.4g}',
-    str(len(records)),
-    percent(training_errors),
-    percent(test_errors['centre']),
-    percent(test_errors[crop_set]),
-    f'{statistics.mean(record.minutes for record in records):.0f}',
-  ]
+  test_errors = ([error(record, name) for record in records if name in record.results] for name in ('centre', crop_set))
+  for errors in (training_errors, *test_errors):
+    yield f'{format_mean_and_std(errors)} %' if errors else ''
+  yield f'{statistics.mean(record.minutes for record in records):.0f}'
 
 
 def _trials(experiment: Experiment, records: Records) -> list[str]:

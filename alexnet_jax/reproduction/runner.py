@@ -75,12 +75,10 @@ class Training(NamedTuple):
   @property
   def name(self) -> str:
     """Name of its files, such as 'relu-rate0.001-seed0', or 'averaged'."""
-    if self.condition.ensemble_of:
-      return self.condition.name
     name = self.condition.name
     if self.learning_rate is not None:
       name = trial_name(name, self.learning_rate)
-    return f'{name}-seed{self.seed}'
+    return name if self.condition.ensemble_of else f'{name}-seed{self.seed}'
 
   @property
   def folder(self) -> str:
@@ -299,7 +297,7 @@ def train(training: Training, folders: Folders) -> Record:
     results=results,
     curves=read_curves(workdir),
   )
-  return record._replace(measured=condition.measure(workdir)) if condition.measure else record
+  return record._replace(measured=dict(item for measure in condition.measures for item in measure(workdir).items()))
 
 
 def average(training: Training, folders: Folders) -> Record:
@@ -364,9 +362,9 @@ def draw_run_figures(experiment: Experiment, folders: Folders) -> None:
       case 'kernels':
         figure = figures.kernels(workdir)
       case 'predictions':
-        figure, _ = figures.predictions(workdir, figures.ImageSelection(num_images=8))
+        figure, _ = figures.predictions(figures.ImageSelection(workdir, num_images=8))
       case 'neighbours':
-        figure, _ = figures.neighbours(workdir, figures.ImageSelection(num_images=5))
+        figure, _ = figures.neighbours(figures.ImageSelection(workdir, num_images=5))
     plots.save(figure, path)
 
 
@@ -385,7 +383,6 @@ def write_report(folders: Folders, *, draw: bool = True) -> None:
       figure = plots.draw_comparison(curves, experiment.axis_label, level=experiment.marked_error)
       plots.save(figure, folders.results / f'{name}.png')
   try:
-    with atomic_files.atomic_write(folders.report) as partial:
-      partial.write_text(report.render(finished))
+    atomic_files.write_text(folders.report, report.render(finished))
   except OSError as error:
     raise RunError(f'{folders.report} cannot be written ({error.strerror}).') from error

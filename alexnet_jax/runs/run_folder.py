@@ -64,7 +64,7 @@ def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / '.writable', '')
+    atomic_files.write_text(folder / '.writable', '')
     (folder / '.writable').unlink()
   except OSError as error:
     raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
@@ -83,21 +83,13 @@ def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
 
 
 def check_has_no_run(folder: pathlib.Path) -> None:
-  """Checks that a folder contains no run.
-
-  Raises:
-    UsageError: if it does.
-  """
+  """Raises `UsageError` if a folder contains a run."""
   if _has_checkpoints(folder):
     raise UsageError(f'{folder} already contains a run; choose another folder.')
 
 
 def check_is_shared(folder: pathlib.Path) -> None:
-  """Checks that this process has access to the files that process 0 wrote to the folder of the run.
-
-  Raises:
-    UsageError: if it does not.
-  """
+  """Raises `UsageError` if this process has no access to the files that process 0 wrote to the folder of the run."""
   if not (folder / 'config.json').exists():
     raise UsageError(
       f'{folder.absolute()} is not the folder that process 0 writes to; choose a --workdir that all machines share.'
@@ -140,8 +132,8 @@ def write_metadata(
   else:
     shutil.rmtree(folder / 'features', ignore_errors=True)  # of a network whose checkpoints were removed
   statistics.save(folder / 'statistics.npz')
-  _write(folder / 'classes.txt', '\n'.join(class_names) + '\n')
-  _write(folder / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
+  atomic_files.write_text(folder / 'classes.txt', '\n'.join(class_names) + '\n')
+  atomic_files.write_text(folder / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
 
 
 def load_config(folder: pathlib.Path) -> ConfigDict:
@@ -166,11 +158,7 @@ def load_config(folder: pathlib.Path) -> ConfigDict:
 
 
 def load_classes(folder: pathlib.Path) -> list[str]:
-  """Loads the class names of a run, by label.
-
-  Raises:
-    UsageError: if their file is missing.
-  """
+  """Loads the class names of a run, by label; raises `UsageError` if their file is missing."""
   try:
     return (folder / 'classes.txt').read_text().removesuffix('\n').split('\n')
   except OSError as error:
@@ -178,11 +166,7 @@ def load_classes(folder: pathlib.Path) -> list[str]:
 
 
 def load_statistics(folder: pathlib.Path) -> PixelStatistics:
-  """Loads the pixel statistics of the training set of a run.
-
-  Raises:
-    UsageError: if their file is missing or damaged.
-  """
+  """Loads the pixel statistics of a run's training set; raises `UsageError` if the file is missing or damaged."""
   statistics = pixel_statistics.load(folder / 'statistics.npz')
   if statistics is None:
     raise UsageError(f'{folder}/statistics.npz is missing or damaged; restore it, or train in another --workdir.')
@@ -190,36 +174,23 @@ def load_statistics(folder: pathlib.Path) -> PixelStatistics:
 
 
 def write_results(folder: pathlib.Path, results: dict) -> None:
-  """Writes `results.json`.
-
-  Raises:
-    RunError: if the file cannot be written.
-  """
+  """Writes `results.json`; raises `RunError` if the file cannot be written."""
   try:
-    _write(folder / 'results.json', json.dumps(results, indent=2) + '\n')
+    atomic_files.write_text(folder / 'results.json', json.dumps(results, indent=2) + '\n')
   except OSError as error:
     raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); the results are {results}') from error
 
 
 def write_submission(folder: pathlib.Path, lines: Sequence[str]) -> None:
-  """Writes `submission.txt`.
-
-  Raises:
-    RunError: if the file cannot be written.
-  """
+  """Writes `submission.txt`; raises `RunError` if the file cannot be written."""
   try:
-    _write(folder / 'submission.txt', ''.join(f'{line}\n' for line in lines))
+    atomic_files.write_text(folder / 'submission.txt', ''.join(f'{line}\n' for line in lines))
   except OSError as error:
     raise RunError(f'{folder}/submission.txt cannot be written ({error.strerror}).') from error
 
 
 def _has_checkpoints(folder):
   return any((folder / 'checkpoints').glob('[0-9]*'))
-
-
-def _write(path, text):
-  with atomic_files.atomic_write(path) as partial:
-    partial.write_text(text)
 
 
 def _differences(saved, given):

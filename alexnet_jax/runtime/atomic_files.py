@@ -24,6 +24,12 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
     partial.unlink(missing_ok=True)
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text file by `atomic_write`."""
+  with atomic_write(path) as partial:
+    partial.write_text(text)
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: pathlib.Path, message: str) -> Iterator[None]:
   """Locks a file, which is created if it does not exist and is not removed afterwards.

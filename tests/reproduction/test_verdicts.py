@@ -30,9 +30,8 @@ def reaching(*epochs, num_epochs=40):
   ],
 )
 def test_a_gain_is_judged_by_sign_spread_and_size(base, other, expected):
-  measured, verdict = verdicts.compare_errors('with', 'without', paper=2.0)(
-    {'with': with_error(*base), 'without': with_error(*other)}
-  )
+  records = {'with': with_error(*base), 'without': with_error(*other)}
+  measured, verdict = verdicts.compare_errors(records, 'with', 'without', paper=2.0)
   assert verdict == expected
   assert f'with {sum(base) / len(base):.2f} ' in measured
 
@@ -50,28 +49,29 @@ def test_a_gain_is_judged_by_sign_spread_and_size(base, other, expected):
   ],
 )
 def test_a_speed_up_is_judged_by_sign_spread_and_size(fast, slow, ours, expected):
-  conclude = verdicts.compare_speed('relu', 'tanh', to_error=25, paper=6)
-  measured, verdict = conclude({'relu': reaching(*fast), 'tanh': reaching(*slow)})
+  records = {'relu': reaching(*fast), 'tanh': reaching(*slow)}
+  measured, verdict = verdicts.compare_speed(records, 'relu', 'tanh', to_error=25, paper=6)
   assert ours in measured
   assert verdict == expected
 
 
 def test_an_error_rate_may_be_half_a_point_above_the_paper():
-  conclude = verdicts.compare_with_paper('11pct', paper=11.0, tolerance=0.5)
-  assert conclude({'11pct': with_error(11.4)}) == ('11.40 (1 seed) %', REPRODUCED)
-  assert conclude({'11pct': with_error(11.6)}).verdict == NOT_REPRODUCED
+  def conclude(error):
+    return verdicts.compare_with_paper({'11pct': with_error(error)}, '11pct', paper=11.0, tolerance=0.5)
+
+  assert conclude(11.4) == ('11.40 (1 seed) %', REPRODUCED)
+  assert conclude(11.6).verdict == NOT_REPRODUCED
 
 
 def test_several_crops_must_help_every_network():
   better, worse = with_error(13.0, centre=14.5), with_error(15.0, centre=14.0)
-  measured, verdict = verdicts.compare_crops('nine_view')(
-    {'lrn/with': better, '13pct/13pct': with_error(12.0, centre=13.0)}
-  )
+  records = {'lrn/with': better, '13pct/13pct': with_error(12.0, centre=13.0)}
+  measured, verdict = verdicts.compare_crops(records, 'nine_view')
   assert verdict == REPRODUCED
   assert 'lrn/with 14.50 to 13.00 %' in measured
   assert '+1.25 on average over 2 networks' in measured
-  assert verdicts.compare_crops('nine_view')({'lrn/with': better, 'lrn/without': worse}).verdict == DIRECTION
-  assert verdicts.compare_crops('nine_view')({'lrn/with': better}).verdict == DIRECTION
+  assert verdicts.compare_crops({'lrn/with': better, 'lrn/without': worse}, 'nine_view').verdict == DIRECTION
+  assert verdicts.compare_crops({'lrn/with': better}, 'nine_view').verdict == DIRECTION
 
 
 def trained(*pairs):
@@ -91,7 +91,7 @@ def trained(*pairs):
 )
 def test_the_gain_over_several_conditions_is_their_mean(others, ours, expected):
   records = {'one': with_error(*others[0]), 'two': with_error(*others[1]), 'base': with_error(11.0, 11.2)}
-  measured, verdict = verdicts.compare_errors('base', 'one', 'two', paper=2.0)(records)
+  measured, verdict = verdicts.compare_errors(records, 'base', 'one', 'two', paper=2.0)
   assert measured.endswith(ours)
   assert verdict == expected
 
@@ -99,20 +99,22 @@ def test_the_gain_over_several_conditions_is_their_mean(others, ours, expected):
 @pytest.mark.parametrize(('other', 'expected'), [(60.0, REPRODUCED), (11.1, DIRECTION), (11.0, NOT_REPRODUCED)])
 def test_any_clear_effect_is_reproduced_if_the_paper_gives_no_number(other, expected):
   records = {'base': with_error(11.0, 11.0), 'other': with_error(other, 11.0 if other == 11.1 else other)}
-  assert verdicts.compare_errors('base', 'other', paper=None)(records).verdict == expected
+  assert verdicts.compare_errors(records, 'base', 'other', paper=None).verdict == expected
 
 
 def test_a_larger_effect_is_reproduced_if_the_number_of_the_paper_is_a_lower_bound():
   records = {'base': with_error(11.0, 11.2), 'other': with_error(14.0, 14.2)}
-  assert verdicts.compare_errors('base', 'other', paper=1.0)(records).verdict == DIRECTION
-  assert verdicts.compare_errors('base', 'other', paper=1.0, at_least=True)(records).verdict == REPRODUCED
+  assert verdicts.compare_errors(records, 'base', 'other', paper=1.0).verdict == DIRECTION
+  assert verdicts.compare_errors(records, 'base', 'other', paper=1.0, at_least=True).verdict == REPRODUCED
 
 
 def test_an_average_of_all_seeds_needs_no_repetition():
-  conclude = verdicts.compare_errors('averaged', 'paper', paper=2.6, min_seeds=1)
-  members = with_error(18.5, 18.9, 18.6)
-  assert conclude({'averaged': with_error(16.0), 'paper': members}).verdict == REPRODUCED
-  assert conclude({'averaged': with_error(18.5), 'paper': members}).verdict == DIRECTION  # no better than the best
+  def verdict(error):
+    records = {'averaged': with_error(error), 'paper': with_error(18.5, 18.9, 18.6)}
+    return verdicts.compare_errors(records, 'averaged', 'paper', paper=2.6, min_seeds=1).verdict
+
+  assert verdict(16.0) == REPRODUCED
+  assert verdict(18.5) == DIRECTION  # no better than the best
 
 
 def test_an_error_that_is_reached_only_by_the_final_evaluation_counts():
@@ -121,16 +123,14 @@ def test_an_error_that_is_reached_only_by_the_final_evaluation_counts():
     num_epochs=24.0,
     results={'centre': {'top1_error': 30.0}},
   )
-  conclude = verdicts.compare_speed('fast', 'slow', to_error=35, paper=2, curve=Record.test_curve)
-  assert 'slow 22.0' in conclude({'fast': [late], 'slow': [late]}).measured
+  records = {'fast': [late], 'slow': [late]}
+  finding = verdicts.compare_speed(records, 'fast', 'slow', to_error=35, paper=2, curve=Record.test_curve)
+  assert 'slow 22.0' in finding.measured
 
 
 def test_training_errors_can_be_compared_instead_of_test_errors():
   records = {'base': trained((50.0, 10.0), (50.0, 10.0)), 'other': trained((40.0, 12.5), (40.0, 12.5))}
-  conclude = verdicts.compare_errors(
-    'base', 'other', paper=None, error_of=verdicts.training_error, suffix=' in training'
-  )
-  assert conclude(records) == (
+  assert verdicts.compare_errors(records, 'base', 'other', paper=None, in_training=True) == (
     'base 10.00 ± 0.00 (2 seeds) % in training; other 12.50 ± 0.00 (2 seeds) % in training: +2.50',
     REPRODUCED,
   )
@@ -147,7 +147,7 @@ def test_training_errors_can_be_compared_instead_of_test_errors():
 )
 def test_overfitting_is_a_higher_error_and_a_larger_gap(other, expected):
   records = {'base': trained((21.0, 16.0), (22.0, 17.0)), 'other': trained(*other)}
-  assert verdicts.compare_overfitting('base', 'other')(records).verdict == expected
+  assert verdicts.compare_overfitting(records, 'base', 'other').verdict == expected
 
 
 def test_the_speed_of_reaching_a_test_error_can_be_compared_without_a_number_of_the_paper():
@@ -156,8 +156,8 @@ def test_the_speed_of_reaching_a_test_error_can_be_compared_without_a_number_of_
     curve = [[0, 10 * epochs], [50.0, 29.999]]
     return 2 * [record(curves={'validation/top1_error': curve}, num_epochs=40, results=results)]
 
-  conclude = verdicts.compare_speed('fast', 'slow', to_error=30, paper=None, curve=Record.test_curve)
-  measured, verdict = conclude({'fast': reaching_test(4), 'slow': reaching_test(6)})
+  records = {'fast': reaching_test(4), 'slow': reaching_test(6)}
+  measured, verdict = verdicts.compare_speed(records, 'fast', 'slow', to_error=30, paper=None, curve=Record.test_curve)
   assert measured.endswith('1.5 times')
   assert verdict == REPRODUCED
 
@@ -172,9 +172,8 @@ def test_the_speed_of_reaching_a_test_error_can_be_compared_without_a_number_of_
 )
 def test_towers_specialise_if_one_is_colourful_and_the_other_grey(percentages, expected):
   paper, photographs = ([record(measured={'colour': pair})] for pair in percentages)
-  finding = verdicts.compare_tower_colours()(
-    {'paper': paper, 'photographs/paper': photographs, 'not measured': [record()]}
-  )
+  records = {'paper': paper, 'photographs/paper': photographs, 'not measured': [record()]}
+  finding = verdicts.compare_tower_colours(records)
   assert finding.verdict == expected
   assert f'paper {percentages[0][0]:.0f} and {percentages[0][1]:.0f} %; photographs/paper' in finding.measured
 
@@ -182,6 +181,6 @@ def test_towers_specialise_if_one_is_colourful_and_the_other_grey(percentages, e
 @pytest.mark.parametrize(('pixels', 'expected'), [(20.0, REPRODUCED), (47.0, DIRECTION), (60.0, NOT_REPRODUCED)])
 def test_neighbours_in_fc7_share_the_class_more_often_than_in_pixels(pixels, expected):
   paper, as_run = ([record(measured={'same_class': {'fc7': fc7, 'pixels': pixels}})] for fc7 in (45.0, 52.0))
-  finding = verdicts.compare_neighbours('paper', 'as_run')({'paper': paper, 'as_run': as_run})
+  finding = verdicts.compare_neighbours({'paper': paper, 'as_run': as_run}, 'paper', 'as_run')
   assert finding.verdict == expected
   assert f'as_run 52 (1 seed) % in fc7, {pixels:.0f} (1 seed) % in pixels' in finding.measured

@@ -38,11 +38,7 @@ class ArchivedImage(NamedTuple):
   size: int
 
   def read(self) -> bytes:
-    """Reads the encoded image.
-
-    Raises:
-      OSError: if the file cannot be read.
-    """
+    """Reads the encoded image; raises `OSError` if the file cannot be read."""
     with open(self.path, 'rb') as file:
       file.seek(self.offset)
       return file.read(self.size)

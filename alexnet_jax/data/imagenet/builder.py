@@ -99,10 +99,17 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
+    shape = (SIZE, SIZE, 3)
+    image = (
+      tfds.features.Image(shape=shape, encoding_format='jpeg')
+      if self.builder_config.encoding == 'jpeg'
+      else tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
+    )
+    features = {'image': image, 'label': tfds.features.ClassLabel(), 'file_name': tfds.features.Text()}
     return tfds.core.DatasetInfo(
       builder=self,
       description=_DESCRIPTION,
-      features=_make_features(self.builder_config.encoding),
+      features=tfds.features.FeaturesDict(features),
       supervised_keys=('image', 'label'),
       metadata=tfds.core.MetadataDict(),
     )
@@ -164,18 +171,6 @@ def _generate_on_beam(images, make, report):
     return examples | 'Decoded' >> beam.Filter(lambda keyed: not isinstance(keyed[1], SkippedImage))
 
   return beam.ptransform_fn(process)()
-
-
-def _make_features(encoding):
-  shape = (SIZE, SIZE, 3)
-  image = (
-    tfds.features.Image(shape=shape, encoding_format='jpeg')
-    if encoding == 'jpeg'
-    else tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
-  )
-  return tfds.features.FeaturesDict(
-    {'image': image, 'label': tfds.features.ClassLabel(), 'file_name': tfds.features.Text()}
-  )
 
 
 def make_example(image: archives.ArchivedImage, encoding: str, quality: int) -> dict | SkippedImage:

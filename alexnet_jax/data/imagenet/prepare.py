@@ -170,8 +170,7 @@ def _exclusive_folder(folder, job):
       raise UsageError(
         f'{folder} was started with other settings ({existing_job} instead of {job}); resume with those, or remove it.'
       )
-    with atomic_files.atomic_write(job_path) as partial:
-      partial.write_text(json.dumps(job))
+    atomic_files.write_text(job_path, json.dumps(job))
     yield
 
 

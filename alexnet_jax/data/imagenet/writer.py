@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.sharedctypes import Synchronized
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from alexnet_jax.data import image_io
 from alexnet_jax.data.imagenet.archives import ArchivedImage
 from alexnet_jax.data.imagenet.builder import SIZE, Ilsvrc, SkippedImage, make_example
 from alexnet_jax.data.pixel_statistics import PixelSums
+from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 IMAGES_PER_SHARD = 4096  # about 80 MB of JPEGs; a killed process loses at most one shard
@@ -82,11 +83,11 @@ class Shard(NamedTuple):
     with np.load(self._sums_path(), allow_pickle=False) as arrays:
       return PixelSums(arrays['total'], arrays['products'], int(arrays['num_images']))
 
-  def write(self, count_image: Callable[[], None] = lambda: None) -> None:
+  def write(self, num_written: Synchronized | None = None) -> None:
     """Writes the shard, its report and its pixel sums.
 
     Args:
-      count_image: called after every image.
+      num_written: counter of the images that all processes have written.
 
     Raises:
       RunError: if an archive cannot be read, or a file cannot be written.
@@ -95,15 +96,13 @@ class Shard(NamedTuple):
     try:
       # One record per group makes random access fast. JPEGs do not compress, and raw pixels are meant to be read fast.
       writer = ArrayRecordWriter(str(partial), 'group_size:1,uncompressed')
-      report, sums = self._write_records(writer, count_image)
+      report, sums = self._write_records(writer, num_written)
       writer.close()
       if os.path.getsize(partial) < report.num_bytes:
         raise OSError('the file is shorter than its records')
       np.savez(self._sums_path(), total=sums.total, products=sums.products, num_images=sums.num_images)
       os.replace(partial, self.path)
-      unfinished = self._report_path().with_suffix('.unfinished')
-      unfinished.write_text(json.dumps(report._asdict()))
-      os.replace(unfinished, self._report_path())  # last, since it marks the shard as complete
+      atomic_files.write_text(self._report_path(), json.dumps(report._asdict()))  # last: the shard is complete now
     except (OSError, RuntimeError, ValueError) as error:  # ArrayRecordWriter raises the latter two
       free = shutil.disk_usage(self.parts).free
       raise RunError(
@@ -117,7 +116,7 @@ class Shard(NamedTuple):
   def _sums_path(self):
     return self.parts / f'{self.path.name}.npz'
 
-  def _write_records(self, writer, count_image):
+  def _write_records(self, writer, num_written):
     sums, buffer = PixelSums.zero(SIZE), np.empty((SIZE, SIZE, 3), np.uint8)
     num_examples, num_bytes, skipped = 0, 0, []
     for image in self.images:
@@ -131,7 +130,9 @@ class Shard(NamedTuple):
         num_bytes += len(record)
         if self.split == 'train':  # statistics of the images as training reads them
           sums = sums.add(example['image'] if self.encoding == 'raw' else image_io.decode(example['image'], buffer))
-      count_image()
+      if num_written is not None:
+        with num_written.get_lock():
+          num_written.value += 1
     return ShardReport(num_examples, num_bytes, skipped), sums
 
 
@@ -252,8 +253,4 @@ def _exit_with_parent():
 
 
 def _write_shard(shard):
-  def count_image():
-    with _counter.get_lock():
-      _counter.value += 1
-
-  shard.write(count_image)
+  shard.write(_counter)
