@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 from alexnet_jax.runtime.errors import RunError, Stopped, UsageError, first_line
 
@@ -210,13 +210,13 @@ def _initialise(jax: Any, process: ProcessInfo, heartbeat: float) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def exit_process(status: int) -> None:
+def exit_process(status: int) -> NoReturn:
   """Ends this process after it has printed an error; JAX ends the others."""
-  if is_single_process():
-    sys.exit(status)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)  # a normal exit would make JAX wait for the other processes
+  if is_child():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a normal exit would make JAX wait for the other processes
+  sys.exit(status)
 
 
 def is_single_process() -> bool:

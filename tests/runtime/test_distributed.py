@@ -392,11 +392,25 @@ def test_the_loss_of_any_process_ends_the_others_with_a_message(index, signal_nu
   assert_error_message(survivor, heartbeat)
 
 
-def test_without_a_cluster_the_processes_cannot_be_detected():
-  command = [sys.executable, 'main.py', '--config=configs/alexnet.py', '--distributed']
+def run_alone(*flags):
+  """Runs main.py in one process that expects others, and returns its exit status and last line."""
+  command = [sys.executable, 'main.py', '--config=configs/alexnet.py', *flags]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-  assert done.returncode == 2
-  assert re.search(r'^error: --distributed detects no SLURM, .*; start every process with --coordinator', done.stderr)
+  return done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_without_a_cluster_the_processes_cannot_be_detected():
+  status, last_line = run_alone('--distributed')
+  assert status == 2
+  assert re.match(r'error: --distributed detects no SLURM, .*; start every process with --coordinator', last_line)
+
+
+def test_a_port_in_use_is_a_run_error():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+    status, last_line = run_alone(f'--coordinator={address}', '--num_processes=2', '--process_id=0')
+  assert status == 1
+  assert re.fullmatch(r'error: The processes cannot be connected \(.*\); choose another port\.', last_line)
 
 
 @pytest.mark.slow
