@@ -60,6 +60,13 @@ class Network:
     """Names of the layers, in the order of the network."""
     return self._abstract.layer_names
 
+  def __hash__(self) -> int:
+    return self._hash
+
+  @functools.cached_property
+  def _hash(self):  # jit calls it at every step, and hashing all fields of a config takes 36 microseconds
+    return hash((self.config, self.num_classes))
+
   @functools.cached_property
   def _abstract(self):
     return nnx.eval_shape(lambda: self._new(jax.random.key(0)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -108,7 +107,11 @@ def observe(opt_state: optax.OptState, error: float, patience: int) -> optax.Opt
     error: validation error, percent.
     patience: number of evaluations without a new lowest error that trigger a decay.
   """
-  return _map_plateaus(lambda state: _observe(state, error, patience), opt_state)
+
+  def update(node):
+    return _observe(node, error, patience) if _is_plateau(node) else node
+
+  return jax.tree.map(update, opt_state, is_leaf=_is_plateau)
 
 
 @jax.jit
@@ -131,13 +134,9 @@ def has_ended(opt_state: optax.OptState, max_decays: int) -> bool:
     opt_state: state of an optimizer; False without plateau schedules.
     max_decays: number of decays before the run ends, 3 in the paper.
   """
-  num_decays: list[int] = []
-  _map_plateaus(lambda state: num_decays.append(int(state.num_decays)), opt_state)
-  return any(num > max_decays for num in num_decays)
+  plateaus = filter(_is_plateau, jax.tree.leaves(opt_state, is_leaf=_is_plateau))
+  return any(int(plateau.num_decays) > max_decays for plateau in plateaus)
 
 
-def _map_plateaus(function: Callable[[PlateauState], Any], opt_state: optax.OptState) -> optax.OptState:
-  def is_plateau(node):
-    return isinstance(node, PlateauState)
-
-  return jax.tree.map(lambda node: function(node) if is_plateau(node) else node, opt_state, is_leaf=is_plateau)
+def _is_plateau(node: Any) -> bool:
+  return isinstance(node, PlateauState)
