@@ -2,8 +2,9 @@
 
     make bench-data      or      python benchmarks/input_pipeline.py --pictures=FOLDER --rounds=7
 
-All contestants read the same prepared images in alternating turns and use all cores; the results are medians over the
-rounds. FOLDER contains train/CLASS/IMAGE; by default, images are cropped from scikit-learn's two sample photographs.
+All contestants read the same prepared images in alternating turns, use all cores, and use huge pages if `main.py` does;
+the results are medians over the rounds. FOLDER contains train/CLASS/IMAGE; by default, images are cropped from
+scikit-learn's two sample photographs.
 
 - bare: libjpeg-turbo (simplejpeg) decodes the JPEGs in one thread per core, and does nothing else.
 - ours: `pipeline.training_dataset` reads, decodes and crops images, and makes batches of 128 that are ready for the
@@ -35,6 +36,7 @@ import numpy as np
 from alexnet_jax import __main__ as cli
 from alexnet_jax.data import image_io, pipeline, sources
 from alexnet_jax.data.imagenet import archives, writer
+from alexnet_jax.runtime import host_memory
 from configs import alexnet
 
 CORES = len(os.sched_getaffinity(0))
@@ -43,6 +45,7 @@ IMAGENET_SIZE = 1_281_167
 
 def main():
   """Prepares the images, measures all contestants, and prints a table and a line of JSON."""
+  host_memory.use_huge_pages()  # as `main.py` does
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--pictures', type=pathlib.Path, help='folder that contains train/CLASS/IMAGE')
   parser.add_argument('--rounds', type=int, default=7, help='number of rounds (%(default)s)')

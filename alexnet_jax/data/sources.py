@@ -123,8 +123,9 @@ class Source:
     """
     buffer = self._make_buffer()
     for index in indices:
-      candidates = ((index + distance) % len(self) for distance in range(len(self)))
-      yield next(filter(None, (self._read(candidate, buffer) for candidate in candidates)))
+      while (example := self._read(index, buffer)) is None:  # `_skip` raises an error if no record is left
+        index = (index + 1) % len(self)
+      yield example
 
   def read_batch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Reads examples like `read`, but returns arrays: images [image, size, size, rgb] uint8, labels [image] int32."""

@@ -54,16 +54,16 @@ def parse_flags(arguments: list[str], config: flags.FlagHolder, mode: flags.Flag
       raise UsageError('name a config, such as --config=configs/alexnet.py.')
     config.value.lock()  # a config file that failed to load raises its error on first access
     return remaining
-  except AttributeError as error:  # --config.field of an unknown field
+  except (AttributeError, KeyError) as error:  # --config.field of an unknown field, or of an unknown part of the config
     sys.argv = [argument for argument in arguments if not argument.startswith('--config.')]  # ml_collections reads it
     flags.FLAGS(sys.argv)
     name = re.search(r"'(\w+)\W", str(error))
     fields = ', '.join(flatten(config.value))
     raise UsageError(f"there is no config field '{name[1] if name else error}'; the fields are {fields}.") from error
-  except (flags.Error, ValueError, TypeError, KeyError, OSError) as error:
+  except (flags.Error, ValueError, TypeError, OSError) as error:
     # ml_collections puts the traceback of a config file into its message; the last line has the reason.
     last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-    raise UsageError(re.sub(r'^\w+Error: ', '', last)) from error
+    raise UsageError(re.sub(r'^(\w+Error: |\[Errno \d+\] )', '', last)) from error
 
 
 def add_missing_fields(config: ConfigDict) -> ConfigDict:

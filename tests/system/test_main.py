@@ -61,6 +61,10 @@ def test_a_run_trained_on_more_devices_predicts_on_the_devices_of_this_machine(t
       ('--config=configs/alexnet.py', '--config.model.widht=1'),
       "no config field 'widht'; the fields are .*model.width",
     ),
+    (
+      ('--config=configs/alexnet.py', '--config.model.conv1.width=1'),
+      "no config field 'conv1'; the fields are .*model.kernels.conv1",
+    ),
     (('--config=configs/alexnet.py', '--config.batch_size=many'), 'config.batch_size=many: invalid literal'),
     (('--config=configs/nowhere.py',), "No such file or directory: 'configs/nowhere.py'"),
     (('--config=configs/alexnet.py', '--mode=sing'), 'mode=sing: value should be one of'),
