@@ -190,6 +190,8 @@ def _end_with_parent() -> None:
 
 def _initialise(jax: Any, process: ProcessInfo, heartbeat: float) -> None:
   global _index, _count
+  if process.process_id == 0 and process.coordinator_address:
+    _check_port(process.coordinator_address)
   try:
     jax.distributed.initialize(
       *process, initialization_timeout=START_SECONDS, heartbeat_timeout_seconds=max(1, round(heartbeat))
@@ -208,6 +210,19 @@ def _initialise(jax: Any, process: ProcessInfo, heartbeat: float) -> None:
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
   else:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_port(address: str) -> None:
+  """Checks that a port is free: if not, jaxlib 0.12 sometimes ends the process with a segmentation fault."""
+  port = int(address.rpartition(':')[2])
+  try:
+    if socket.has_dualstack_ipv6():  # all addresses, like JAX
+      socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+    else:
+      socket.create_server(('', port)).close()
+  except OSError as error:
+    reason = os.strerror(error.errno or 0)
+    raise RunError(f'The processes cannot be connected (port {port}: {reason}); choose another port.') from error
 
 
 def exit_process(status: int) -> NoReturn:
