@@ -156,6 +156,12 @@ def as_on_gpu(monkeypatch):
   jax.clear_caches()
 
 
+def mostly_nightly(cases, *every_commit):
+  """Returns the cases of a parametrised test; only those of `every_commit` run in `make test`, all in `test-all`."""
+  assert set(every_commit) <= set(cases)
+  return [case if case in every_commit else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 @contextlib.contextmanager
 def optimised():
   """Compiles with optimisation, for training runs that compute longer than they compile."""

@@ -233,7 +233,7 @@ def test_training_writes_a_submission_for_images_without_labels(prepared, tmp_pa
   assert [len(ids) for ids in submission] == [3, 3]  # the dataset has three classes
 
 
-@pytest.mark.parametrize('num_kills', [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('num_kills', [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_preparation_resumes_to_the_same_dataset(tmp_path, num_kills):
   miniature.write_class_folders(tmp_path / 'in', per_class=300)
   start_time = time.monotonic()

@@ -8,10 +8,15 @@ from alexnet_jax.interop import caffe_files, layout
 from alexnet_jax.models import device_mesh, towers
 from alexnet_jax.models.registry import build
 from configs import alexnet
-from tests.conftest import mesh, random_params
+from tests.conftest import mesh, mostly_nightly, random_params
 
-VARIANTS = ['paper', 'as_run', 'one_tower', 'conv6', 'run150', 'without_conv3', 'no_overlap', 'tanh', 'no_dropout']
-VARIANTS += ['bvlc_alexnet', 'bvlc_reference_caffenet']
+VARIANTS = mostly_nightly(
+  [
+    *('paper', 'as_run', 'one_tower', 'conv6', 'run150', 'without_conv3', 'no_overlap', 'tanh', 'no_dropout'),
+    *('bvlc_alexnet', 'bvlc_reference_caffenet'),
+  ],
+  *('as_run', 'run150', 'bvlc_reference_caffenet'),
+)
 NUM_CLASSES = 7  # odd: the last unit of the second tower is unused
 
 

@@ -6,6 +6,8 @@ import pytest
 from alexnet_jax.kernels import fast_convolution
 from tests.conftest import with_gradients
 
+ONE_IMAGE, ALL_IMAGES = 1, fast_convolution.PIECE_BYTES  # number of bytes of patches that are computed at once
+
 
 def normal(*shape, seed, dtype=np.float32):
   return np.random.default_rng(seed).normal(size=shape).astype(dtype)
@@ -18,17 +20,17 @@ def convolved(conv, x, kernel, stride, padding):
 
 
 @pytest.mark.parametrize(
-  ('size', 'stride', 'padding', 'batch'),
+  ('size', 'stride', 'padding', 'batch', 'image', 'piece_bytes'),
   [
-    (11, 4, ((0, 3), (0, 3)), 3),  # conv1
-    (5, 1, ((2, 2), (2, 2)), 2),  # conv2
-    (3, 1, ((1, 1), (1, 1)), 5),  # conv3 to conv5
-    (3, 1, ((0, 0), (0, 0)), 1),
-    (4, 3, ((2, 0), (1, 1)), 4),
+    (11, 4, ((0, 3), (0, 3)), 3, (33, 39), ONE_IMAGE),  # conv1
+    (11, 4, ((0, 3), (0, 3)), 3, (32, 32), ALL_IMAGES),
+    (5, 1, ((2, 2), (2, 2)), 2, (32, 32), ONE_IMAGE),  # conv2
+    (3, 1, ((1, 1), (1, 1)), 5, (33, 39), ALL_IMAGES),  # conv3 to conv5
+    (3, 1, ((0, 0), (0, 0)), 1, (32, 32), ALL_IMAGES),
+    (4, 3, ((2, 0), (1, 1)), 4, (33, 39), ONE_IMAGE),
+    (4, 3, ((2, 0), (1, 1)), 4, (32, 32), ALL_IMAGES),
   ],
 )
-@pytest.mark.parametrize('image', [(32, 32), (33, 39)])
-@pytest.mark.parametrize('piece_bytes', [1, fast_convolution.PIECE_BYTES])  # one image at a time, and all of them
 def test_gradients_are_those_of_the_plain_convolution(size, stride, padding, batch, image, piece_bytes, monkeypatch):
   monkeypatch.setattr(fast_convolution, 'PIECE_BYTES', piece_bytes)
   monkeypatch.setattr(fast_convolution, 'MANY_KERNELS', 8)
@@ -64,9 +66,14 @@ def test_a_cpu_uses_the_forms_of_this_project_where_they_are_faster(num_kernels,
 
 
 @pytest.mark.parametrize(
-  ('size', 'stride', 'padding'), [(11, 4, ((0, 3), (0, 3))), (5, 2, ((1, 0), (2, 2))), (4, 3, ((2, 0), (1, 1)))]
+  ('size', 'stride', 'padding', 'image'),
+  [
+    (11, 4, ((0, 3), (0, 3)), (33, 39)),
+    (5, 2, ((1, 0), (2, 2)), (32, 32)),
+    (4, 3, ((2, 0), (1, 1)), (33, 39)),
+    (4, 3, ((2, 0), (1, 1)), (32, 32)),
+  ],
 )
-@pytest.mark.parametrize('image', [(32, 32), (33, 39)])
 def test_a_gpu_computes_strided_convolutions_by_blocks(size, stride, padding, image, monkeypatch):
   """The first is conv1. A stride of 1 is XLA's own there."""
   x = normal(3, *image, 3, seed=0)

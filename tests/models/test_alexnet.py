@@ -56,19 +56,7 @@ def test_initial_values_are_those_of_section_5(one_device):
   assert not np.array_equal(params['conv4']['kernel'][0], params['conv4']['kernel'][1])
 
 
-def test_logits_are_the_same_on_every_mesh():
-  x = 60 * np.random.default_rng(0).normal(size=(8, 64, 64, 3)).astype(np.float32)
-  found = {}
-  for shape in [(1, 1), (1, 2), (2, 2), (4, 1)]:
-    with jax.set_mesh(mesh(*shape)):
-      network = small()
-      params = jax.jit(network.init)(jax.random.key(0))
-      found[shape] = np.asarray(jax.jit(network.apply)(params, jax.device_put(x, towers.BATCH), jax.random.key(1)))
-  for logits in found.values():
-    np.testing.assert_allclose(logits, found[1, 1], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(('shape', 'expected'), [((1, 2), 5), ((2, 2), 5), ((1, 1), 0), ((4, 1), 0)])
+@pytest.mark.parametrize(('shape', 'expected'), [((2, 2), 5), ((4, 1), 0)])
 def test_towers_exchange_maps_where_arrows_cross_in_figure_2(shape, expected):
   """conv3, fc6, fc7, fc8 read both towers, and the softmax reads both halves of fc8: five all-gathers."""
   with jax.set_mesh(mesh(*shape)):
@@ -146,7 +134,7 @@ def test_images_of_another_size_are_a_usage_error():
       net(np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize('num_classes', [2, 3, 7, 21_843])
+@pytest.mark.parametrize('num_classes', [3, 21_843])
 def test_any_number_of_classes_is_supported(num_classes):
   with jax.set_mesh(mesh(1, 2)):
     network = small(num_classes=num_classes)
@@ -159,7 +147,7 @@ def test_any_number_of_classes_is_supported(num_classes):
   assert np.all(used[num_classes:] == 0)  # the surplus unit learns nothing
 
 
-@pytest.mark.parametrize('size', range(64, 260, 13))
+@pytest.mark.parametrize('size', [64, 65, 66, 67, 103, 259])
 def test_any_image_size_from_64_is_supported(one_device, size):
   network = small(image_size=size)
   params = jax.eval_shape(network.init, jax.random.key(0))

@@ -79,8 +79,10 @@ def test_the_normalisation_within_a_map_and_its_gradient_are_those_of_torch(plat
 
 # 55, 27 and 13 with windows of 3 and 2 are those of the network; with 2 the last window extends past the edge.
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # one axis at a time; both at once, except for 5 pixels
-@pytest.mark.parametrize('sides', [(13, 15), (26, 28), (11, 55)])
-@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 2), (3, 3), (4, 2), (5, 2)])
+@pytest.mark.parametrize(
+  ('size', 'stride', 'sides'),
+  [(3, 2, (13, 15)), (3, 2, (26, 28)), (2, 2, (11, 55)), (3, 3, (26, 28)), (4, 2, (13, 15)), (5, 2, (26, 28))],
+)
 def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, sides, platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   torch = pytest.importorskip('torch')

@@ -1,4 +1,4 @@
-"""The command `reproduce`, on the digits with trainings of two steps."""
+"""The command `reproduce`, on the digits with trainings of two steps, or with records in place of trainings."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from alexnet_jax import __main__ as cli
 from alexnet_jax.reproduction import records, report, runner
 from alexnet_jax.reproduction.experiments import EXPERIMENTS
 from alexnet_jax.reproduction.runner import Folders
-from alexnet_jax.runs import checkpoints
+from alexnet_jax.runs import checkpoints, config_checks
 from alexnet_jax.runtime.errors import LockedError
 from alexnet_jax.training import loop
 from tests.reproduction.test_records import record
@@ -30,6 +30,7 @@ TINY = {
   'mesh.data': 1,
   'mesh.tower': 1,
 }
+CURVES = {'train/error': [[10, 20], [80.0, 40.0]]}
 
 
 def folders_in(folder, data_dir):
@@ -39,12 +40,6 @@ def folders_in(folder, data_dir):
 @pytest.fixture
 def folders(tmp_path, data_dir):
   return folders_in(tmp_path, data_dir)
-
-
-@pytest.fixture(scope='module')
-def shared_folders(tmp_path_factory, data_dir):
-  """Folders that all experiments use, so trainings that they share are trained once."""
-  return folders_in(tmp_path_factory.mktemp('experiments'), data_dir)
 
 
 def shorter(monkeypatch, experiment):
@@ -58,37 +53,47 @@ def shorter(monkeypatch, experiment):
   return experiment
 
 
-@pytest.mark.parametrize('name', EXPERIMENTS)
-def test_every_experiment_runs(name, shared_folders, monkeypatch, capsys):
-  """A smoke test with two steps of every training, on the digits."""
-  experiment = shorter(monkeypatch, EXPERIMENTS[name])
-  if any('data.classes' in condition.fields for condition in experiment.conditions):  # classes of CIFAR-10
-    shared_folders = shared_folders._replace(overrides=TINY | {'data.classes': ('0', '1')})
-  if name == 'photographs':  # else 224 pixels
-    shared_folders = shared_folders._replace(overrides=TINY | {'model.image_size': 64})
-  runner.run_experiment(experiment, shared_folders)
+@pytest.mark.parametrize('experiment', EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_every_experiment_takes_its_trainings_in_order_with_valid_configs(experiment, folders, monkeypatch, capsys):
+  """The trainings are replaced by records, so that the configs, the trials and the report remain."""
+  trained = []
+
+  def train(training, _):
+    config = runner.make_config(training.condition, training.fields(), folders._replace(overrides={}))
+    config_checks.check(config)
+    trained.append((training.name, config))
+    return record(num_epochs=training.num_epochs, seed=training.seed, curves=CURVES)
+
+  for function in ('train', 'average'):
+    monkeypatch.setattr(runner, function, train)
+  monkeypatch.setattr(runner, 'draw_run_figures', lambda *_: None)
+  monkeypatch.setattr(runner, 'write_report', lambda *_: None)
+  monkeypatch.setattr(report, 'render_entry', lambda experiment, records: f'## {experiment.title} {sorted(records)}')
+  runner.run_experiment(experiment, folders, num_seeds=2)
+  trials = [f'{c.name}-rate{rate:g}' for c in experiment.conditions for rate in c.learning_rates]
+  assert [name for name, _ in trained[: len(trials)]] == [f'{trial}-seed0' for trial in trials]
+  assert len({(name, config.num_epochs) for name, config in trained}) == len(trained)
+  names = [condition.name for condition in experiment.all_conditions()]
+  for name, config in trained[len(trials) :]:
+    condition = next(c for c in experiment.all_conditions() if name.startswith(c.name))
+    if condition.learning_rates:  # that of the record with the lowest training error, which all have in common
+      assert config.optimizer.rate == condition.learning_rates[0]
+  recorded = runner.load_records(experiment, folders)
+  assert {name for name in recorded if '/' not in name} == {*names, *trials}
+  assert all(len(recorded[name]) == 1 + (name not in trials and name != 'averaged') for name in (*names, *trials))
   assert f'## {experiment.title}' in capsys.readouterr().out
-  assert all((shared_folders.results / f'{name}-{figure}.png').exists() for figure in experiment.run_figures)
-  records_by_name = runner.load_records(experiment, shared_folders)
-  is_drawn = experiment.conditions and experiment.curves and not report.missing_conditions(experiment, records_by_name)
-  assert (shared_folders.results / f'{name}.png').exists() == bool(is_drawn)
-  trials = {
-    f'{condition.name}-rate{learning_rate:g}'
-    for condition in experiment.conditions
-    for learning_rate in condition.learning_rates
-  }
-  names = {condition.name for condition in experiment.all_conditions()}
-  assert {name for name in records_by_name if '/' not in name} == names | trials
-  for condition in experiment.conditions:
-    (only_seed,) = records_by_name[condition.name]
-    assert condition.ensemble_of or only_seed.curve('train/error')[1].size
-    assert condition.ensemble_of or '--config.seed=0' in only_seed.command
-  if all(
-    f'{other}/{condition.name}' in records_by_name
-    for other in experiment.reads
-    for condition in EXPERIMENTS[other].conditions
-  ):
-    assert experiment.conclude(records_by_name).measured
+
+
+def test_the_figures_of_a_run_are_drawn_once(folders, trained_run, monkeypatch):
+  monkeypatch.setattr(runner, 'require_run', lambda training, folders: trained_run)
+  experiment = EXPERIMENTS['photographs']
+  folders.results.mkdir()
+  runner.draw_run_figures(experiment, folders)
+  paths = [folders.results / f'photographs-{name}.png' for name in ('kernels', 'predictions', 'neighbours')]
+  assert all(path.read_bytes().startswith(b'\x89PNG') for path in paths)
+  times = [path.stat().st_mtime_ns for path in paths]
+  runner.draw_run_figures(experiment, folders)
+  assert [path.stat().st_mtime_ns for path in paths] == times
 
 
 def test_the_network_that_a_condition_is_initialised_from_is_trained_first(folders, monkeypatch, capsys):

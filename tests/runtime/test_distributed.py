@@ -131,6 +131,7 @@ def test_processes_along_the_data_axis_read_parts_of_the_batch(config, one_proce
   assert_same_results(results, one_process)
 
 
+@pytest.mark.slow
 def test_processes_along_the_tower_axis_read_the_same_batch(config, one_process, tmp_path):
   batches, results = start('tower', config.data.dir, tmp_path / 'run')
   ((whole,), _) = one_process
@@ -377,11 +378,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def survivor(folder):
   """The process that remains after the other one was killed."""
-  return lose_process(1, signal.SIGKILL, folder / 'two', folder / 'tfds')
+  return lose_process(1, signal.SIGKILL, folder / 'two', folder / 'tfds', '--config.heartbeat=6')
 
 
 def test_the_loss_of_a_process_ends_the_others_with_a_message(survivor):
-  assert_error_message(survivor, heartbeat=60)
+  assert_error_message(survivor, heartbeat=6)
 
 
 @pytest.mark.slow

@@ -1,14 +1,35 @@
-"""A test with the compiler flags of users. The other tests compile with reduced optimisation."""
+"""Tests with the compiler flags of users. The other tests compile with reduced optimisation."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_compiled_reductions_agree_with_numpy():
+def run_program(name, **variables):
+  """Runs a program of this folder's parent without the compiler flags of the tests."""
   environment = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XLA_'))}
-  environment['PYTHONPATH'] = str(ROOT)
-  subprocess.run([sys.executable, '-m', 'tests.reductions'], cwd=ROOT, env=environment, check=True, timeout=300)
+  environment |= {'PYTHONPATH': str(ROOT), **variables}
+  result = subprocess.run(
+    [sys.executable, '-m', f'tests.{name}'], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_compiled_reductions_agree_with_numpy():
+  run_program('reductions')
+
+
+@pytest.mark.parametrize('num_devices', [1, 2])
+@pytest.mark.parametrize('kernels', ['fast', 'as defined'])
+def test_a_step_and_an_evaluation_at_full_size_agree_with_pytorch(kernels, num_devices):
+  pytest.importorskip('torch', reason='PyTorch is the reference')
+  run_program(
+    'full_size',
+    JAX_NUM_CPU_DEVICES=str(num_devices),
+    ALEXNET_JAX_FAST_KERNELS='1' if kernels == 'fast' else '0',
+  )

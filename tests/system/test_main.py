@@ -54,10 +54,6 @@ def test_a_run_trained_on_more_devices_predicts_on_the_devices_of_this_machine(t
   [
     ((), 'name a config, such as --config=configs/alexnet.py'),
     (
-      ('--config=configs/alexnet.py:nonsense',),
-      "no variant 'nonsense'; there are as_run, .*, and the datasets digits, ",
-    ),
-    (
       ('--config=configs/alexnet.py', '--config.model.widht=1'),
       "no config field 'widht'; the fields are .*model.width",
     ),
@@ -70,19 +66,8 @@ def test_a_run_trained_on_more_devices_predicts_on_the_devices_of_this_machine(t
     (('--config=configs/alexnet.py', '--mode=sing'), 'mode=sing: value should be one of'),
     (('--config=configs/alexnet.py', '--wrokdir=x'), "Unknown command line flag 'wrokdir'"),
     (('--config=configs/alexnet.py', 'cat.jpg'), "'cat.jpg' is not a flag"),
-    (('--config=configs/alexnet.py', '--config.data.name=digit'), "no dataset 'digit'; similar names are .*digits"),
-    (('--config=configs/alexnet.py', '--config.mesh.tower=2'), 'JAX_NUM_CPU_DEVICES=2 python main.py'),
-    (('--config=configs/alexnet.py:cifar10', '--config.data.dir=nowhere'), "data.dir='nowhere' is not a folder"),
-    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=nowhere'), 'nowhere contains no run'),
-    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=README.md'), 'README.md contains no run'),
-    (('--config=configs/alexnet.py', '--workdir=README.md/run'), 'cannot be written to'),
-    (('--config=configs/alexnet.py', '--config.optimizer.schedule=cosine'), "choose 'plateau' or 'steps'"),
     (('--config=configs/alexnet.py:one_tower,run150',), 'one_tower and run150 exclude each other'),
-    (('--config=configs/alexnet.py:one_tower', '--config.mesh.tower=2'), 'does not divide the 1 tower.* choose 1.'),
-    (
-      ('--config=configs/alexnet.py', '--config.model.pool_size=0'),
-      'model.pool_size=0 must be at least the stride of 2',
-    ),
+    (('--config=configs/alexnet.py', '--mode=eval', '--workdir=README.md'), 'README.md contains no run'),
   ],
 )
 def test_wrong_usage_is_an_error_message_and_status_2(arguments, message):

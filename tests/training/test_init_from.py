@@ -41,11 +41,19 @@ def learning_config(data_dir, variants='digits'):
 
 @pytest.fixture(scope='module')
 def origin(data_dir, tmp_path_factory):
+  """The folder of a run of two steps."""
+  folder = tmp_path_factory.mktemp('origin') / 'run'
+  loop.train_and_evaluate(learning_config(data_dir), folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def learned(data_dir, tmp_path_factory):
   """The folder of a run that has learned the digits."""
   config = learning_config(data_dir)
   config.batch_size = 32
   config.num_steps, config.optimizer.rate = 250, 0.004
-  folder = tmp_path_factory.mktemp('origin') / 'run'
+  folder = tmp_path_factory.mktemp('learned') / 'run'
   with optimised():
     assert loop.train_and_evaluate(config, folder)['centre']['top1_error'] < 60  # chance is 90
   return folder
@@ -106,6 +114,7 @@ def test_a_run_resumes_without_the_network_it_was_initialised_from(data_dir, ori
   assert loop.train_and_evaluate(config, tmp_path / 'run')['step'] == config.num_steps
 
 
+@pytest.mark.slow
 def test_the_chain_of_the_networks_with_a_star(data_dir, origin, tmp_path, capsys):
   """Run 145, 146-2009, 146-2011 with a bottleneck, 146-2012 without it (facts, 4)."""
   for previous, variant, loaded in (
@@ -134,15 +143,16 @@ def test_a_file_of_weights_initialises_like_the_run(data_dir, origin, tmp_path):
   assert shardings[0] == shardings[1]
 
 
-@pytest.mark.parametrize('seed', [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_fine_tuning_beats_training_from_scratch_in_the_same_number_of_steps(data_dir, origin, tmp_path, seed):
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_fine_tuning_beats_training_from_scratch_in_the_same_number_of_steps(data_dir, learned, tmp_path, seed):
   errors = {}
   for variants in ('digits', 'digits,finetune'):
     config = learning_config(data_dir, variants)
     config.data.name, config.seed, config.batch_size, config.num_steps = 'parity', seed, 32, 40
     config.optimizer.rate = 0.004
     if 'finetune' in variants:
-      config.init_from = str(origin)
+      config.init_from = str(learned)
       config.optimizer.rate *= 0.25
     errors[variants] = loop.train_and_evaluate(config, tmp_path / variants)['centre']['top1_error']
   assert errors['digits,finetune'] < errors['digits'] - 5
