@@ -12,6 +12,7 @@ import tempfile
 
 # Tests of small networks spend most of their time compiling. Without optimisation it takes a third of the time, and
 # with XLA's older loops, which jax 0.11 does not have, a third of that. A cache lets tests reuse each other's programs.
+# It is not retained: a process that a test kills may leave a truncated program in it.
 if 'alexnet_jax-tests-' not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''):  # not a child process of a test
   flags = ['--xla_backend_optimization_level=1']
   if importlib.metadata.version('jax').startswith('0.10.'):

@@ -1,7 +1,7 @@
 """Compares the published network at full size with PyTorch. Run it as a program, with the compiler flags of main.py.
 
-It takes a training step with 32 images and dropout, and evaluates ten crops of two images. JAX_NUM_CPU_DEVICES is the
-number of devices, one or two, and ALEXNET_JAX_FAST_KERNELS selects the fast kernels or the definitions.
+On one device and with a tower on each of two, it takes a training step with 32 images and dropout, and evaluates ten
+crops of two images. ALEXNET_JAX_FAST_KERNELS selects the fast kernels or the definitions.
 """
 
 import jax
@@ -21,95 +21,95 @@ from tests import reference
 BATCH, NUM_CLASSES = 32, 1000
 RNG = np.random.default_rng(0)
 CONFIG = alexnet.get_config('imagenet2012')
+CONFIG.optimizer.rate = 100.0  # so that updates are not lost in the rounding of the parameters
+CONFIG.model.init_std = dict.fromkeys(CONFIG.model.init_std, 0.02)
+RULE = optimizer.make_optimizer(CONFIG.optimizer, last_step=100)
 MEAN_IMAGE = RNG.uniform(80, 150, (256, 256, 3)).astype(np.float32)
 KEY = jax.random.key(7)
+IMAGES = RNG.integers(0, 256, (2, 256, 256, 3), np.uint8)  # of the evaluation
+BATCH_OF_STEP = {
+  'image': RNG.integers(0, 256, (BATCH, 224, 224, 3), np.uint8),
+  'mirrored': np.arange(BATCH) % 2 == 0,
+  'mean_offset': np.full((BATCH, 2), 16, np.int32),
+  'mean_mirrored': np.zeros(BATCH, bool),
+  'colour': RNG.normal(0, 10, (BATCH, 3)).astype(np.float32),
+  'scale': np.ones(BATCH, np.float32),
+  'label': np.arange(BATCH, dtype=np.int32),
+}
+
+
+def step_of_torch(tensors):
+  """Returns the loss of a step and its update of every layer (section 5), in PyTorch and double precision."""
+  keys = jax.random.split(jax.random.fold_in(KEY, 0))
+  masks = [np.concatenate(list(jax.random.bernoulli(key, 0.5, (2, BATCH, 2048))), axis=-1) for key in keys]
+  images, mirrored = BATCH_OF_STEP['image'], BATCH_OF_STEP['mirrored'][:, None, None, None]
+  crops = np.where(mirrored, images[:, :, ::-1], images).astype(np.float64)
+  inputs = torch.tensor(crops - MEAN_IMAGE[16:240, 16:240] + BATCH_OF_STEP['colour'][:, None, None])
+  logits = reference.forward(tensors, inputs, masks=[torch.tensor(mask, dtype=torch.float64) for mask in masks])
+  loss = torch.nn.functional.cross_entropy(logits, torch.tensor(BATCH_OF_STEP['label'], dtype=torch.long))
+  loss.backward()
+  rate, decay = CONFIG.optimizer.rate, CONFIG.optimizer.weight_decay
+  return loss, {name: -rate * (tensor.grad + decay * tensor) for name, tensor in tensors.items()}
+
+
+def crops_of_evaluation():
+  """Returns the ten crops of section 4.1, and those of the mean image."""
+  return [(crop, cropping.mean_crop(crop, False, 32)) for crop in cropping.ten_crops(32)]
+
+
+def probabilities_of_torch(tensors):
+  """Returns the mean of the probabilities of ten crops (section 4.1), in PyTorch and double precision."""
+  total = 0
+  for crop, _ in crops_of_evaluation():
+    inputs = (IMAGES - MEAN_IMAGE.astype(np.float64))[:, crop.top : crop.top + 224, crop.left : crop.left + 224]
+    inputs = inputs[:, :, ::-1] if crop.mirrored else inputs
+    total += torch.softmax(reference.forward(tensors, torch.tensor(inputs.copy())), -1)
+  return total / 10
 
 
 def assert_close(name, ours, theirs, tolerance):
   """Compares arrays by the norm of their difference."""
-  ours, theirs = np.asarray(ours, np.float64), theirs.detach().numpy()
-  difference = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+  theirs = theirs.detach()
+  difference = float(torch.linalg.norm(torch.tensor(np.asarray(ours)) - theirs) / torch.linalg.norm(theirs))
   print(f'{name}: {difference:.1e}')
   assert difference < tolerance, f'{name} differs from PyTorch by {difference:.1e} of its norm'
 
 
-def tensors_of(params):
-  """Converts parameters to tensors in double precision."""
-  converted = reference.to_interchange(params).items()
-  return {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in converted}
+def compare(network, mesh, state, initial, expected_loss, expected_updates, expected_probabilities):
+  """Compares an evaluation and a step, which reuses the memory of the state."""
+  mean_image, on_devices = jnp.asarray(MEAN_IMAGE), device_mesh.put_batch(mesh, IMAGES)
+  total = 0
+  for crop, mean_crop in crops_of_evaluation():
+    total += np.exp(
+      inference.log_probs(state.params, on_devices, mean_image, crop, mean_crop, network=network, image_size=224)
+    )
+  assert_close('probabilities', total / 10, expected_probabilities, 1e-5)
 
-
-def compare_training_step(network, mesh):
-  """Compares the loss of a step, and its update of every layer (section 5)."""
-  images, labels = RNG.integers(0, 256, (BATCH, 224, 224, 3), np.uint8), np.arange(BATCH, dtype=np.int32)
-  colour = RNG.normal(0, 10, (BATCH, 3)).astype(np.float32)
-  batch = {
-    'image': images,
-    'mirrored': np.arange(BATCH) % 2 == 0,
-    'mean_offset': np.full((BATCH, 2), 16, np.int32),
-    'mean_mirrored': np.zeros(BATCH, bool),
-    'colour': colour,
-    'scale': np.ones(BATCH, np.float32),
-    'label': labels,
-  }
-  rule = optimizer.make_optimizer(CONFIG.optimizer, last_step=100)
-  state = step.init_state(jax.random.key(0), network=network, optimizer=rule)
-  tensors = tensors_of(state.params)
-  masks = [
-    torch.tensor(np.concatenate(list(jax.random.bernoulli(key, 0.5, (2, BATCH, 2048))), axis=-1), dtype=torch.float64)
-    for key in jax.random.split(jax.random.fold_in(KEY, 0))
-  ]
-  state, metrics = step.train_step(
-    state, device_mesh.put_batch(mesh, batch), jnp.asarray(MEAN_IMAGE), KEY, network=network, optimizer=rule
-  )
-
-  crops = np.where(batch['mirrored'][:, None, None, None], images[:, :, ::-1], images)
-  inputs = crops.astype(np.float64) - MEAN_IMAGE[16:240, 16:240] + colour[:, None, None]
-  loss = torch.nn.functional.cross_entropy(
-    reference.forward(tensors, torch.tensor(inputs), masks=masks), torch.tensor(labels, dtype=torch.long)
-  )
-  loss.backward()
-  assert_close('loss', metrics['loss'], loss, 1e-5)
-  updates = jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), state.params, initial_params(network))
-  for name, update in reference.to_interchange(updates).items():
-    tensor = tensors[name]
-    expected = -CONFIG.optimizer.rate * (tensor.grad + CONFIG.optimizer.weight_decay * tensor)
+  batch = device_mesh.put_batch(mesh, BATCH_OF_STEP)
+  state, metrics = step.train_step(state, batch, mean_image, KEY, network=network, optimizer=RULE)
+  assert_close('loss', metrics['loss'], expected_loss, 1e-5)
+  for name, after in reference.to_interchange(state.params).items():
     # Of the millions of maxima in pooling windows, some tens are ties up to rounding, whose gradients reach another
     # pixel. Below the last pooling layer this changes the update by up to 0.4 % of its norm.
-    assert_close(name, update, expected, 0.01 if name.startswith('conv') else 1e-5)
+    tolerance = 0.01 if name.startswith('conv') else 1e-5
+    assert_close(name, after - initial[name], expected_updates[name], tolerance)
 
 
-def initial_params(network):
-  """Draws the initial parameters again: the step reuses the memory of the first."""
-  return jax.jit(network.init)(jax.random.key(0))
-
-
-def compare_ten_crop_evaluation(network, mesh):
-  """Compares the mean of the probabilities of ten crops (section 4.1)."""
-  images = RNG.integers(0, 256, (2, 256, 256, 3), np.uint8)
-  params = initial_params(network)
-  tensors = tensors_of(params)
-  ours, theirs = 0, 0
-  on_devices = device_mesh.put_batch(mesh, images)
-  for crop in cropping.ten_crops(32):
-    mean_crop = cropping.mean_crop(crop, False, 32)
-    scores = inference.log_probs(
-      params, on_devices, jnp.asarray(MEAN_IMAGE), crop, mean_crop, network=network, image_size=224
-    )
-    ours += np.exp(scores) / 10
-    centred = (images - MEAN_IMAGE.astype(np.float64))[:, crop.top : crop.top + 224, crop.left : crop.left + 224]
-    logits = reference.forward(tensors, torch.tensor((centred[:, :, ::-1] if crop.mirrored else centred).copy()))
-    theirs += torch.softmax(logits, -1) / 10
-  assert_close('probabilities', ours, theirs, 1e-5)
+def main():
+  """Compares both meshes with one computation of PyTorch."""
+  onednn.enable()
+  expected = None
+  for num_tower in (1, 2):
+    mesh = device_mesh.make_mesh(1, num_tower, num_towers=2, batches={'batch_size': BATCH})
+    with jax.set_mesh(mesh):
+      network = build(CONFIG.model, NUM_CLASSES)
+      state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
+      if expected is None:
+        initial = jax.tree.map(np.array, reference.to_interchange(state.params))  # copies: a step reuses the memory
+        tensors = {name: torch.tensor(value, dtype=torch.float64).requires_grad_() for name, value in initial.items()}
+        expected = (*step_of_torch(tensors), probabilities_of_torch(tensors))
+      compare(network, mesh, state, initial, *expected)
 
 
 if __name__ == '__main__':
-  onednn.enable()
-  current = device_mesh.make_mesh(0, 0, num_towers=2, batches={'batch_size': BATCH})
-  assert current.size == jax.device_count()
-  CONFIG.optimizer.rate = 100.0  # so that updates are not lost in the rounding of the parameters
-  CONFIG.model.init_std = dict.fromkeys(CONFIG.model.init_std, 0.02)
-  with jax.set_mesh(current):
-    alexnet_2012 = build(CONFIG.model, NUM_CLASSES)
-    compare_training_step(alexnet_2012, current)
-    compare_ten_crop_evaluation(alexnet_2012, current)
+  main()

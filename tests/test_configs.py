@@ -72,6 +72,7 @@ def test_invalid_variants_are_reported(variants, message):
     alexnet.get_config(variants)
 
 
+@pytest.mark.slow
 def test_every_field_is_read(config, trained_run, tmp_path, monkeypatch):
   """A field that no code reads is a bug. Trains with both schedules and records the fields that are read."""
   fields_read, prefixes = set(), {}

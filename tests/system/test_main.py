@@ -103,11 +103,6 @@ def test_a_run_that_skipped_images_names_them_and_exits_with_status_3(data_dir, 
       writer.write(record)
     writer.close()
   arguments = ('--config=configs/alexnet.py', f'--config.data.dir={tmp_path}/tfds', f'--workdir={tmp_path}/run', *TINY)
-  failed = command(*arguments)
-  assert failed.returncode == 1, failed.stderr
-  assert re.search(
-    r"^error: image 3 of split 'train.*cannot be read.*data.unreadable=skip", failed.stderr, re.MULTILINE
-  )
   result = command(*arguments, '--config.data.unreadable=skip')
   assert result.returncode == 3, result.stderr
   named = [line.partition('\r')[2] or line for line in result.stderr.splitlines() if 'skipped' in line]
@@ -145,7 +140,3 @@ def test_train_then_eval_from_the_command_line(data_dir, tmp_path, monkeypatch):
   evaluated = command(*arguments, '--mode=eval', devices=2)
   assert evaluated.returncode == 0, evaluated.stderr
   assert (tmp_path / 'run' / 'results.json').read_text() == results
-
-  other = command(*arguments, '--config.seed=5')
-  assert other.returncode == 2
-  assert 'seed: 0 in the run, 5 given' in other.stderr

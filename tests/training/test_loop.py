@@ -208,6 +208,7 @@ def test_an_evaluation_that_does_not_fit_the_run_is_reported(config, tmp_path):
     evaluate.evaluate_run(config, tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_the_digits(config, tmp_path):
   """At chance level the error is 90 %."""
   config.num_steps, config.batch_size, config.model.width = 400, 32, 1 / 8
