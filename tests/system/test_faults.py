@@ -14,7 +14,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_STEPS = 30
+NUM_STEPS = 60
 SMALL = (
   '--config=configs/alexnet.py',
   '--config.model.image_size=64',
@@ -106,15 +106,20 @@ def test_a_run_that_is_killed_and_stopped_ends_like_an_uninterrupted_one(uninter
   run.wait_for(17)
   assert run.send(signal.SIGTERM) == 75
   stopped = re.search(
-    rf'Stopped after step (\d+) of {NUM_STEPS}; its checkpoint is saved in .*\. Run the same command to resume\.',
-    run.output(),
+    r'Stopped after step (\d+) of 60; its checkpoint is saved in .*\. Run the same command to resume\.', run.output()
   )
   assert (folder / 'checkpoints' / stopped[1]).is_dir()
   assert re.search(r'Resuming from step (5|10|15) ', run.output())
 
   run = Run(*flags)
-  assert run.end() == 0
+  run.wait_for(34)
+  assert run.send(signal.SIGINT) == 75
   assert f'Resuming from step {stopped[1]} ' in run.output()
+
+  run = Run(*flags)
+  run.wait_for(51)
+  assert run.send(signal.SIGKILL) == -signal.SIGKILL
+  assert Run(*flags).end() == 0
   assert final_state(folder) == uninterrupted
 
 
@@ -122,7 +127,7 @@ def test_a_run_stopped_before_training_exits_with_a_message(data_dir, tmp_path):
   run = Run(tmp_path / 'run', data_dir)
   while 'jax 0.' not in run.output():
     time.sleep(0.05)
-  assert run.send(signal.SIGINT) == 75
+  assert run.send(signal.SIGTERM) == 75
   assert 'Stopped. Run the same command to resume.' in run.output()
 
 

@@ -103,6 +103,11 @@ def test_a_run_that_skipped_images_names_them_and_exits_with_status_3(data_dir, 
       writer.write(record)
     writer.close()
   arguments = ('--config=configs/alexnet.py', f'--config.data.dir={tmp_path}/tfds', f'--workdir={tmp_path}/run', *TINY)
+  failed = command(*arguments)
+  assert failed.returncode == 1, failed.stderr
+  assert re.search(
+    r"^error: image 3 of split 'train.*cannot be read.*data.unreadable=skip", failed.stderr, re.MULTILINE
+  )
   result = command(*arguments, '--config.data.unreadable=skip')
   assert result.returncode == 3, result.stderr
   named = [line.partition('\r')[2] or line for line in result.stderr.splitlines() if 'skipped' in line]
