@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import pipeline, sources
-from alexnet_jax.runtime.errors import RunError
+from alexnet_jax.runtime import host_memory
+from alexnet_jax.runtime.errors import RunError, UsageError
 from tests.data.conftest import encode_example
 
 COVARIANCE = np.diag([100.0, 200.0, 300.0])
@@ -224,3 +225,14 @@ def test_a_split_without_readable_images_raises_an_error(damaged_sources, config
   for stream in (training_batches(source, config), evaluation_batches(source, config)):
     with pytest.raises(RunError, match=r"none of the 40 images in split 'train' of digits/1\.0\.0 can be read"):
       list(stream)
+
+
+@pytest.mark.parametrize(('field', 'gigabytes'), [('batch_size', 37), ('eval.batch_size', 83)])
+def test_batches_that_exceed_the_memory_of_the_host_are_a_usage_error(config, monkeypatch, field, gigabytes):
+  config.data.num_threads, config.data.num_prefetched = 2, 4
+  config.update_from_flattened_dict({field: 1_000_000})  # crops of 64 pixels in training, stored images of 96 here
+  monkeypatch.setattr(host_memory, 'total_bytes', lambda: 36_800_000_000)
+  pipeline.check_memory(config, (0, 5))
+  sentence = f'^{field}=1000000 requires {gigabytes} GB for the 6 batches in preparation, but this machine has 37 GB; '
+  with pytest.raises(UsageError, match=sentence):
+    pipeline.check_memory(config, (0, 2))

@@ -62,14 +62,15 @@ def test_a_folder_without_write_bits_is_not_changed(config, monkeypatch, tmp_pat
   assert list(tmp_path.glob('alexnet_jax/digits/1.0.0/*/*train-82.npz'))
 
 
-def test_statistics_of_another_training_set_are_not_used(config, capsys):
-  whole, half = sources.open_splits(config.data, 84, ['train', 'train[:50%]'])
-  other = pixel_statistics.load_or_compute(half)
+@pytest.mark.parametrize(('size', 'split', 'num_images'), [(84, 'train[:50%]', 718), (85, 'train', '1,437')])
+def test_statistics_of_another_training_set_are_not_used(config, capsys, size, split, num_images):
+  (whole,) = sources.open_splits(config.data, 84, ['train'])
+  (other,) = sources.open_splits(config.data, size, [split])
   path = pathlib.Path(whole.directory) / pixel_statistics.file_name('train', 84)
-  other.save(path)
+  pixel_statistics.load_or_compute(other).save(path)
   statistics = pixel_statistics.load_or_compute(whole)
   assert statistics.num_images == 1437
-  assert f'{path} belongs to another training set (718 images)' in capsys.readouterr().out
+  assert f'{path} belongs to another training set ({num_images} images)' in capsys.readouterr().out
   np.testing.assert_array_equal(statistics.mean_image, pixel_statistics.compute(whole).mean_image)
   assert pixel_statistics.load(path).num_images == 1437
 

@@ -27,7 +27,12 @@ def platform(request, monkeypatch):
 @pytest.fixture
 def definitions():
   """Turns all fast forms off."""
-  yield lambda: dispatch.enable(False)
+
+  def disable():
+    dispatch.enable(False)
+    assert not dispatch.is_enabled()
+
+  yield disable
   dispatch.enable(True)
 
 

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from alexnet_jax.models import alexnet, towers
+from alexnet_jax.models import alexnet, checks, towers
 from alexnet_jax.models.registry import build
 from alexnet_jax.runtime.errors import UsageError
 from configs import alexnet as recipes
@@ -191,6 +191,7 @@ def test_in_bfloat16_only_products_have_16_bits(one_device):
     ('meet', ('conv3', 'conv6', 'fc6', 'fc7', 'fc8'), 'names conv6 without kernels; only conv3'),
     ('padding.conv5', 3, 'padding.conv5=3 must be 0 to 2'),
     ('padding.conv1', (0, 11), r'padding.conv1=\(0, 11\) must be 0 to 10'),
+    ('padding.conv1', (0, 1, 1), r'padding.conv1=\(0, 1, 1\) must be 0 to 10, or two such numbers'),
     ('norm.pooled', ('conv3',), 'norm.pooled=.* may contain conv1, conv2, conv5'),
     ('norm.size', 4, 'norm.size=4 must be odd'),
     ('norm.size', -1, 'norm.size=-1 must be odd'),
@@ -212,3 +213,9 @@ def test_an_invalid_model_config_is_a_usage_error(one_device, field, value, sent
     config.update_from_flattened_dict({field: value})
   with pytest.raises(UsageError, match=rf'^model\..*{sentence}'):
     build(config, 10)
+
+
+def test_the_smallest_window_and_the_largest_bias_are_valid(one_device):
+  config = recipes.paper().model
+  config.norm.size, config.init_bias.conv1 = 1, checks.MAX_FLOAT32
+  assert build(config, 10).layer_names[-1] == 'fc8'

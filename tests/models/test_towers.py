@@ -93,8 +93,8 @@ def test_a_network_of_one_tower_is_never_split():
   ('fields', 'num_towers', 'batch_size', 'sentence'),
   [
     ((4, 2), 2, 8, r'JAX_NUM_CPU_DEVICES=8 .*--config.mesh.tower=2'),
-    ((1, 4), 2, 8, 'does not divide the 2 tower'),
-    ((1, 2), 1, 8, 'does not divide the 1 tower'),
+    ((1, 4), 2, 8, r'does not divide the 2 tower\(s\) of the network; choose 1 or 2\.'),
+    ((1, 2), 1, 8, r'does not divide the 1 tower\(s\) of the network; choose 1\.'),
     ((4, 1), 2, 6, 'does not divide eval.batch_size=6'),
   ],
 )

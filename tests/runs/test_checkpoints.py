@@ -1,4 +1,5 @@
 import contextlib
+import json
 import resource
 import shutil
 
@@ -196,6 +197,18 @@ def test_a_full_disk_is_reported_and_older_checkpoints_are_retained(tmp_path, on
   assert checkpoints.newest_step() == 2
   restored, _ = checkpoints.restore(lambda _: shapes, one_device)
   assert int(restored.params['fc8']['bias'].sum()) == 20
+
+
+def test_the_number_of_damaged_arrays_is_reported(tmp_path, one_device, undamaged, capsys):
+  shutil.copytree(undamaged, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'checkpoints' / '2' / 'run' / 'metadata'
+  run = json.loads(path.read_text())
+  for name in list(run['fingerprints'])[:2]:
+    run['fingerprints'][name] += 1
+  path.write_text(json.dumps(run))
+  _, shapes = initial_state(0)
+  Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
+  assert 'does not match its fingerprint, nor do 1 more' in capsys.readouterr().out
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):

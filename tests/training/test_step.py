@@ -156,3 +156,4 @@ def test_the_shifted_image_is_scaled(one_device):
     optimizer=RULE,
   )
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+  assert metrics['error'] == 100 * np.mean(np.argmax(logits, 1) != batch['label'])
