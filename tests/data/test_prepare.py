@@ -180,12 +180,19 @@ def test_beam_makes_the_same_records_in_the_same_order(prepared, tmp_path):
   assert (ours / 'skipped-train.txt').read_text() == (theirs / 'skipped-train.txt').read_text()
 
 
-def test_raw_pixels_equal_those_before_encoding(prepared, tmp_path):
+@pytest.fixture(scope='module')
+def prepared_raw(prepared, tmp_path_factory):
+  """The folder of ILSVRC-2012 with raw pixels."""
+  data_dir = tmp_path_factory.mktemp('raw')
+  options = ('--data_dir', data_dir, '--any_count', '--max_skipped=0.2', '--encoding=raw', '--workers=1')
+  assert run('2012', prepared[0] / '2012', *options) == 3
+  return data_dir
+
+
+def test_raw_pixels_equal_those_before_encoding(prepared, prepared_raw):
   downloads, _ = prepared
-  options = ('--data_dir', tmp_path, '--any_count', '--max_skipped=0.2', '--encoding=raw', '--workers=1')
-  assert run('2012', downloads / '2012', *options) == 3
   images = {image.key: image for image in archives.index_ilsvrc2012(downloads / '2012').splits['train']}
-  examples = tfds.data_source('ilsvrc/2012_raw', data_dir=tmp_path, split='train')
+  examples = tfds.data_source('ilsvrc/2012_raw', data_dir=prepared_raw, split='train')
   assert len(examples) == 16
   for example in examples:
     expected = image_io.resize_and_crop(image_io.decode(images[example['file_name'].decode()].read()), 256)
@@ -193,12 +200,8 @@ def test_raw_pixels_equal_those_before_encoding(prepared, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['2012', '2012_raw'])
-def test_the_pipeline_reads_both_encodings(prepared, tmp_path, config, name):
-  downloads, data_dir = prepared
-  if name == '2012_raw':
-    data_dir = tmp_path
-    options = ('--data_dir', tmp_path, '--any_count', '--max_skipped=0.2', '--encoding=raw', '--workers=1')
-    assert run('2012', downloads / '2012', *options) == 3
+def test_the_pipeline_reads_both_encodings(prepared, prepared_raw, config, name):
+  data_dir = prepared_raw if name == '2012_raw' else prepared[1]
   config.data.name, config.data.dir, config.model.image_size = f'ilsvrc/{name}', str(data_dir), 224
   (train,) = sources.open_splits(config.data, 256, ['train'])
   assert train.class_names == tuple(miniature.CLASS_NAMES)

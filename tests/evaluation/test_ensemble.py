@@ -63,7 +63,7 @@ def test_no_other_weight_on_the_grid_has_a_lower_error():
 
 
 def test_an_ensemble_of_runs_is_evaluated_with_its_members(config, tmp_path, capsys):
-  config.eval.ten_view, config.num_steps = False, 2
+  config.eval.ten_view, config.num_steps, config.data.test_split = False, 2, 'test[:90]'
   folders = [tmp_path / 'a', tmp_path / 'b']
   for seed, folder in enumerate(folders):
     config.seed = seed
@@ -71,10 +71,10 @@ def test_an_ensemble_of_runs_is_evaluated_with_its_members(config, tmp_path, cap
   config.eval.ensemble = 'search'
   results = ensemble.evaluate_ensemble(config, folders)
   assert json.loads((tmp_path / 'a+b' / 'results.json').read_text()) == results
-  assert results['num_examples'] == 360
+  assert results['num_examples'] == 90
   for folder, row in zip(folders, results['members'], strict=True):
     assert row['centre'] == json.loads((folder / 'results.json').read_text())['centre']
-  members = [PredictionFiles(folder, 'digits/1.0.0', 'test', 'centre').load() for folder in folders]
+  members = [PredictionFiles(folder, 'digits/1.0.0', 'test[:90]', 'centre').load() for folder in folders]
   probs = sum(w * np.exp(member.log_probs) for w, member in zip(results['weights']['centre'], members, strict=True))
   wrong = probs.argmax(1) != members[0].labels
   assert results['centre']['top1_error'] == pytest.approx(100 * wrong.mean(), abs=0.3)  # except for ties

@@ -63,7 +63,13 @@ def test_errors_agree_with_a_plain_recomputation(config, test_source):
   assert errors['log_prob'] == pytest.approx(np.log(probabilities[np.arange(360), labels]).mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize(('shape', 'batch_size'), [((1, 1), 7), ((1, 1), 500), ((2, 2), 100), ((4, 1), 32)])
+@pytest.mark.parametrize(
+  ('shape', 'batch_size'),
+  [
+    ((2, 2), 100),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (((1, 1), 7), ((1, 1), 500), ((4, 1), 32))),
+  ],
+)
 def test_errors_do_not_depend_on_batch_size_and_mesh(config, test_source, shape, batch_size):
   expected = run(config, test_source, (1, 1), 'centre')
   errors = run(config, test_source, shape, 'centre', batch_size)

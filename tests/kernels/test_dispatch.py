@@ -1,5 +1,7 @@
 """Every fast form against the definition of its layer, and whole networks with fast kernels on and off."""
 
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,12 @@ def test_a_network_computes_the_same_logits_with_fast_kernels_off(config, defini
   definitions()
   reference = jax.jit(network.apply)(params, images)
   np.testing.assert_allclose(logits, reference, rtol=1e-4, atol=1e-5 * float(jnp.abs(reference).max()))
+
+
+@pytest.mark.parametrize(('value', 'is_enabled'), [('1', True), ('0', False)])
+def test_the_environment_variable_turns_the_fast_forms_off(value, is_enabled, monkeypatch):
+  monkeypatch.setenv('ALEXNET_JAX_FAST_KERNELS', value)
+  assert runpy.run_path(dispatch.__file__)['is_enabled']() == is_enabled
 
 
 def test_the_definition_is_used_where_the_fast_form_does_not_apply():

@@ -96,6 +96,7 @@ def test_the_figures_of_a_run_are_drawn_once(folders, trained_run, monkeypatch):
   assert [path.stat().st_mtime_ns for path in paths] == times
 
 
+@pytest.mark.slow
 def test_the_network_that_a_condition_is_initialised_from_is_trained_first(folders, monkeypatch, capsys):
   experiment = shorter(monkeypatch, EXPERIMENTS['pretraining'])
   pretrained = next(condition for condition in experiment.conditions if condition.init_from)
@@ -167,7 +168,9 @@ def test_a_training_of_another_process_is_waited_for(folders, monkeypatch, capsy
 
 def test_finished_trainings_are_not_repeated(folders, monkeypatch):
   experiment = shorter(monkeypatch, EXPERIMENTS['lrn'])
-  runner.run_experiment(experiment, folders, num_seeds=1)
+  with monkeypatch.context() as patched:
+    patched.setattr(runner, 'train', lambda training, folders: record(curves=CURVES))
+    runner.run_experiment(experiment, folders, num_seeds=1)
   text = folders.report.read_text()
   assert re.search(r'\| 3.3 \| response normalisation lowers the error on CIFAR-10 \|.*seed.*`python -m', text)
 

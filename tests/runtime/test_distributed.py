@@ -122,6 +122,7 @@ def assert_same_results(all_results, one_process):
     assert results == {name: x if name == 'confused' else pytest.approx(x, rel=1e-5) for name, x in expected.items()}
 
 
+@pytest.mark.slow
 def test_processes_along_the_data_axis_read_parts_of_the_batch(config, one_process, tmp_path):
   batches, results = start('data', config.data.dir, tmp_path / 'run')
   ((whole,), _) = one_process

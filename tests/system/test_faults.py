@@ -14,7 +14,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_STEPS = 60
+NUM_STEPS = 40
 SMALL = (
   '--config=configs/alexnet.py',
   '--config.model.image_size=64',
@@ -105,22 +105,28 @@ def test_a_run_that_is_killed_and_stopped_ends_like_an_uninterrupted_one(uninter
   run = Run(*flags)
   run.wait_for(17)
   assert run.send(signal.SIGTERM) == 75
-  stopped = re.search(
-    r'Stopped after step (\d+) of 60; its checkpoint is saved in .*\. Run the same command to resume\.', run.output()
+  sentence = (
+    rf'Stopped after step (\d+) of {NUM_STEPS}; its checkpoint is saved in .*\. Run the same command to resume\.'
   )
+  stopped = re.search(sentence, run.output())
   assert (folder / 'checkpoints' / stopped[1]).is_dir()
   assert re.search(r'Resuming from step (5|10|15) ', run.output())
 
   run = Run(*flags)
-  run.wait_for(34)
-  assert run.send(signal.SIGINT) == 75
+  assert run.end() == 0
   assert f'Resuming from step {stopped[1]} ' in run.output()
-
-  run = Run(*flags)
-  run.wait_for(51)
-  assert run.send(signal.SIGKILL) == -signal.SIGKILL
-  assert Run(*flags).end() == 0
   assert final_state(folder) == uninterrupted
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_twice_and_killed_ends_like_an_uninterrupted_one(uninterrupted, data_dir, tmp_path):
+  flags = (tmp_path / 'run', data_dir, '--config.checkpoint_every=5')
+  for step, number, status in ((8, signal.SIGTERM, 75), (17, signal.SIGINT, 75), (28, signal.SIGKILL, -signal.SIGKILL)):
+    run = Run(*flags)
+    run.wait_for(step)
+    assert run.send(number) == status
+  assert Run(*flags).end() == 0
+  assert final_state(tmp_path / 'run') == uninterrupted
 
 
 def test_a_run_stopped_before_training_exits_with_a_message(data_dir, tmp_path):

@@ -349,7 +349,7 @@ FIELDS = list(config_files.flatten(recipes.get_config()))
 
 def test_malformed_values_are_rejected_with_one_line():
   strategies = {'field': st.sampled_from(FIELDS), 'value': st.sampled_from(MALFORMED)}
-  num_rejected, count = count_true(is_rejected, 500, **strategies)
+  num_rejected, count = count_true(is_rejected, 250, **strategies)
   assert 0.6 * count < num_rejected < count
 
 

@@ -77,19 +77,6 @@ def test_wrong_usage_is_an_error_message_and_status_2(arguments, message):
   assert 'Traceback' not in result.stderr
 
 
-def test_a_loss_that_is_not_finite_is_an_error_message_and_status_1(data_dir, tmp_path):
-  result = command(
-    '--config=configs/alexnet.py',
-    f'--config.data.dir={data_dir}',
-    f'--workdir={tmp_path}',
-    *TINY,
-    '--config.optimizer.rate=1e30',
-  )
-  assert result.returncode == 1, result.stderr
-  assert re.search(r'^error: .*there is no checkpoint yet.*optimizer.rate', result.stderr, re.MULTILINE)
-  assert 'Traceback' not in result.stderr
-
-
 def test_a_run_that_skipped_images_names_them_and_exits_with_status_3(data_dir, tmp_path):
   shutil.copytree(data_dir / 'digits', tmp_path / 'tfds' / 'digits', ignore=shutil.ignore_patterns('*.npz'))
   for split, broken in (('train', 3), ('test', 8)):

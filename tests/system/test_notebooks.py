@@ -67,6 +67,7 @@ def test_a_notebook_defines_nothing(name):
   assert not [node for node in ast.walk(code(read(name))) if isinstance(node, definitions)]
 
 
+@pytest.mark.slow
 def test_the_notebook_on_two_towers_runs(tmp_path, monkeypatch):
   text, _ = run('02_two_towers', tmp_path, monkeypatch, os.environ['XLA_FLAGS'])
   assert re.findall(r'(\d) all-gathers', text) == ['0', '5', '5']

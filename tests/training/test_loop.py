@@ -1,4 +1,3 @@
-import contextlib
 import json
 import shutil
 
@@ -14,6 +13,12 @@ from alexnet_jax.training import loop, optimizer, run_setup, step
 from alexnet_jax.training.progress import Progress
 from configs import alexnet
 from tests.conftest import mesh, optimised, velocities
+
+
+@pytest.fixture
+def config(config):
+  config.data.test_split = 'test[:40]'
+  return config
 
 
 def final_state(config, folder):
@@ -39,6 +44,7 @@ def test_a_resumed_run_has_the_same_bits_as_an_uninterrupted_one(config, tmp_pat
   config.optimizer.plateau_patience = 1
   config.optimizer.rate = 1e-7  # the network learns nothing, so the first evaluations are a plateau
   config.augment.mirror, config.eval.ten_view = True, False
+  step.train_step.clear_cache()
   loop.train_and_evaluate(config, tmp_path / 'uninterrupted')
   expected = final_state(config, tmp_path / 'uninterrupted')
   plateaus = [
@@ -50,12 +56,13 @@ def test_a_resumed_run_has_the_same_bits_as_an_uninterrupted_one(config, tmp_pat
   for config.num_steps in (3, 8, 10):  # some of them are steps of checkpoints and evaluations
     loop.train_and_evaluate(config, tmp_path / 'resumed')
   assert_bit_equal(final_state(config, tmp_path / 'resumed'), expected)
+  assert step.train_step._cache_size() == 1  # a resumed run does not compile the step again
 
 
 def as_run(config):
   """Returns the recipe of 2012 for the small network, with a step for each of its 91 epochs."""
   variant = alexnet.get_config('digits,as_run')
-  variant.data.dir = config.data.dir
+  variant.data.dir, variant.data.test_split = config.data.dir, config.data.test_split
   variant.model.image_size, variant.model.width = 64, 1 / 16
   variant.batch_size, variant.num_steps, variant.eval_every, variant.eval.ten_view = 8, 91, 1000, False
   variant.mesh.update(config.mesh)
@@ -65,17 +72,20 @@ def as_run(config):
 def test_as_run_changes_at_the_fractions_of_run_145_and_freezes_conv1(config, tmp_path, capsys):
   """Compares the log of a run with facts, 1.6. A resumed run has the same bits after every change."""
   config = as_run(config)
-  config.checkpoint_every = 4
+  config.checkpoint_every = 66  # just before a change
   conv1 = {}  # kernel, bias and their velocities, by step
-  save = Checkpoints.save
+  train_step = step.train_step
 
-  def record_and_save(self, num_steps, state, *others):
-    conv1[num_steps] = jax.tree.map(np.asarray, (state.params['conv1'], velocities(state.opt_state)['conv1']))
-    save(self, num_steps, state, *others)
+  def record_and_step(state, *args, **kwargs):
+    if int(state.step) in (68, 72):
+      conv1[int(state.step)] = jax.tree.map(np.array, (state.params['conv1'], velocities(state.opt_state)['conv1']))
+    return train_step(state, *args, **kwargs)
 
   with pytest.MonkeyPatch.context() as patched:
-    patched.setattr(Checkpoints, 'save', record_and_save)
+    patched.setattr(step, 'train_step', record_and_step)
     loop.train_and_evaluate(config, tmp_path / 'uninterrupted')
+  expected = final_state(config, tmp_path / 'uninterrupted')
+  conv1[91] = expected[0].params['conv1'], velocities(expected[0].opt_state)['conv1']
   log = [line for line in capsys.readouterr().out.splitlines() if line.startswith('From step')]
   assert log == [
     'From step 0: learning rate 0.001 (biases 0.002); colour shift on',
@@ -89,34 +99,16 @@ def test_as_run_changes_at_the_fractions_of_run_145_and_freezes_conv1(config, tm
     np.testing.assert_array_equal(x, y)  # a learning rate of 0 changes neither the parameters nor their velocities
   assert all(np.any(x != y) for x, y in zip(jax.tree.leaves(conv1[68]), jax.tree.leaves(conv1[72]), strict=True))
 
-  for last_step in (66, 91):  # just before a change
-    train_until(last_step, config, tmp_path / 'resumed')
-  assert_bit_equal(final_state(config, tmp_path / 'resumed'), final_state(config, tmp_path / 'uninterrupted'))
+  shutil.copytree(tmp_path / 'uninterrupted', tmp_path / 'resumed', ignore=shutil.ignore_patterns('91'))
+  loop.train_and_evaluate(config, tmp_path / 'resumed')
+  assert_bit_equal(final_state(config, tmp_path / 'resumed'), expected)
 
 
-def train_until(last_step, config, folder):
-  """Trains until a checkpoint at or after a step is saved, and fails then unless the run is finished."""
-
-  class Interruption(Exception):
-    pass
-
-  save = Checkpoints.save
-
-  def save_and_fail(self, num_steps, *others):
-    save(self, num_steps, *others)
-    if last_step <= num_steps < config.num_steps:
-      raise Interruption
-
-  with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Interruption):
-    patched.setattr(Checkpoints, 'save', save_and_fail)
-    loop.train_and_evaluate(config, folder)
-
-
-def test_a_run_writes_the_files_of_the_contract(config, tmp_path, capsys):
+def test_a_run_writes_the_files_of_the_contract_and_is_not_repeated(config, tmp_path, capsys):
   results = loop.train_and_evaluate(config, tmp_path)
   assert json.loads((tmp_path / 'results.json').read_text()) == results
   assert results['dataset'] == 'digits/1.0.0'
-  assert (results['split'], results['num_examples'], results['step']) == ('test', 360, 4)
+  assert (results['split'], results['num_examples'], results['step']) == ('test[:40]', 40, 4)
   for crop_set in ('centre', 'ten_view'):
     assert set(results[crop_set]) == {'top1_error', 'top5_error', 'log_prob', 'confused'}
     assert 0 <= results[crop_set]['top5_error'] <= results[crop_set]['top1_error'] <= 100
@@ -129,33 +121,21 @@ def test_a_run_writes_the_files_of_the_contract(config, tmp_path, capsys):
 
   assert evaluate.evaluate_run(config, tmp_path) == results
 
-
-def test_a_finished_run_is_not_repeated(config, tmp_path, capsys):
-  results = loop.train_and_evaluate(config, tmp_path)
   before = final_state(config, tmp_path)
-  capsys.readouterr()
   assert loop.train_and_evaluate(config, tmp_path) == results
   assert f'Resuming from step 4 ({tmp_path})' in capsys.readouterr().out
   assert_bit_equal(final_state(config, tmp_path), before)
 
 
-def test_the_step_compiles_once_even_if_the_run_resumes(config, tmp_path):
-  config.eval.ten_view = False
-  step.train_step.clear_cache()
-  for config.num_steps in (3, 6):
-    loop.train_and_evaluate(config, tmp_path)
-    assert step.train_step._cache_size() == 1
-
-
-def test_runs_with_different_seeds_differ(config, tmp_path):
-  config.eval.ten_view = False
+def test_the_seed_changes_the_initial_weights_the_dropout_and_the_batches(config, tmp_path):
   config.num_steps = 1
-  kernels = []
-  for seed in (0, 1):
-    config.seed = seed
-    loop.train_and_evaluate(config, tmp_path / str(seed))
-    kernels.append(final_state(config, tmp_path / str(seed))[0].params['conv1']['kernel'])
-  assert np.all(kernels[0] != kernels[1])
+  drawn = []
+  for config.seed in (0, 1):
+    setup = run_setup.prepare(config, tmp_path / str(config.seed))
+    with jax.set_mesh(setup.mesh):
+      batch = next(setup.batches(0))
+    drawn.append((*map(jax.random.key_data, (setup.init_key, setup.step_key)), batch['image'], batch['colour']))
+  assert all(np.any(first != second) for first, second in zip(*drawn, strict=True))
 
 
 def test_a_plateau_at_the_lowest_learning_rate_ends_the_run(config, tmp_path, capsys):
@@ -169,6 +149,10 @@ def test_a_plateau_at_the_lowest_learning_rate_ends_the_run(config, tmp_path, ca
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_retains_the_checkpoints(config, tmp_path):
   config.checkpoint_every, config.eval.ten_view = 2, False
+  rate, config.optimizer.rate = config.optimizer.rate, 1e30
+  with pytest.raises(RunError, match=r'there is no checkpoint yet.*optimizer\.rate'):
+    loop.train_and_evaluate(config, tmp_path)
+  config.optimizer.rate = rate
   loop.train_and_evaluate(config, tmp_path)
   before = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
   expected = final_state(config, tmp_path)
