@@ -80,10 +80,13 @@ def test_wrong_usage_is_an_error_message_and_status_2(arguments, message):
   assert 'Traceback' not in result.stderr
 
 
-def test_a_run_that_skipped_images_names_them_and_exits_with_status_3(data_dir, tmp_path):
-  shutil.copytree(data_dir / 'digits', tmp_path / 'tfds' / 'digits', ignore=shutil.ignore_patterns('*.npz'))
+@pytest.fixture
+def damaged_digits(data_dir, tmp_path):
+  """A folder with the digits, of which one training image and one test image cannot be read."""
+  folder = tmp_path / 'tfds'
+  shutil.copytree(data_dir / 'digits', folder / 'digits', ignore=shutil.ignore_patterns('*.npz'))
   for split, broken in (('train', 3), ('test', 8)):
-    (file,) = (tmp_path / 'tfds').glob(f'digits/*/digits-{split}.array_record*')
+    (file,) = folder.glob(f'digits/*/digits-{split}.array_record*')
     reader = ArrayRecordReader(str(file))
     records = reader.read_all()
     reader.close()
@@ -92,19 +95,36 @@ def test_a_run_that_skipped_images_names_them_and_exits_with_status_3(data_dir, 
     for record in records:
       writer.write(record)
     writer.close()
-  config = small_config(tmp_path / 'tfds')
+  return folder
+
+
+def test_an_unreadable_image_is_a_run_error(damaged_digits, tmp_path):
   with pytest.raises(RunError, match=r"image 3 of split 'train.*cannot be read.*data.unreadable=skip"):
-    loop.train_and_evaluate(config, tmp_path / 'run')
-  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={tmp_path}/tfds', f'--workdir={tmp_path}/run', *TINY)
-  result = command(*arguments, '--config.data.unreadable=skip')
-  assert result.returncode == 3, result.stderr
-  named = [line.partition('\r')[2] or line for line in result.stderr.splitlines() if 'skipped' in line]
+    loop.train_and_evaluate(small_config(damaged_digits), tmp_path / 'run')
+
+
+def test_training_and_evaluation_name_skipped_images_and_exit_with_status_3(damaged_digits, tmp_path, monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # use the default folder
+  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={damaged_digits}', f'--workdir={tmp_path}/run', *TINY)
+  trained = command(*arguments, '--config.data.unreadable=skip', devices=2)
+  assert trained.returncode == 3, trained.stderr
+  named = [line.partition('\r')[2] or line for line in trained.stderr.splitlines() if 'skipped' in line]
   assert [re.sub('.*skipped', 'skipped', line) for line in named] == [
     f"skipped image {index} of split '{split}' of digits/1.0.0: not an image in a known format"
     for index, split in ((3, 'train[:90%]'), (8, 'test'))
   ]
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert (results['num_examples'], results['skipped']) == (359, {'train[:90%]': 1, 'test': 1})
+  assert 'mesh data 1 x tower 2' in trained.stdout
+  # Each device holds half of the kernels.
+  assert re.search(r'conv1 .* 2 x 11 x 11 x 3 x 3 +1 x 11 x 11 x 3 x 3\n', trained.stdout)
+  assert 'step 3/3' in trained.stdout
+  # The step is cached for the next run, unless it calls oneDNN, which XLA cannot cache.
+  assert any(compilation_cache.default_folder().glob('jit_train_step-*')) != onednn.is_available()
+  evaluated = command(*arguments, '--config.data.unreadable=skip', '--mode=eval', devices=2)
+  assert evaluated.returncode == 3, evaluated.stderr
+  evaluation = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert evaluation == results | {'skipped': {'test': 1}}
 
 
 def test_help_and_flag_errors_do_not_load_jax():
@@ -116,20 +136,3 @@ def test_help_and_flag_errors_do_not_load_jax():
   probe += "print([name for name in ('jax', 'tensorflow') if name in sys.modules])"
   loaded = subprocess.run([sys.executable, '-c', probe], cwd=ROOT, capture_output=True, text=True, check=True)
   assert loaded.stdout.split('\n')[:2] == ['2', '[]']
-
-
-def test_train_then_eval_from_the_command_line(data_dir, tmp_path, monkeypatch):
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # use the default folder
-  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={data_dir}', f'--workdir={tmp_path}/run', *TINY)
-  trained = command(*arguments, devices=2)
-  assert trained.returncode == 0, trained.stderr
-  assert 'mesh data 1 x tower 2' in trained.stdout
-  # Each device holds half of the kernels.
-  assert re.search(r'conv1 .* 2 x 11 x 11 x 3 x 3 +1 x 11 x 11 x 3 x 3\n', trained.stdout)
-  assert 'step 3/3' in trained.stdout
-  # The step is cached for the next run, unless it calls oneDNN, which XLA cannot cache.
-  assert any(compilation_cache.default_folder().glob('jit_train_step-*')) != onednn.is_available()
-  results = (tmp_path / 'run' / 'results.json').read_text()
-  evaluated = command(*arguments, '--mode=eval', devices=2)
-  assert evaluated.returncode == 0, evaluated.stderr
-  assert (tmp_path / 'run' / 'results.json').read_text() == results
