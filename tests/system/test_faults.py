@@ -14,7 +14,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_STEPS = 40
+NUM_STEPS = 60
 SMALL = (
   '--config=configs/alexnet.py',
   '--config.model.image_size=64',
@@ -92,6 +92,7 @@ def uninterrupted(data_dir, tmp_path_factory):
   return final_state(folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_stopped_ends_like_an_uninterrupted_one(uninterrupted, data_dir, tmp_path):
   folder = tmp_path / 'run'
   flags = (folder, data_dir, '--config.checkpoint_every=5')
@@ -105,28 +106,35 @@ def test_a_run_that_is_killed_and_stopped_ends_like_an_uninterrupted_one(uninter
   run = Run(*flags)
   run.wait_for(17)
   assert run.send(signal.SIGTERM) == 75
-  sentence = (
-    rf'Stopped after step (\d+) of {NUM_STEPS}; its checkpoint is saved in .*\. Run the same command to resume\.'
-  )
-  stopped = re.search(sentence, run.output())
-  assert (folder / 'checkpoints' / stopped[1]).is_dir()
+  stopped_step = step_of_stop(run)
+  assert (folder / 'checkpoints' / stopped_step).is_dir()
   assert re.search(r'Resuming from step (5|10|15) ', run.output())
 
   run = Run(*flags)
-  assert run.end() == 0
-  assert f'Resuming from step {stopped[1]} ' in run.output()
+  run.wait_for(34)
+  assert run.send(signal.SIGINT) == 75
+  assert f'Resuming from step {stopped_step} ' in run.output()
+
+  run = Run(*flags)
+  run.wait_for(51)
+  assert run.send(signal.SIGKILL) == -signal.SIGKILL
+  assert Run(*flags).end() == 0
   assert final_state(folder) == uninterrupted
 
 
-@pytest.mark.slow
-def test_a_run_that_is_stopped_twice_and_killed_ends_like_an_uninterrupted_one(uninterrupted, data_dir, tmp_path):
-  flags = (tmp_path / 'run', data_dir, '--config.checkpoint_every=5')
-  for step, number, status in ((8, signal.SIGTERM, 75), (17, signal.SIGINT, 75), (28, signal.SIGKILL, -signal.SIGKILL)):
-    run = Run(*flags)
-    run.wait_for(step)
-    assert run.send(number) == status
-  assert Run(*flags).end() == 0
-  assert final_state(tmp_path / 'run') == uninterrupted
+def step_of_stop(run):
+  """Returns the step in the message of a run that was stopped."""
+  message = (
+    rf'Stopped after step (\d+) of {NUM_STEPS}; its checkpoint is saved in .*\. Run the same command to resume\.'
+  )
+  return re.search(message, run.output())[1]
+
+
+def test_a_run_that_is_stopped_saves_a_checkpoint_and_exits_with_status_75(data_dir, tmp_path):
+  run = Run(tmp_path / 'run', data_dir)
+  run.wait_for(3)
+  assert run.send(signal.SIGTERM) == 75
+  assert [path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()] == [step_of_stop(run)]
 
 
 def test_a_run_stopped_before_training_exits_with_a_message(data_dir, tmp_path):
