@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from alexnet_jax.data import cropping
-from alexnet_jax.evaluation import inference
+from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.kernels import dispatch, onednn
 from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
@@ -55,15 +55,10 @@ def step_of_torch(tensors):
   return loss.item(), {name: update.float().numpy() for name, update in updates.items()}
 
 
-def crops_of_evaluation():
-  """Returns the ten crops of section 4.1, and those of the mean image."""
-  return [(crop, cropping.mean_crop(crop, False, 32)) for crop in cropping.ten_crops(32)]
-
-
 def probabilities_of_torch(tensors):
   """Computes the mean of the probabilities of ten crops (section 4.1) in PyTorch and double precision."""
   total = 0
-  for crop, _ in crops_of_evaluation():
+  for crop in cropping.ten_crops(32):
     inputs = (IMAGES - MEAN_IMAGE.astype(np.float64))[:, crop.top : crop.top + 224, crop.left : crop.left + 224]
     inputs = inputs[:, :, ::-1] if crop.mirrored else inputs
     total += torch.softmax(reference.forward(tensors, torch.tensor(inputs.copy())), -1)
@@ -79,13 +74,9 @@ def assert_close(name, ours, theirs, tolerance):
 
 def compare(network, mesh, state, initial, expected_loss, expected_updates, expected_probabilities):
   """Compares an evaluation and a step, which reuses the memory of the state."""
-  mean_image, on_devices = jnp.asarray(MEAN_IMAGE), device_mesh.put_batch(mesh, IMAGES)
-  total = 0
-  for crop, mean_crop in crops_of_evaluation():
-    total += np.exp(
-      inference.log_probs(state.params, on_devices, mean_image, crop, mean_crop, network=network, image_size=224)
-    )
-  assert_close('probabilities', total / 10, expected_probabilities, 1e-5)
+  mean_image, names = jnp.asarray(MEAN_IMAGE), [str(label) for label in range(NUM_CLASSES)]
+  model = TrainedModel(network, state.params, mean_image, names, 0, CONFIG.model, mesh)
+  assert_close('probabilities', np.exp(model.log_probs(IMAGES, cropping.ten_crops(32))), expected_probabilities, 1e-5)
 
   batch = device_mesh.put_batch(mesh, BATCH_OF_STEP)
   state, metrics = step.train_step(state, batch, mean_image, KEY, network=network, optimizer=RULE)
