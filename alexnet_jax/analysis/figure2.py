@@ -18,7 +18,8 @@ from alexnet_jax.models import alexnet
 from alexnet_jax.models.registry import build, layer_shapes
 
 OBLIQUE = (0.42, 0.30)  # direction of the third dimension: right and up, per unit of depth
-GAP = 1.15  # distance between consecutive layers
+GAP, COMPACT_GAP = 1.15, 0.75  # distance between consecutive layers
+INCHES, COMPACT_INCHES = 0.92, 0.62  # inches per unit of length; the size of the text does not change
 
 
 class LayerSummary(NamedTuple):
@@ -98,7 +99,13 @@ def _normalisation_note(config: ConfigDict) -> str:
 
 @matplotlib.rc_context(plots.STYLE)
 def draw_figure2(
-  layers: Sequence[LayerSummary], image_size: int, num_classes: int, mesh: Mesh, num_towers: int
+  layers: Sequence[LayerSummary],
+  image_size: int,
+  num_classes: int,
+  mesh: Mesh,
+  num_towers: int,
+  *,
+  compact: bool = False,
 ) -> Figure:
   """Draws the layers of each tower in a row, and the devices that hold them.
 
@@ -108,7 +115,9 @@ def draw_figure2(
     num_classes: number of classes.
     mesh: mesh of the network.
     num_towers: number of towers of the network.
+    compact: whether to omit the numbers below the layers, so that the figure fits on a narrow screen.
   """
+  gap = COMPACT_GAP if compact else GAP
   rows = [0.0] if num_towers == 1 else [1.75 - 3.5 * tower / (num_towers - 1) for tower in range(num_towers)]
   figure = Figure(layout='constrained')
   axes = figure.add_subplot()
@@ -116,7 +125,7 @@ def draw_figure2(
   axes.set_aspect('equal')
 
   image = _Box(axes, 0, 0, (image_size, image_size, 3), '0.85')
-  left = image.right + GAP
+  left = image.right + gap
   inputs, towers_left = [image], left - 0.35
   for layer in layers:
     boxes = [_Box(axes, left, y, layer.shape, _tint(plots.tower_colour(tower))) for tower, y in enumerate(rows)]
@@ -125,23 +134,28 @@ def draw_figure2(
         is_crossing = source is not image and source_tower != tower
         if not is_crossing or layer.reads_all_towers:
           _draw_arrow(axes, source, box, is_crossing=is_crossing)
-    _describe_layer(axes, boxes[0].centre, min(rows) - 1.55, layer)
-    inputs, left = boxes, boxes[0].right + GAP
+    axes.text(boxes[0].centre, min(rows) - 1.55, layer.name, ha='center', va='top', weight='bold')
+    if not compact:
+      _describe_layer(axes, boxes[0].centre, min(rows) - 1.55, layer)
+    inputs, left = boxes, boxes[0].right + gap
   towers_right = inputs[0].right + 0.35
-  classes = _Box(axes, towers_right + GAP, 0, (num_classes,), '0.85')
+  classes = _Box(axes, towers_right + gap, 0, (num_classes,), '0.85')
   for source in inputs:
     _draw_arrow(axes, source, classes, is_crossing=False)
   axes.text(classes.centre, min(rows) - 1.55, 'softmax', ha='center', va='top', weight='bold')
   _draw_devices(axes, towers_left, towers_right, rows, mesh)
-  total = sum(layer.num_parameters for layer in layers)
-  axes.text(image.centre, min(rows) - 3.75, 'parameters', ha='center', va='top', fontsize=12)
-  axes.text(classes.centre, min(rows) - 3.75, f'{total:,}', ha='center', va='top', fontsize=12, weight='bold')
+  if not compact:
+    total = sum(layer.num_parameters for layer in layers)
+    axes.text(image.centre, min(rows) - 3.75, 'parameters', ha='center', va='top', fontsize=12)
+    axes.text(classes.centre, min(rows) - 3.75, f'{total:,}', ha='center', va='top', fontsize=12, weight='bold')
   if any(layer.reads_all_towers for layer in layers):
     legend = "dashed: reads the other tower's maps"
     axes.text(towers_right, max(rows) + 1.53, legend, ha='right', va='bottom', fontsize=13)
-  width, height = classes.right + 1.0, max(rows) - min(rows) + 6.4
-  axes.set(xlim=(-0.8, classes.right + 0.2), ylim=(min(rows) - 4.1, max(rows) + 2.1))
-  figure.set_size_inches(0.92 * width, 0.92 * height)
+  low, high = min(rows) - (2.1 if compact else 4.1), max(rows) + 2.1
+  axes.set(xlim=(-0.8, classes.right + 0.2), ylim=(low, high))
+  width, height = classes.right + 1.0, high - low + 0.2
+  scale = COMPACT_INCHES if compact else INCHES
+  figure.set_size_inches(scale * width, scale * height)
   return figure
 
 
@@ -193,7 +207,6 @@ def _draw_arrow(axes: Axes, source: _Box, target: _Box, *, is_crossing: bool) ->
 
 
 def _describe_layer(axes: Axes, x: float, y: float, layer: LayerSummary) -> None:
-  axes.text(x, y, layer.name, ha='center', va='top', weight='bold')
   *window, num_inputs, _ = layer.kernel
   size = ' x '.join(map(str, (*window, num_inputs))) if window else f'reads {num_inputs:,}'
   axes.text(x, y - 0.42, '\n'.join((size, *layer.notes)), ha='center', va='top', fontsize=12, linespacing=1.35)

@@ -54,7 +54,9 @@ def make_figure(options: argparse.Namespace) -> tuple[Figure, int]:
     case 'curves':
       return curves(options.workdirs, show=options.show), 0
     case 'architecture':
-      return architecture(options.workdir, config_file=options.config, num_classes=options.num_classes), 0
+      return architecture(
+        options.workdir, config_file=options.config, num_classes=options.num_classes, compact=options.compact
+      ), 0
   if options.num_images < 1:
     raise UsageError(f'--num_images={options.num_images} must be 1 or more.')
   selection = ImageSelection(**{name: getattr(options, name) for name in ImageSelection._fields})
@@ -147,7 +149,11 @@ def curves(workdirs: Sequence[pathlib.Path], *, show: Sequence[str] = ('error',)
 
 
 def architecture(
-  workdir: pathlib.Path | None = None, *, config_file: str = 'configs/alexnet.py', num_classes: int = 1000
+  workdir: pathlib.Path | None = None,
+  *,
+  config_file: str = 'configs/alexnet.py',
+  num_classes: int = 1000,
+  compact: bool = False,
 ) -> Figure:
   """Draws a network and its distribution over the devices (figure 2).
 
@@ -155,6 +161,7 @@ def architecture(
     workdir: folder of a run.
     config_file: FILE.py or FILE.py:VARIANT,... with the config of the network if there is no run.
     num_classes: number of classes if there is no run, 2 or more.
+    compact: whether to omit the numbers below the layers, so that the figure fits on a narrow screen.
 
   Raises:
     UsageError: if there is no such run, config or network, or too few devices or classes.
@@ -168,7 +175,7 @@ def architecture(
   num_towers = config.model.num_towers
   mesh = device_mesh.make_mesh(config.mesh.data, config.mesh.tower, num_towers=num_towers, batches={})
   layers = figure2.read_layers(config.model, num_classes, mesh)
-  return figure2.draw_figure2(layers, config.model.image_size, num_classes, mesh, num_towers)
+  return figure2.draw_figure2(layers, config.model.image_size, num_classes, mesh, num_towers, compact=compact)
 
 
 # Figures of images.

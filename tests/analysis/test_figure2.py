@@ -37,6 +37,17 @@ def test_arrows_cross_at_the_cross_tower_layers(variant):
     assert f'{PARAMETERS[variant]:,}' in {text.get_text() for text in figure.axes[0].texts}
 
 
+def test_the_compact_figure_has_the_arrows_and_names_but_no_notes():
+  layers, _ = read_layers('')
+  full, compact = (figure2.draw_figure2(layers, 224, 1000, mesh(1, 1), 2, compact=compact) for compact in (False, True))
+  texts = [{text.get_text() for text in figure.axes[0].texts} for figure in (full, compact)]
+  assert {layer.name for layer in layers} <= texts[1] < texts[0]
+  assert not any('pooling' in text or text == '60,965,224' for text in texts[1])
+  gids = [sorted(filter(None, (text.get_gid() for text in figure.axes[0].texts))) for figure in (full, compact)]
+  assert gids[0] == gids[1]
+  assert compact.get_size_inches()[0] < 0.6 * full.get_size_inches()[0]
+
+
 def test_shapes_are_those_of_figure_2():
   layers, _ = read_layers('')
   assert [(layer.name, layer.shape, layer.kernel[:-1]) for layer in layers] == [
