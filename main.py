@@ -30,6 +30,7 @@ COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, 
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
 OUTPUT = flags.DEFINE_string('output', None, 'FILE.json, .png, .svg or .pdf to which predict writes its predictions.')
+EXIF = flags.DEFINE_bool('exif', False, 'Let predict rotate photographs as their EXIF data specifies.')
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
   modes.check_arguments(MODE.value, arguments[1:], WORKDIR.value or [], process is not None)
   config, folders = modes.load_run(CONFIG.value, WORKDIR.value or [])
   with distributed.connection(process, config.heartbeat):
-    num_skipped = modes.run(MODE.value, config, folders, arguments[1:], OUTPUT.value)
+    num_skipped = modes.run(MODE.value, config, folders, arguments[1:], OUTPUT.value, EXIF.value)
   return exit_status.SOME_SKIPPED if num_skipped else 0
 
 

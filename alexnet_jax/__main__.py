@@ -88,7 +88,7 @@ command is run again.""",
     '--encoding', choices=['jpeg', 'raw'], default='jpeg', help='raw pixels take ten times the space, but no decoding'
   )
   add('--quality', type=int, default=85, help='JPEG quality, 1 to 100 (%(default)s)')
-  add('--workers', type=int, default=os.cpu_count(), help='number of processes (%(default)s, one per core)')
+  add('--workers', type=int, default=os.cpu_count(), help='number of processes (default: one per core)')
   add('--max_skipped', type=float, default=0.001, help='fraction of images that may be undecodable (%(default)s)')
   add('--seed', type=int, default=0, help='seed of the random train/test split of `synsets` (%(default)s)')
   add('--any_count', action='store_true', help='accept incomplete official archives')
@@ -190,6 +190,7 @@ are drawn at random from the run's test split.""",
   add('workdir', metavar='WORKDIR', nargs='?', type=pathlib.Path, help='folder of a run')
   add('--config', default='configs/alexnet.py', help='FILE.py:VARIANT,..., used without WORKDIR (%(default)s)')
   add('--num_classes', type=int, default=1000, help='number of classes, used without WORKDIR (%(default)s)')
+  add('--compact', action='store_true', help='omit the numbers below the layers, for a narrow screen')
 
 
 def _figure(figures, name, description, num_images=None):
@@ -213,7 +214,9 @@ def _weights(subcommands):
     """Exports weights to other programs, and imports theirs.
 
   weights export WORKDIR alexnet.safetensors      or alexnet.onnx
-  weights import alexnet.safetensors WORKDIR      or an .onnx file that `export` wrote
+  weights export WORKDIR FOLDER --format=huggingface
+  weights check FOLDER
+  weights import alexnet.safetensors WORKDIR      or an .onnx file or a folder that `export` wrote
   weights import bvlc_alexnet.caffemodel WORKDIR --mean=imagenet_mean.binaryproto
   weights import alexnet-owt-7be5be79.pth WORKDIR       torchvision's .pth or .safetensors
 
@@ -222,19 +225,30 @@ PyTorch, and mean_image [size, size, rgb]. Tower 0 is the first half of every la
 channel, row, column order. The metadata contains the config, the class names and the preprocessing. At test time, our
 dropout halves the outputs of fc6 and fc7; fc7.weight and fc8.weight in the file include that factor, and a network
 without it computes the same logits. An .onnx file takes images [batch, 224, 224, rgb], 0-255, subtracts the mean image,
-and returns logits and probabilities.
+and returns logits and probabilities. A folder in the layout of the Hugging Face Hub contains model.safetensors, a model
+card, and alexnet_torch.py, which loads the network in PyTorch without this project.
 
 Evaluate an imported network with main.py --mode=eval --workdir=WORKDIR.""",
-  ).add_subparsers(required=True, metavar='export | import')
+  ).add_subparsers(required=True, metavar='export | check | import')
 
   add = _subcommand(
     weights,
     'export',
-    'Writes the weights of the newest checkpoint of a run to a file.',
+    'Writes the weights of the newest checkpoint of a run to a file or folder.',
     function='alexnet_jax.interop.import_export:export_command',
   ).add_argument
   add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder of the run')
-  add('file', metavar='OUTPUT', type=pathlib.Path, help='.safetensors or .onnx')
+  add('file', metavar='OUTPUT', type=pathlib.Path, help='.safetensors or .onnx file, or a folder to create')
+  add('--format', choices=['huggingface'], help='write a folder for the Hugging Face Hub (default: by suffix)')
+  add('--license', default='unknown', metavar='ID', help="of the weights, for the Hub's model card (%(default)s)")
+
+  add = _subcommand(
+    weights,
+    'check',
+    'Checks that an exported folder is complete, unchanged and computes the logits that it had when it was exported.',
+    function='alexnet_jax.interop.import_export:check_command',
+  ).add_argument
+  add('folder', metavar='FOLDER', type=pathlib.Path, help='folder written by `export --format=huggingface`')
 
   add = _subcommand(
     weights,
@@ -242,7 +256,7 @@ Evaluate an imported network with main.py --mode=eval --workdir=WORKDIR.""",
     'Makes the folder of a run from a file of weights.',
     function='alexnet_jax.interop.import_export:import_command',
   ).add_argument
-  add('file', metavar='FILE', type=pathlib.Path, help='.safetensors, .onnx, .caffemodel, .pth or .pt')
+  add('file', metavar='FILE', type=pathlib.Path, help='.safetensors, .onnx, .caffemodel, .pth, .pt or exported folder')
   add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder to create; it must not contain a run')
   add('--mean', type=pathlib.Path, help="Caffe's mean image, .binaryproto or .npy [BGR, 256, 256]")
   add(

@@ -13,7 +13,7 @@ from alexnet_jax.data import cropping
 from alexnet_jax.data.image_io import StoredImages
 from alexnet_jax.evaluation import metrics, trained_model
 from alexnet_jax.evaluation.trained_model import TrainedModel
-from alexnet_jax.interop import caffe_files, import_export
+from alexnet_jax.interop import caffe_files, import_export, weight_files
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runtime.errors import UsageError
 
@@ -38,9 +38,10 @@ class Model:
 
   @property
   def params(self) -> dict[str, dict[str, jax.Array]]:
-    """Parameters, float32: {'conv1': {'kernel': [tower, height, width, in, out], 'bias': [tower, out]}, ...}.
+    """Parameters by layer, float32.
 
-    The kernels of fc6 to fc8 are [tower, in, out].
+    For example {'conv1': {'kernel': [tower, height, width, in, out], 'bias': [tower, out]}, ...}; the kernels of fc6 to
+    fc8 are [tower, in, out].
     """
     return self._trained.params
 
@@ -51,7 +52,7 @@ class Model:
 
   @property
   def layer_names(self) -> tuple[str, ...]:
-    """Names of the layers, in the order of the network: ('conv1', 'pool1', 'conv2', ... 'fc7', 'fc8')."""
+    """Names of the layers in the order of the network, such as 'conv1', 'pool1', 'conv2', ... 'fc7', 'fc8'."""
     return self._trained.network.layer_names
 
   def predict(self, images: Images, num_classes: int = 5) -> list:
@@ -105,8 +106,9 @@ def load(path: Path, *, mean: Path | None = None, classes: Path | None = None, n
   """Loads a trained network onto one device.
 
   Args:
-    path: folder of a run, whose newest checkpoint is loaded; or a file of weights: .safetensors, exported here or
-      torchvision's, .onnx, exported here, Caffe's .caffemodel, or torchvision's .pth or .pt, which requires PyTorch.
+    path: folder of a run, whose newest checkpoint is loaded; a folder exported with `--format=huggingface`; or a file
+      of weights: .safetensors, exported here or torchvision's, .onnx, exported here, Caffe's .caffemodel, or
+      torchvision's .pth or .pt, which requires PyTorch.
     mean: Caffe's mean image, .binaryproto or .npy [bgr, height, width], for a .caffemodel. Without it, the mean colour
       of that image for ILSVRC-2012 is subtracted, as in Caffe's example of classification. The files of torchvision
       imply a mean colour, and all others contain the mean image.
@@ -121,6 +123,7 @@ def load(path: Path, *, mean: Path | None = None, classes: Path | None = None, n
   path, options = pathlib.Path(path), {'mean': mean, 'classes': classes, 'net': net}
   if not path.exists():
     raise UsageError(f'{path} does not exist; name the folder of a run or a file of weights.')
+  path = weight_files.find_file(path)
   if path.is_dir():
     if given := [name for name, option in options.items() if option is not None]:
       raise UsageError(f'{path} is the folder of a run, to which {" and ".join(given)} do not apply; omit them.')

@@ -49,7 +49,12 @@ def load_run(config: ConfigDict | None, workdirs: Sequence[str]) -> tuple[Config
 
 
 def run(
-  mode: str, config: ConfigDict, folders: Sequence[pathlib.Path], images: Sequence[str], output: str | None
+  mode: str,
+  config: ConfigDict,
+  folders: Sequence[pathlib.Path],
+  images: Sequence[str],
+  output: str | None,
+  exif: bool = False,
 ) -> int:
   """Trains, evaluates or predicts, and returns the number of images that could not be read.
 
@@ -61,6 +66,7 @@ def run(
     folders: of the run; with 'eval', several folders are evaluated as an ensemble.
     images: files, folders and patterns to classify, for 'predict'.
     output: file of the predictions, for 'predict', or None.
+    exif: whether to rotate images as their EXIF data specifies, for 'predict'.
 
   Raises:
     UsageError: if the request is invalid.
@@ -70,7 +76,7 @@ def run(
   if mode == 'predict':
     predict_files = extras.resolve('alexnet_jax.evaluation.predict:predict_files')
     draw = extras.resolve('alexnet_jax.analysis.figures:draw_file_predictions')
-    return predict_files(images, folders[0], config, output, draw)
+    return predict_files(images, folders[0], config, output, draw, exif)
   if mode == 'eval':
     preemption.exit_on_signals()  # there is nothing to save
   onednn.enable()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import simplejpeg
 
 from alexnet_jax.runtime.errors import UsageError, first_line
@@ -95,12 +96,13 @@ class StoredImages:
     return resize_and_crop(pixels, self._size)
 
 
-def read_square(path: pathlib.Path, size: int) -> np.ndarray:
+def read_square(path: pathlib.Path, size: int, exif: bool = False) -> np.ndarray:
   """Reads an image file and resizes it like a stored image.
 
   Args:
     path: image file of any common format.
     size: side of the square image in pixels.
+    exif: whether to apply the EXIF rotation, see `decode`.
 
   Returns:
     [size, size, rgb] uint8.
@@ -112,20 +114,21 @@ def read_square(path: pathlib.Path, size: int) -> np.ndarray:
     encoded = path.read_bytes()
   except OSError as error:
     raise ValueError(error.strerror or str(error)) from error
-  return resize_and_crop(decode(encoded), size)
+  return resize_and_crop(decode(encoded, exif=exif), size)
 
 
-def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
+def decode(encoded: bytes, buffer: np.ndarray | None = None, exif: bool = False) -> np.ndarray:
   """Decodes an image file of any common format to RGB.
 
   Grey is repeated in three channels, as in the 2012 code (facts, section 2), and Pillow converts CMYK and palettes. Of
-  16 bits the upper eight remain. Transparency is dropped, an animation becomes its first frame, and the EXIF rotation
-  is not applied. libjpeg-turbo decodes an intact JPEG directly, to the same pixels as Pillow in 0.4 of the time.
+  16 bits the upper eight remain. Transparency is dropped, and an animation becomes its first frame. Datasets ignore the
+  EXIF rotation. libjpeg-turbo decodes an intact JPEG directly, to the same pixels as Pillow in 0.4 of the time.
   Decoding only the crop would save a sixth, but no library that offers it decodes the whole image as fast.
 
   Args:
     encoded: contents of the file.
     buffer: uint8 array. If it is at least as large as the image, a JPEG is decoded into it and the result is a view.
+    exif: whether to rotate and mirror the image as its EXIF data specifies, for photographs of phones.
 
   Returns:
     [height, width, rgb] uint8.
@@ -133,7 +136,7 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
   Raises:
     ValueError: if the file cannot be decoded; the message is the reason.
   """
-  if encoded[:2] == b'\xff\xd8':
+  if encoded[:2] == b'\xff\xd8' and not exif:
     try:
       height, width, colourspace, _ = simplejpeg.decode_jpeg_header(encoded)
       _check_size(width, height, encoded)
@@ -148,7 +151,7 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
       _check_size(*_webp_size(encoded))  # before Pillow allocates memory
     with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       _check_size(image.width, image.height, encoded if image.format in ('JPEG', 'MPO') else b'')
-      return _to_rgb(image)
+      return _to_rgb(PIL.ImageOps.exif_transpose(image) if exif else image)
   except Exception as error:  # on damaged files Pillow raises errors of many types
     is_unknown = isinstance(error, PIL.UnidentifiedImageError)
     raise ValueError('not an image in a known format' if is_unknown else first_line(error)) from error
@@ -226,3 +229,10 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     Contents of the file.
   """
   return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, 'RGB', '420')
+
+
+def encode_png(image: np.ndarray) -> bytes:
+  """Encodes an image [height, width, rgb] uint8 as a PNG file, without loss."""
+  file = io.BytesIO()
+  PIL.Image.fromarray(image).save(file, 'PNG')
+  return file.getvalue()

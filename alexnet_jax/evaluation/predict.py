@@ -45,6 +45,7 @@ def predict_files(
   config: ConfigDict,
   output: str | None = None,
   draw: Draw | None = None,
+  exif: bool = False,
 ) -> int:
   """Prints the five most probable classes of image files, and optionally writes them to a file.
 
@@ -54,6 +55,7 @@ def predict_files(
     config: the whole config. Its `mesh` part selects the devices; see `cropping.prediction_crop_set` for the crops.
     output: file to write: .json; or .png, .svg or .pdf, for 40 images or fewer.
     draw: function that draws predictions, given the class names, to a file; required if `output` is a figure.
+    exif: whether to rotate images as their EXIF data specifies.
 
   Returns:
     Number of files that could not be read; they are listed on stderr.
@@ -70,7 +72,7 @@ def predict_files(
   skipped: list[str] = []
   predictions: list[Prediction] = []
   rows = []
-  for prediction in predict(model, images, crop_set, batch_size, skipped):
+  for prediction in predict(model, images, crop_set, batch_size, skipped, exif):
     rows.append(_best_classes(prediction, model.class_names))
     lines = (f'  {100 * row["probability"]:5.1f} %  {row["class"]}' for row in rows[-1]['classes'])
     tqdm.tqdm.write('\n'.join((rows[-1]['file'], *lines)))
@@ -115,7 +117,12 @@ def _best_classes(prediction, class_names):
 
 
 def predict(
-  model: TrainedModel, paths: Sequence[pathlib.Path], crop_set: str, batch_size: int, skipped: list[str]
+  model: TrainedModel,
+  paths: Sequence[pathlib.Path],
+  crop_set: str,
+  batch_size: int,
+  skipped: list[str],
+  exif: bool = False,
 ) -> Iterator[Prediction]:
   """Classifies image files, batch by batch.
 
@@ -125,6 +132,7 @@ def predict(
     crop_set: 'centre', 'ten_view' or 'nine_view'.
     batch_size: number of images per batch.
     skipped: list to which a message is appended for each file that cannot be read.
+    exif: whether to rotate images as their EXIF data specifies.
 
   Yields:
     The predictions for the readable files, in order.
@@ -141,7 +149,7 @@ def predict(
 
   for path in tqdm.tqdm(paths, unit=' images', leave=False, disable=len(paths) <= batch_size):
     try:
-      batch[len(batch_paths)] = image_io.read_square(path, size)
+      batch[len(batch_paths)] = image_io.read_square(path, size, exif)
     except ValueError as error:
       skipped.append(f'{path}: {error}')
       continue

@@ -1,7 +1,8 @@
-"""Exports runs to files of weights, and imports files of weights as runs."""
+"""Exports runs to files and folders of weights, checks such folders, and imports weights as runs."""
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import shlex
@@ -13,7 +14,7 @@ import numpy as np
 from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.evaluation.trained_model import TrainedModel
-from alexnet_jax.interop import caffe_files, layout, weight_files
+from alexnet_jax.interop import caffe_files, huggingface_files, layout, weight_files
 from alexnet_jax.models import device_mesh, towers
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import run_folder
@@ -24,7 +25,13 @@ from alexnet_jax.runtime.errors import RunError, UsageError
 
 def export_command(options: argparse.Namespace) -> int:
   """Runs the subcommand `weights export` and returns the exit status."""
-  export_run(options.workdir, options.file)
+  export_run(options.workdir, options.file, options.format, options.license)
+  return 0
+
+
+def check_command(options: argparse.Namespace) -> int:
+  """Runs the subcommand `weights check` and returns the exit status."""
+  print(check_folder(options.folder))
   return 0
 
 
@@ -34,29 +41,51 @@ def import_command(options: argparse.Namespace) -> int:
   return 0
 
 
-def export_run(workdir: pathlib.Path, output: pathlib.Path) -> None:
-  """Exports the newest checkpoint of a run to a .safetensors or .onnx file.
+def export_run(
+  workdir: pathlib.Path, output: pathlib.Path, file_format: str | None = None, licence: str = 'unknown'
+) -> None:
+  """Exports the newest checkpoint of a run to a .safetensors or .onnx file, or to a folder.
 
   Args:
     workdir: folder of the run.
-    output: the file to write.
+    output: the file to write, or the folder to create.
+    file_format: 'huggingface' for a folder, see `huggingface_files`; None for a file, in the format of its suffix.
+    licence: of the weights, for the model card of the folder.
 
   Raises:
-    UsageError: if the file type is unknown, or the folder contains no run or checkpoint.
-    RunError: if the file cannot be written.
+    UsageError: if the file type is unknown, the folder to create exists, or `workdir` contains no run or checkpoint.
+    RunError: if the output cannot be written.
   """
-  weight_files.check_file_type(output, weight_files.WRITERS)
+  if file_format is None:
+    weight_files.check_file_type(output, weight_files.WRITERS)
+  elif output.exists():
+    raise UsageError(f'{output} already exists; choose another folder.')
   model = trained_model.load(workdir, batch_size=1, num_data=1, num_tower=1)
   tensors = layout.to_tensors(model.params, model.config, len(model.class_names))
   mean_image = np.asarray(model.mean_image)
   config = run_folder.load_config(workdir)
   weights = layout.Weights(config, tensors, mean_image, model.class_names, model.num_steps)
   try:
-    with atomic_files.atomic_write(output) as partial:
-      weight_files.write(partial, weights)
+    if file_format is None:
+      with atomic_files.atomic_write(output) as partial:
+        weight_files.write(partial, weights)
+    else:
+      huggingface_files.write(output, weights, model, _load_results(workdir, model.num_steps), licence)
   except OSError as error:
     raise RunError(f'{output} cannot be written ({error.strerror}); choose a folder with free space.') from error
   print(f'{output}: {_summary(weights)}')
+
+
+def check_folder(folder: pathlib.Path) -> str:
+  """Checks an exported folder, and returns a message with the largest difference of the logits of its probe.
+
+  Raises:
+    UsageError: if the folder is not an exported one.
+    RunError: if a file is missing, damaged or was changed, or a logit differs by more than the tolerance.
+  """
+  expected, tolerance = huggingface_files.read_expected(folder)
+  model = to_model(weight_files.read(folder))
+  return huggingface_files.check_logits(folder, model, expected, tolerance)
 
 
 def import_weights(
@@ -172,6 +201,17 @@ def _write_run(folder, weights):
   mesh, params = _put_params(weights)
   with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder)) as checkpoints:
     checkpoints.save(weights.num_steps, {'params': params}, {})
+
+
+def _load_results(workdir, num_steps):
+  """Returns the content of results.json; empty if there is none, or if it describes another checkpoint."""
+  try:
+    results = json.loads((workdir / 'results.json').read_text())
+    return results if results['step'] == num_steps else {}
+  except FileNotFoundError:
+    return {}
+  except (ValueError, KeyError, TypeError) as error:
+    raise UsageError(f'{workdir}/results.json is damaged; evaluate the run again with --mode=eval.') from error
 
 
 def _summary(weights):

@@ -19,6 +19,7 @@ WRITERS = {
   '.safetensors': 'alexnet_jax.interop.safetensors_files:write',
   '.onnx': 'alexnet_jax.interop.onnx_files:write',
 }
+FILE_IN_FOLDER = 'model.safetensors'  # of a folder in the layout of the Hugging Face Hub
 
 
 def read(path: pathlib.Path, *, net: str | None = None) -> Weights:
@@ -26,13 +27,14 @@ def read(path: pathlib.Path, *, net: str | None = None) -> Weights:
 
   Args:
     path: a .safetensors or .onnx file exported by this project, a .caffemodel file of one of the networks in
-      `caffe_files.NETS`, or torchvision's AlexNet as .pth, .pt or .safetensors.
+      `caffe_files.NETS`, torchvision's AlexNet as .pth, .pt or .safetensors, or a folder that `find_file` recognises.
     net: network of a .caffemodel file that does not identify it.
 
   Raises:
     UsageError: if the file type is unknown, the file cannot be read, a package is missing that reads it, or it does not
       contain the tensors of its network.
   """
+  path = find_file(path)
   if net is not None and path.suffix != '.caffemodel':
     raise UsageError(f'--net={net} applies to .caffemodel files only; omit it for {path}.')
   check_file_type(path, READERS)
@@ -50,6 +52,12 @@ def write(path: pathlib.Path, weights: Weights) -> None:
     OSError: if the file cannot be written.
   """
   extras.resolve(WRITERS[path.suffix])(path, weights)
+
+
+def find_file(path: pathlib.Path) -> pathlib.Path:
+  """Returns the file of weights in a folder in the layout of the Hugging Face Hub, and other paths unchanged."""
+  file = path / FILE_IN_FOLDER
+  return file if file.is_file() and not (path / 'checkpoints').exists() else path  # a run may contain an exported file
 
 
 def check_file_type(path: pathlib.Path, supported: Iterable[str]) -> None:

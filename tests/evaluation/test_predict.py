@@ -51,6 +51,51 @@ def test_image_files_get_the_most_probable_classes(trained_run, images, config, 
   assert len({json.dumps(row['classes']) for row in written['pictures']}) == 35
 
 
+STORED = {  # functions of an upright image: the pixels that a camera stores, by the EXIF orientation
+  1: lambda upright: upright,
+  2: lambda upright: upright[:, ::-1],
+  3: lambda upright: np.rot90(upright, 2),
+  4: lambda upright: upright[::-1],
+  5: lambda upright: upright.swapaxes(0, 1),
+  6: lambda upright: np.rot90(upright),  # a quarter turn to the left; it is displayed turned to the right
+  7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+  8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'webp', 'tiff'])
+def test_exif_rotates_photographs_only_if_selected(tmp_path, suffix):
+  upright = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+  for orientation, stored in STORED.items():
+    exif, path = PIL.Image.Exif(), tmp_path / f'{orientation}.{suffix}'
+    exif[0x0112] = orientation
+    image = PIL.Image.fromarray(np.ascontiguousarray(stored(upright)))
+    image.save(path, exif=exif, quality=100, subsampling=0, lossless=True)
+    difference = np.abs(image_io.read_square(path, 32, exif=True).astype(int) - image_io.resize_and_crop(upright, 32))
+    assert difference.max() <= 3, orientation  # a JPEG is lossy
+    if suffix != 'tiff':
+      pixels = np.abs(image_io.decode(path.read_bytes()).astype(int) - stored(upright))
+      assert pixels.max() <= 3, orientation
+
+
+def test_predictions_of_rotated_photographs(trained_run, images, config, tmp_path):
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  with PIL.Image.open(images / '20.png') as image:
+    image.transpose(PIL.Image.Transpose.ROTATE_90).save(tmp_path / 'rotated.png', exif=exif)
+  for paths, output, options in (
+    ([str(images / '20.png')], 'upright', {}),
+    ([str(tmp_path / 'rotated.png')], 'exif', {'exif': True}),
+    ([str(tmp_path / 'rotated.png')], 'default', {}),
+  ):
+    predict.predict_files(paths, trained_run, config, str(tmp_path / f'{output}.json'), **options)
+  upright, exif, default = (
+    json.loads((tmp_path / f'{name}.json').read_text())['pictures'][0]['classes']
+    for name in ('upright', 'exif', 'default')
+  )
+  assert exif == upright != default
+
+
 @pytest.mark.parametrize(
   ('paths', 'output', 'message'),
   [
