@@ -1,9 +1,11 @@
 """The notebooks are stored without outputs, define no functions, and run from the first cell to the last."""
 
 import ast
+import itertools
 import os
 import pathlib
 import re
+import runpy
 import sys
 
 import nbformat
@@ -14,8 +16,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_FIGURES = {'01_train': 6, '02_two_towers': 1, '03_inside': 7, '04_finetune': 2}
+NUM_FIGURES = {'01_train': 6, '02_two_towers': 1, '03_inside': 7, '04_finetune': 2, '05_ablate': 2}
 SECONDS = 600
+BADGES = runpy.run_path(str(ROOT / 'notebooks' / 'badges.py'))
 
 every_notebook = pytest.mark.parametrize('name', NUM_FIGURES)
 
@@ -65,6 +68,53 @@ def test_a_notebook_imports_the_project_and_few_libraries(name):
 def test_a_notebook_defines_nothing(name):
   definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda
   assert not [node for node in ast.walk(code(read(name))) if isinstance(node, definitions)]
+
+
+@every_notebook
+def test_a_notebook_has_one_title_and_skips_no_heading(name):
+  text = '\n'.join(cell.source for cell in read(name).cells if cell.cell_type == 'markdown')
+  levels = [len(marks) for marks in re.findall(r'^(#+) ', text, re.MULTILINE)]
+  assert levels[0] == 1
+  assert levels.count(1) == 1
+  assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+@every_notebook
+def test_the_first_code_cell_is_short(name):
+  first = next(cell for cell in read(name).cells if cell.cell_type == 'code')
+  assert first.source.startswith('REPOSITORY = ')
+  assert len(first.source.splitlines()) <= 3
+
+
+@every_notebook
+def test_the_address_in_a_notebook_is_that_in_setup_cfg(name):
+  text = (ROOT / 'notebooks' / f'{name}.ipynb').read_text()
+  assert BADGES['fill_in'](text, f'{name}.ipynb', BADGES['read_url'](ROOT / 'setup.cfg')) == text
+
+
+@every_notebook
+def test_badges_come_and_disappear_with_the_address(name):
+  def fill_in(text, url):
+    return BADGES['fill_in'](text, f'{name}.ipynb', url)
+
+  without = fill_in((ROOT / 'notebooks' / f'{name}.ipynb').read_text(), '')
+  assert 'colab.research.google.com' not in without
+  assert "REPOSITORY = ''" in without
+
+  filled = fill_in(without, 'https://github.com/someone/alexnet')
+  notebook = nbformat.reads(filled, as_version=nbformat.NO_CONVERT)
+  nbformat.validate(notebook)
+  title, empty, badge, *_ = notebook.cells[0].source.splitlines()
+  assert title.startswith('# ')
+  assert not empty
+  assert badge.endswith(f'(https://colab.research.google.com/github/someone/alexnet/blob/main/notebooks/{name}.ipynb)')
+  assert "REPOSITORY = 'https://github.com/someone/alexnet'" in filled
+
+  assert fill_in(filled, 'https://github.com/someone/alexnet') == filled
+  assert fill_in(filled, 'https://github.com/other/alexnet') == filled.replace('someone', 'other')
+  assert fill_in(filled, '') == without
+  elsewhere = fill_in(filled, 'https://example.org/alexnet.git')  # Colab opens notebooks from GitHub only
+  assert elsewhere == without.replace("REPOSITORY = ''", "REPOSITORY = 'https://example.org/alexnet.git'")
 
 
 @pytest.mark.slow
