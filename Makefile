@@ -6,7 +6,7 @@ TRAIN_FLAGS ?=
 BENCH_FLAGS ?=
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: train test test-all soak bench bench-data lint clean
+.PHONY: train test test-all soak docs bench bench-data lint clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/ready
@@ -15,11 +15,15 @@ train: $(VENV)/ready
 test: $(VENV)/ready-test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not soak"
 
-test-all: $(VENV)/ready-test $(VENV)-beam/ready
+test-all: $(VENV)/ready-test $(VENV)/ready-docs $(VENV)-beam/ready
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not soak"
 
 soak: $(VENV)/ready-test
 	$(BIN)/python -m pytest -m soak --capture=no
+
+# Warnings are errors. The first build executes the notebooks.
+docs: $(VENV)/ready-docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going docs build/docs/html
 
 bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/speed.py $(BENCH_FLAGS)

@@ -23,7 +23,8 @@ On a GPU, both compute in bfloat16 (`model.dtype`, autocast), the batch sizes in
 the GPU's. The steps of a turn are queued and awaited together, which measures the device instead of the host.
 
 The peak matmul rate is that of matrix products in the same precision, the better of JAX's and PyTorch's, measured in
-the same rounds. The products of a train step take 4.136 GFLOP per image, those of inference 1.449 (facts, section 2.1).
+the same rounds. The products of a train step take 4.136 GFLOP per image, those of inference 1.449 (two operations per
+multiplication of figure 2's layers; a train step computes three products per layer, but no gradient of the images).
 """
 
 import argparse

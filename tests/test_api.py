@@ -55,11 +55,9 @@ def test_examples_in_docstrings_run(folder, config, module):
 
 
 def test_the_example_in_the_readme_runs(folder):
-  (example,) = re.findall(
-    r'(?:^    .*\n)*^    import alexnet_jax\n(?:    .*\n)*', (ROOT / 'README.md').read_text(), re.M
-  )
+  (example,) = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
   names = {}
-  exec(re.sub('^    ', '', example, flags=re.M), names)
+  exec(example, names)
   assert names['net'](np.zeros((1, 64, 64, 3))).shape == (1, 1000)
 
 

@@ -1,3 +1,5 @@
+import pathlib
+
 import ml_collections
 import pytest
 
@@ -6,7 +8,9 @@ from alexnet_jax.models import registry
 from alexnet_jax.runs import config_checks, config_files, run_folder
 from alexnet_jax.runtime.errors import UsageError
 from alexnet_jax.training import init_from, loop
-from configs import alexnet
+from configs import alexnet, cifar10
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_the_paper_recipe_has_the_numbers_of_the_paper():
@@ -43,6 +47,13 @@ def test_as_run_has_the_numbers_of_run_145():
 @pytest.mark.parametrize('name', [*alexnet.DATASETS, *alexnet.VARIANTS])
 def test_no_variant_adds_a_field(name):
   assert config_files.flatten(alexnet.get_config(name)).keys() == config_files.flatten(alexnet.paper()).keys()
+
+
+@pytest.mark.parametrize('recipes', [alexnet, cifar10])
+def test_every_variant_is_documented(recipes):
+  page = (ROOT / 'docs' / 'variants.md').read_text()
+  names = [*recipes.VARIANTS, *getattr(recipes, 'DATASETS', ()), *getattr(recipes, 'NETWORKS', ())]
+  assert not [name for name in names if f'`{name}`' not in page]
 
 
 @pytest.mark.parametrize('name', ['digits', 'cifar10', 'imagenette'])

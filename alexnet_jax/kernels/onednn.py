@@ -1,7 +1,7 @@
 """Convolutions and matrix products by oneDNN, which jaxlib contains for a CPU but does not call.
 
 XLA computes both with YNNPACK on a CPU. oneDNN, which PyTorch calls, needs about half the time for the layers of this
-network (benchmarks/README.md). XLA's pass that would insert oneDNN is not built into jaxlib 0.10.1, and is off by
+network (docs/performance.md). XLA's pass that would insert oneDNN is not built into jaxlib 0.10.1, and is off by
 default in newer versions. All of them contain what it would insert: the custom calls below, whose configuration is
 XLA's `onednn_config.proto`. The only convolution among them is a forward one, so its gradients are written as forward
 convolutions.
@@ -268,7 +268,7 @@ def _multiplies_stacks() -> bool:
 
   Without AVX-512, oneDNN 3.7 (jaxlib 0.10) starts a task for each pair, and each task starts others, which XLA
   schedules after the first: about one call in a thousand does not terminate, or crashes the process. XLA's own product
-  is as fast there (benchmarks/README.md).
+  is as fast there (docs/performance.md).
   """
   return 'avx512' in pathlib.Path('/proc/cpuinfo').read_text()
 

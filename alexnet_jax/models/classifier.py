@@ -65,8 +65,9 @@ class Classifier(nnx.Module):
     """Computes the outputs of all layers at test time, for the images that `__call__` takes.
 
     Returns:
-      {'conv1': [batch, height, width, channel], 'pool1': ..., 'fc7': [batch, unit], ..., 'fc8': logits}, float32, in
-      the order of the network, the channels of the first tower first. Those of fc6 and fc7 are not halved by dropout.
+      The outputs by layer name, float32, in the order of the network, with the channels of the first tower first, as
+      {'conv1': [batch, height, width, channel], 'pool1': ..., 'fc7': [batch, unit], ..., 'fc8': logits}. Those of fc6
+      and fc7 are not halved by dropout.
 
     Raises:
       UsageError: if the images have another shape.

@@ -18,7 +18,7 @@ from alexnet_jax.models.towers import BATCH
 from alexnet_jax.runtime.errors import UsageError
 
 # Batches that are copied to the devices at a time. One at a time, a copy of 512 images took 16 ms and more on an H100;
-# with two, a step of 10.0 ms took 10.65 ms (benchmarks/README.md).
+# with two, a step of 10.0 ms took 10.65 ms (docs/performance.md).
 NUM_COPIES = 2
 
 

@@ -53,7 +53,7 @@ Each entry lists the version of jax that it was measured with. On Python 3.11, j
 computes some jitted reductions wrongly on a CPU (jax issue 39103). The entries measured with 0.10.2 precede this pin.
 """
 
-IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (benchmarks/README.md)
+IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (docs/performance.md)
 BYTES_PER_IMAGE = 15_500  # of 3,500 photographs of 224 x 224, prepared, 2026-11-25
 
 IMAGENET_RUNS = (  # (facts, 1.6 and 4): config, epochs, training images, all images
@@ -66,14 +66,15 @@ IMAGENET_RUNS = (  # (facts, 1.6 and 4): config, epochs, training images, all im
 )
 IMAGENET_NOTE = """\
 `:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`. If a claim has
-several commands, compare the `results.json` of their runs. README.md describes how to prepare ImageNet. The runs cost:
+several commands, compare the `results.json` of their runs. docs/data.md describes how to prepare ImageNet. The runs
+cost:
 """
 COST_NOTE = """\
 With `as_run`, the number of epochs is that of the run's log (facts, 1.6). Disk space is that of the prepared images,
 at 15.5 KB each as measured on photographs of 224 x 224 pixels. Images with larger originals may take twice as much. The
 official archives are read in place and take additional space. The days are those of the published network; a network
 with conv6 and more classes takes longer. On an H100, the train step takes 9 ms with 512 images in bfloat16 from device
-memory, which is 56,000 images/s (benchmarks/README.md). No network has been trained there yet.
+memory, which is 56,000 images/s (docs/performance.md). No network has been trained there yet.
 """
 
 

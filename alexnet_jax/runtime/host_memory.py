@@ -50,7 +50,7 @@ def trim_after_compiling() -> None:
   """Registers a listener that returns freed memory to the system after each long compilation.
 
   Otherwise the C library retains it, in blocks too small for the kernel maps of a batch. In training on a CPU this
-  enlarged the process by 0.1 to 0.3 GiB (benchmarks/README.md). With a C library other than glibc there is no effect.
+  enlarged the process by 0.1 to 0.3 GiB (docs/performance.md). With a C library other than glibc there is no effect.
   """
   import jax  # use_huge_pages must run before heavy imports
 
