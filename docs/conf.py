@@ -38,6 +38,7 @@ html_theme = 'sphinx_book_theme'
 html_title = 'alexnet_jax'
 html_static_path = ['style']
 html_css_files = ['narrow.css']
+html_sidebars = {'**': ['navbar-logo', 'search-field', 'sbt-sidebar-nav']}
 html_theme_options = {
   'repository_url': URL,
   'use_repository_button': bool(URL),

@@ -31,9 +31,9 @@ EXTRA += ('sklearn', 'onnx', 'tqdm', 'matplotlib')
 
 @pytest.fixture
 def folder(trained_run, tmp_path, monkeypatch):
-  """The current folder of the examples, with runs/digits, cat.jpg and dog.jpg."""
+  """The current folder of the examples, with runs/digits, cat.jpg, dog.jpg and digit.png."""
   rng = np.random.default_rng(0)
-  for name in ('cat.jpg', 'dog.jpg'):
+  for name in ('cat.jpg', 'dog.jpg', 'digit.png'):
     PIL.Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((200, 150)).save(tmp_path / name)
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'digits').symlink_to(trained_run)

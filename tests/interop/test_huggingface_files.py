@@ -11,17 +11,20 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 import yaml
 
 import alexnet_jax
 from alexnet_jax import __main__ as cli
 from alexnet_jax.data import image_io
 from alexnet_jax.evaluation import trained_model
-from alexnet_jax.interop import alexnet_torch, huggingface_files, import_export
+from alexnet_jax.interop import huggingface_files, import_export
 from alexnet_jax.runtime.errors import RunError, UsageError
 from tests.conftest import mostly_nightly
 from tests.interop.networks import assert_close, assert_same, centre_crops
+
+torch = pytest.importorskip('torch', reason='PyTorch is the reference')
+
+from alexnet_jax.interop import alexnet_torch  # noqa: E402
 
 VARIANTS = mostly_nightly(
   [
@@ -261,7 +264,7 @@ def test_a_run_is_not_an_exported_folder(run, tmp_path, capsys):
   assert cli.main(['weights', 'check', str(run)]) == 2
   assert 'contains no readable probe.json' in capsys.readouterr().err
   shutil.copytree(run, tmp_path / 'run')
-  import_export.export_run(run, tmp_path / 'run' / 'model.safetensors')  # beside its checkpoints
+  import_export.export_run(run, tmp_path / 'run' / 'model.safetensors')  # next to its checkpoints
   assert alexnet_jax.load(tmp_path / 'run').class_names == [f'digit {label}' for label in range(10)]
   with pytest.raises(UsageError, match='is the folder of a run, to which net do not apply'):
     alexnet_jax.load(tmp_path / 'run', net='bvlc_alexnet')
