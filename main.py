@@ -3,7 +3,7 @@
     python main.py --config=configs/alexnet.py
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10
     python main.py --config=configs/alexnet.py:cifar10 --mode=eval --workdir=runs/cifar10,runs/cifar10-tanh
-    python main.py --mode=predict --workdir=runs/cifar10 FILE FOLDER 'more/*.jpg'
+    python main.py --mode=predict --workdir=runs/digits digit.png PHOTOGRAPHS 'more/*.png'
     srun python main.py --config=configs/alexnet.py:imagenet2012 --distributed
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 finished but some images could not be read (they are named), 75 stopped

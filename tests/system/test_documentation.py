@@ -21,6 +21,8 @@ PAGES = [
     *ROOT.glob('docs/*.md'),
   )
 ]
+MODULES = ['main.py', 'alexnet_jax/__main__.py', *(f'configs/{name}.py' for name in ('alexnet', 'cifar10'))]
+MODULES += [f'alexnet_jax/data/imagenet/{name}.py' for name in ('prepare', 'builder')]
 FENCE = re.compile(r'^(```+|:::+)(\S*).*\n((?:.*\n)*?)\1$', re.MULTILINE)
 LANGUAGES = {'bash', 'python', 'text', 'bibtex', 'json'}
 
@@ -51,8 +53,10 @@ def blocks(page):
 
 
 def commands(page):
-  """Yields the shell commands of a page, without comments, continued lines joined."""
-  for language, text in blocks(page):
+  """Yields the shell commands of a page or of a docstring, without comments, continued lines joined."""
+  text = (ROOT / page).read_text()
+  in_docstring = [('bash', '\n'.join(re.findall('^    (python .*)', text, re.MULTILINE)))]
+  for language, text in in_docstring if page in MODULES else blocks(page):
     if language == 'bash':
       for line in text.replace('\\\n', ' ').splitlines():
         command = re.sub(r'\s+# .*|^#.*', '', line).strip()
@@ -114,7 +118,9 @@ def clone(trained_run, data_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('page', [page for page in PAGES if any(not reason_not_to_run(c) for c in commands(page))])
+@pytest.mark.parametrize(
+  'page', [page for page in PAGES + MODULES if any(not reason_not_to_run(command) for command in commands(page))]
+)
 def test_commands_run(page, clone):
   path = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
   environment = os.environ | {'PATH': path, 'TFDS_DATA_DIR': str(clone / 'tfds')}
