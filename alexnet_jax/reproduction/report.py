@@ -42,18 +42,18 @@ updates its entry. This file is generated from `results/` by `python -m alexnet_
 | {NOT_RUN} | The experiment is not finished. |
 
 An effect is clear if every seed of one condition is better than every seed of the other, and each condition has at
-least two seeds; an ensemble of all seeds counts as clear without a second ensemble. An effect has the paper's size if it is {1 / MAX_FACTOR:g}
-to {MAX_FACTOR} times as large, or if the paper gives no number. An error rate is reproduced if it is at most half a
-point above the paper's.
+least two seeds; an ensemble of all seeds counts as clear without a second ensemble. An effect has the paper's size if
+it is {1 / MAX_FACTOR:g} to {MAX_FACTOR} times as large, or if the paper gives no number. An error rate is reproduced if
+it is at most half a point above the paper's.
 
 Errors are in percent (top-1 / top-5 if there are two numbers), differences in percentage points; ± is the standard
-deviation over seeds. A positive difference has the paper's direction. In the column 'ours', `paper` is the condition with
-the paper's recipe. Most claims are about ImageNet, and were tested on the smaller data that the column 'data' names, with
-the paper's recipe instead of `as_run`: 'reproduced' means that the effect is the same there.
+deviation over seeds. A positive difference has the paper's direction. In the column 'ours', `paper` is the condition
+with the paper's recipe. Most claims are about ImageNet, and were tested on the smaller data that the column 'data'
+names, with the paper's recipe instead of `as_run`: 'reproduced' means that the effect is the same there.
 
 Each entry lists the version of jax that it was measured with. On Python 3.11, jax is pinned to 0.10.1, because 0.10.2
-computes some jitted reductions wrongly on a CPU (jax issue 39103). The entries measured with 0.10.2 precede this pin; one
-training was repeated with 0.10.1 (see the table of repetitions below).
+computes some jitted reductions wrongly on a CPU (jax issue 39103). The entries measured with 0.10.2 precede this pin;
+one training was repeated with 0.10.1 (see the table of repetitions below).
 """
 
 IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (docs/performance.md)
