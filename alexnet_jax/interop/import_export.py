@@ -53,11 +53,14 @@ def export_run(
     licence: of the weights, for the model card of the folder.
 
   Raises:
-    UsageError: if the file type is unknown, the folder to create exists, or `workdir` contains no run or checkpoint.
+    UsageError: if the file type is unknown, a file has a licence, the folder to create exists, or `workdir` contains no
+      run or checkpoint.
     RunError: if the output cannot be written.
   """
   if file_format is None:
     weight_files.check_file_type(output, weight_files.WRITERS)
+    if licence != 'unknown':
+      raise UsageError(f'--license={licence} applies to --format=huggingface only; omit it for {output}.')
   elif output.exists():
     raise UsageError(f'{output} already exists; choose another folder.')
   model = trained_model.load(workdir, batch_size=1, num_data=1, num_tower=1)

@@ -143,7 +143,13 @@ def load_config(folder: pathlib.Path) -> ConfigDict:
     UsageError: if the folder contains no run, or its config is damaged.
   """
   try:
-    config = config_files.add_missing_fields(ConfigDict(json.loads((folder / 'config.json').read_text())))
+    fields = json.loads((folder / 'config.json').read_text())
+    if 'model_type' in fields:
+      raise UsageError(
+        f'{folder} was exported for the Hugging Face Hub; import it with '
+        f'`python -m alexnet_jax weights import {folder} RUN`, and name RUN.'
+      )
+    config = config_files.add_missing_fields(ConfigDict(fields))
     config_checks.check(config)
   except OSError as error:
     raise UsageError(f'{folder} contains no run; train one, or name its folder with --workdir.') from error

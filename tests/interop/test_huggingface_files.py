@@ -260,6 +260,16 @@ def test_an_unreadable_probe_is_reported(copied):
     import_export.check_folder(copied)
 
 
+def test_an_exported_folder_is_not_a_run(exported):
+  with pytest.raises(UsageError, match=r'was exported for the Hugging Face Hub; import it with `python -m alexnet_jax'):
+    trained_model.load(exported, batch_size=1, num_data=1, num_tower=1)
+
+
+def test_a_file_has_no_licence(run, tmp_path):
+  with pytest.raises(UsageError, match='--license=mit applies to --format=huggingface only'):
+    import_export.export_run(run, tmp_path / 'file.safetensors', licence='mit')
+
+
 def test_a_run_is_not_an_exported_folder(run, tmp_path, capsys):
   assert cli.main(['weights', 'check', str(run)]) == 2
   assert 'contains no readable probe.json' in capsys.readouterr().err
