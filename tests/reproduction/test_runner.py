@@ -234,7 +234,8 @@ def test_the_readme_counts_the_verdicts():
   untested = verdicts.pop('needs ImageNet') + verdicts.pop('needs two GPUs')
   assert ' '.join((ROOT / 'README.md').read_text().split()).count(
     f'Of {verdicts.total() + untested} claims, {verdicts["reproduced"]} were reproduced, '
-    f'{verdicts["in direction only"]} in direction only, {verdicts["not reproduced"]} were not, and {untested} need '
+    f'{verdicts["in direction only"]} were reproduced in direction only, '
+    f'{verdicts["not reproduced"]} were not reproduced, and {untested} need '
   )
 
 

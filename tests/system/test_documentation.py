@@ -31,7 +31,7 @@ NEEDS = {
   r'imagenet2012|ilsvrc20|fall20|prepare (2010|2012|synsets)|--config=2012': 'ImageNet',
   r'srun|mpirun|gcloud|--coordinator|--distributed|FlinkRunner': 'a cluster',
   r'cuda1[23]': 'a GPU',
-  r'\.caffemodel|\.pth': 'a file of another program',
+  r'\.caffemodel|\.pth|runs/caffe': 'a file of another program',
   r':cifar10|configs/cifar10\.py|ilsvrc_2012': 'a download',
   r'figures curves': 'the curves of a training',
   r'^(pip|make|\.ci/run|git clone|python -m venv|beam/bin)': 'a package index',
