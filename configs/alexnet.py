@@ -102,7 +102,7 @@ def paper() -> ConfigDict:
   config.data.name = 'ilsvrc/2012'  # a TFDS dataset of labelled images
   config.data.dir = ''  # folder of the dataset; empty: the default of TFDS, which downloads missing data
   config.data.train_split = 'train'  # splits in the notation of TFDS, such as 'train[:90%]'
-  config.data.validation_split = 'validation'  # evaluated during training; the plateau schedule observes its error
+  config.data.validation_split = 'validation'  # evaluated during training; the plateau schedule reads its error
   config.data.test_split = (
     'validation'  # evaluated at the end. Paper: the labels of the 2012 test set were not released
   )

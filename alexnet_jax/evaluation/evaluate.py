@@ -276,7 +276,7 @@ def format_table(results: dict) -> str:
       lines.append(f'{title:10}no image has a label')
   if confused:
     pairs = (f'{true} for {predicted} ({num:,})' for true, predicted, num in confused[:NUM_CONFUSED])
-    lines.append(f'mistaken most often: {"; ".join(pairs)}')
+    lines.append(f'most frequent errors: {"; ".join(pairs)}')
   if results.get('skipped'):
     counts = (f'{num:,} of {split}' for split, num in results['skipped'].items())
     lines.append(f'unreadable and skipped: {", ".join(counts)}')

@@ -37,7 +37,7 @@ class RunSetup:
     folder: folder of the run.
     mesh: the devices.
     train: training split.
-    validation: validation split, which the plateau schedule observes.
+    validation: validation split, which the plateau schedule reads.
     test: test split, which is evaluated at the end.
     network: the network.
     statistics: pixel statistics of the training split.
