@@ -217,7 +217,7 @@ def _config(weights):
 
 def _preprocessor_config(weights):
   """Returns the preprocessing in the Hub's fields, and in words because they do not include a mean image."""
-  preprocessing = json.loads(layout.to_metadata(weights)['preprocessing'])
+  preprocessing = layout.describe_preprocessing(weights.config.model)
   return {
     'do_convert_rgb': True,
     'do_resize': True,
@@ -251,7 +251,7 @@ def _model_card(name, weights, results, licence):
     num_classes=f'{len(weights.class_names):,}',
     num_params=f'{sum(x.size for x in weights.tensors.values()):,}',
     num_steps=f'{weights.num_steps:,}',
-    preprocessing=json.loads(layout.to_metadata(weights)['preprocessing'])['words'],
+    preprocessing=layout.describe_preprocessing(config.model)['words'],
     results=_results_table(results, evaluated),
   )
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import pathlib
 import shlex
@@ -73,7 +72,7 @@ def export_run(
       with atomic_files.atomic_write(output) as partial:
         weight_files.write(partial, weights)
     else:
-      huggingface_files.write(output, weights, model, _load_results(workdir, model.num_steps), licence)
+      huggingface_files.write(output, weights, model, run_folder.load_results(workdir, model.num_steps), licence)
   except OSError as error:
     raise RunError(f'{output} cannot be written ({error.strerror}); choose a folder with free space.') from error
   print(f'{output}: {_summary(weights)}')
@@ -204,17 +203,6 @@ def _write_run(folder, weights):
   mesh, params = _put_params(weights)
   with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder)) as checkpoints:
     checkpoints.save(weights.num_steps, {'params': params}, {})
-
-
-def _load_results(workdir, num_steps):
-  """Returns the content of results.json; empty if there is none, or if it describes another checkpoint."""
-  try:
-    results = json.loads((workdir / 'results.json').read_text())
-    return results if results['step'] == num_steps else {}
-  except FileNotFoundError:
-    return {}
-  except (ValueError, KeyError, TypeError) as error:
-    raise UsageError(f'{workdir}/results.json is damaged; evaluate the run again with --mode=eval.') from error
 
 
 def _summary(weights):

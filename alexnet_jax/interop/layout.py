@@ -14,7 +14,7 @@ without the halving computes the same logits.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -187,18 +187,6 @@ def format_shape(shape: Iterable[int]) -> str:
 def to_metadata(weights: Weights) -> dict[str, str]:
   """Returns the metadata of an exported file, all of `weights` but its arrays."""
   config = weights.config.model
-  stored, crop = config.image_size + config.border, config.image_size
-  first = config.border // 2
-  preprocessing = {
-    'colours': 'RGB',
-    'range': [0, 255],
-    'stored_size': stored,
-    'patch_size': crop,
-    'first_row_and_column': first,
-    'words': f'RGB pixels, 0 to 255, not rescaled; resize the shorter side to {stored} pixels, crop the central '
-    f'{stored} x {stored}, subtract mean_image [{stored}, {stored}, RGB], and crop the central {crop} x {crop} (rows '
-    f'and columns {first} to {first + crop - 1}), the input of the network',
-  }
   dropout = (
     'the outputs of fc6 and fc7 are halved at test time; the weights of the layers that read them include this factor'
     if config.dropout
@@ -210,8 +198,24 @@ def to_metadata(weights: Weights) -> dict[str, str]:
     'config': json.dumps(weights.config.to_dict()),
     'class_names': json.dumps(list(weights.class_names)),
     'num_steps': str(weights.num_steps),
-    'preprocessing': json.dumps(preprocessing),
+    'preprocessing': json.dumps(describe_preprocessing(config)),
     'dropout': dropout,
+  }
+
+
+def describe_preprocessing(config: ConfigDict) -> dict[str, Any]:
+  """Describes how images become the input of a network, in numbers and in words; `config` is `config.model`."""
+  stored, crop = config.image_size + config.border, config.image_size
+  first = config.border // 2
+  return {
+    'colours': 'RGB',
+    'range': [0, 255],
+    'stored_size': stored,
+    'patch_size': crop,
+    'first_row_and_column': first,
+    'words': f'RGB pixels, 0 to 255, not rescaled; resize the shorter side to {stored} pixels, crop the central '
+    f'{stored} x {stored}, subtract mean_image [{stored}, {stored}, RGB], and crop the central {crop} x {crop} (rows '
+    f'and columns {first} to {first + crop - 1}), the input of the network',
   }
 
 

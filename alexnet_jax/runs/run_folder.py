@@ -187,6 +187,21 @@ def write_results(folder: pathlib.Path, results: dict) -> None:
     raise RunError(f'{folder}/results.json cannot be written ({error.strerror}); the results are {results}') from error
 
 
+def load_results(folder: pathlib.Path, num_steps: int) -> dict:
+  """Loads `results.json`; empty if there is none, or if it describes another checkpoint than that after `num_steps`.
+
+  Raises:
+    UsageError: if the file is damaged.
+  """
+  try:
+    results = json.loads((folder / 'results.json').read_text())
+    return results if results['step'] == num_steps else {}
+  except FileNotFoundError:
+    return {}
+  except (ValueError, KeyError, TypeError) as error:
+    raise UsageError(f'{folder}/results.json is damaged; evaluate the run again with --mode=eval.') from error
+
+
 def write_submission(folder: pathlib.Path, lines: Sequence[str]) -> None:
   """Writes `submission.txt`; raises `RunError` if the file cannot be written."""
   try:

@@ -47,16 +47,18 @@ SHORT = (
 
 
 def blocks(page):
-  """Yields the language and the text of every fenced block of a page."""
-  for _, language, text in FENCE.findall((ROOT / page).read_text()):
-    yield language, text
+  """Yields the language and the text of every fenced block of a page, or of the commands in a module's docstring."""
+  text = (ROOT / page).read_text()
+  if page in MODULES:
+    yield 'bash', '\n'.join(re.findall('^    (python .*)', text, re.MULTILINE))
+  else:
+    for _, language, block in FENCE.findall(text):
+      yield language, block
 
 
 def commands(page):
   """Yields the shell commands of a page or of a docstring, without comments, continued lines joined."""
-  text = (ROOT / page).read_text()
-  in_docstring = [('bash', '\n'.join(re.findall('^    (python .*)', text, re.MULTILINE)))]
-  for language, text in in_docstring if page in MODULES else blocks(page):
+  for language, text in blocks(page):
     if language == 'bash':
       for line in text.replace('\\\n', ' ').splitlines():
         command = re.sub(r'\s+# .*|^#.*', '', line).strip()
