@@ -13,7 +13,7 @@ by SIGTERM or Ctrl-C after saving (run the same command to resume).
 import os
 import pkgutil
 
-# TensorFlow only writes curves here. Without its oneDNN kernels it prints nothing on import.
+# TFDS encodes the images of some datasets with TensorFlow. Without its oneDNN kernels it prints nothing on import.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import app, flags, logging

@@ -18,7 +18,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-# TensorFlow only reads and writes curves here; without its oneDNN kernels it prints nothing on import.
+# TFDS encodes the images of some datasets with TensorFlow; without its oneDNN kernels it prints nothing on import.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import logging

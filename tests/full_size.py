@@ -88,6 +88,12 @@ def compare(network, mesh, state, initial, expected_loss, expected_updates, expe
     assert_close(name, after - initial[name], expected_updates[name], tolerance)
 
 
+def put(array, abstract):
+  """Puts a copy of an array on the devices of the current mesh; a step reuses its memory."""
+  spec = abstract.sharding.spec if abstract.sharding else jax.P()
+  return jax.device_put(np.array(array), spec)
+
+
 def main():
   """Compares all combinations with one computation of PyTorch."""
   onednn.enable()
@@ -98,11 +104,12 @@ def main():
     mesh = device_mesh.make_mesh(1, num_tower, num_towers=2, batches={'batch_size': BATCH})
     with jax.set_mesh(mesh):
       network = build(CONFIG.model, NUM_CLASSES)
-      state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
       if expected is None:
-        initial = jax.tree.map(np.array, reference.to_interchange(state.params))  # copies: a step reuses the memory
+        state_on_host = jax.device_get(step.init_state(jax.random.key(0), network=network, optimizer=RULE))
+        initial = reference.to_interchange(state_on_host.params)
         tensors = {name: torch.tensor(value, dtype=torch.float64).requires_grad_() for name, value in initial.items()}
         expected = (*step_of_torch(tensors), probabilities_of_torch(tensors))
+      state = jax.tree.map(put, state_on_host, step.abstract_state(network, RULE))
       compare(network, mesh, state, initial, *expected)
 
 

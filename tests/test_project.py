@@ -24,7 +24,7 @@ ROOMS['training'] = ROOMS['analysis'] = ('interop', *ROOMS['interop'])
 ROOMS['reproduction'] = ('training', 'analysis', *ROOMS['training'])
 # The only room that may import a library.
 HOMES = {
-  'runs': ('orbax',),
+  'runs': ('orbax', 'tensorboard'),
   'analysis': ('matplotlib',),
   'interop': ('onnx', 'google', 'torch', 'safetensors'),
   'data': ('tensorflow_datasets', 'grain', 'PIL', 'simplejpeg', 'array_record', 'apache_beam', 'sklearn', 'scipy'),

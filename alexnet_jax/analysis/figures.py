@@ -13,7 +13,6 @@ import tqdm
 from matplotlib.figure import Figure
 
 from alexnet_jax.analysis import features, figure2, measures, plots
-from alexnet_jax.analysis.curves import CURVES, read_curves
 from alexnet_jax.analysis.features import DatasetImages, Features
 from alexnet_jax.analysis.neighbours import find_nearest
 from alexnet_jax.data import cropping, image_io, sources
@@ -23,6 +22,7 @@ from alexnet_jax.evaluation.predict import Prediction
 from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
 from alexnet_jax.models import device_mesh
 from alexnet_jax.runs import config_files, run_folder
+from alexnet_jax.runs.curves import CURVES, read_curves
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 

@@ -5,6 +5,7 @@
 """
 
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
 
 _DESCRIPTION = """\
@@ -52,4 +53,4 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     for index, (ink, label) in enumerate(zip(digits.images, digits.target, strict=True)):
       if (index % 5 == 0) == test:
         pixels = np.rint(ink * (255 / 16)).astype(np.uint8)
-        yield index, {'image': pixels[:, :, None], 'label': int(label)}
+        yield index, {'image': PIL.Image.fromarray(pixels), 'label': int(label)}  # TFDS encodes arrays with TensorFlow

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from alexnet_jax.analysis import figures, plots
-from alexnet_jax.analysis.curves import read_curves
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.kernels import onednn
 from alexnet_jax.reproduction import records, report
@@ -30,6 +29,7 @@ from alexnet_jax.reproduction.experiments import (
 )
 from alexnet_jax.reproduction.records import Record
 from alexnet_jax.runs import checkpoints, config_files, run_folder
+from alexnet_jax.runs.curves import read_curves
 from alexnet_jax.runtime import atomic_files, host_memory
 from alexnet_jax.runtime.errors import LockedError, RunError, UsageError
 from alexnet_jax.training import loop

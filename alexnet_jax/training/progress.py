@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.runs import curves
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import RunError
 from alexnet_jax.training.optimizer import describe_learning_rates
@@ -157,13 +158,12 @@ class Progress:
   def _open_curves(self):
     if self._writer is not None or not distributed.is_main_process():
       return
-    from clu import metric_writers  # imports TensorFlow, which takes seconds that would delay the first step
-
-    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(self._folder / 'tensorboard')))
+    self._writer = curves.open_writer(self._folder)
 
   def _write(self, step, values):
     if self._writer:
-      self._writer.write_scalars(step, values)
+      for name, value in values.items():
+        self._writer.add_scalar(name, value, step)
 
   def _report(self, step, learning_rate, start):
     now = time.perf_counter()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -234,32 +235,8 @@ def restore_or_initialise(
     first_step = evaluated_step = 0
     if setup.config.init_from:
       state = state._replace(params=init_from.initial_params(state.params, setup.config, setup.mesh))
-  print(parameter_table(state.params, setup.network.num_classes), flush=True)
+  print(parameter_overview.get_parameter_overview(state.params, include_stats='sharding'), flush=True)
   return state, first_step, evaluated_step
-
-
-def parameter_table(params: dict, num_classes: int) -> str:
-  """Formats the number of parameters and the kernel shapes of all layers as a table.
-
-  A kernel's shape is given as a whole and on each device; a device of a mesh with two tower devices holds one tower.
-  With an odd number of classes, fc8 has a surplus unit, whose parameters are not counted.
-
-  Args:
-    params: {'conv1': {'kernel': [tower, ...], 'bias': [tower, out]}, ...}, arrays or their shapes.
-    num_classes: number of classes.
-  """
-  lines = [f'{"":8}{"parameters":>12}  {"kernels (tower x ...)":26}on each device']
-  total = 0
-  for name, layer in params.items():
-    kernel = layer['kernel']
-    num_params = sum(x.size for x in layer.values())
-    if name == 'fc8':
-      num_params = num_params // layer['bias'].size * num_classes
-    total += num_params
-    whole_shape = ' x '.join(map(str, kernel.shape))
-    device_shape = ' x '.join(map(str, kernel.sharding.shard_shape(kernel.shape)))
-    lines.append(f'{name:8}{num_params:12,}  {whole_shape:26}{device_shape}')
-  return '\n'.join((*lines, f'{"":8}{total:12,}'))
 
 
 def check_memory(network: Network, config: ConfigDict, mesh: Mesh) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax import __main__ as cli
 from alexnet_jax.analysis import figures
-from alexnet_jax.analysis.curves import read_curves
+from alexnet_jax.runs.curves import read_curves
 from alexnet_jax.training.progress import Progress
 from tests import miniature
 from tests.conftest import small_config

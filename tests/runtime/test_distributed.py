@@ -432,10 +432,24 @@ def test_both_processes_stop_if_one_is_signalled(signalled, data_dir, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def resumed(survivor, folder):
-  """Resumes for five steps: in one process from a checkpoint of two processes, and in two from one of one process."""
+def alone(survivor, folder):
+  """The last step and the results of a run in one process, five steps longer than that of two processes."""
   last_step = checkpoints.newest_step(folder / 'two') + 5
-  results = train_in_one_process(folder / 'tfds', folder / 'one', last_step)
+  return last_step, train_in_one_process(folder / 'tfds', folder / 'one', last_step)
+
+
+def test_two_processes_have_the_losses_of_one(survivor, alone, folder):
+  last_step, _ = alone
+  expected = losses(folder / 'one')
+  assert {number: value for number, value in survivor.printed_losses.items() if number <= last_step - 5} == {
+    number: pytest.approx(value, abs=6e-5) for number, value in expected.items() if number <= last_step - 5
+  }
+
+
+@pytest.fixture(scope='module')
+def resumed(alone, folder):
+  """Resumes for five steps: in one process from a checkpoint of two processes, and in two from one of one process."""
+  last_step, results = alone
   for first, second in (('two', 'one'), ('one', 'two')):
     ignored = shutil.ignore_patterns(str(last_step), 'tensorboard')
     shutil.copytree(folder / first, folder / f'{first} then {second}', ignore=ignored)
@@ -446,12 +460,10 @@ def resumed(survivor, folder):
   return last_step, results, outputs
 
 
-def test_two_processes_agree_with_one_and_resume_from_the_same_checkpoints(survivor, resumed, folder):
+@pytest.mark.slow
+def test_one_process_resumes_from_checkpoints_of_two_and_two_from_those_of_one(resumed, folder):
   last_step, expected, _ = resumed
   expected_losses = losses(folder / 'one')
-  assert {number: value for number, value in survivor.printed_losses.items() if number <= last_step - 5} == {
-    number: pytest.approx(value, abs=6e-5) for number, value in expected_losses.items() if number <= last_step - 5
-  }
   for run in ('two then one', 'one then two'):
     assert losses(folder / run) == {  # the curve has no point for the first step after a start
       number: pytest.approx(expected_losses[number], rel=1e-5) for number in range(last_step - 3, last_step + 1)
@@ -465,6 +477,7 @@ def test_two_processes_agree_with_one_and_resume_from_the_same_checkpoints(survi
     assert results['centre'] == expected['centre'] | {'log_prob': log_prob}
 
 
+@pytest.mark.slow
 def test_only_process_0_prints(resumed):
   last_step, _, ((output, _), other) = resumed
   assert f'step {last_step}/{last_step}' in output

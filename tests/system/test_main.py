@@ -80,10 +80,10 @@ def test_wrong_usage_is_an_error_message_and_status_2(arguments, message):
   assert 'Traceback' not in result.stderr
 
 
-@pytest.fixture
-def damaged_digits(data_dir, tmp_path):
+@pytest.fixture(scope='module')
+def damaged_digits(data_dir, tmp_path_factory):
   """A folder with the digits, of which one training image and one test image cannot be read."""
-  folder = tmp_path / 'tfds'
+  folder = tmp_path_factory.mktemp('damaged') / 'tfds'
   shutil.copytree(data_dir / 'digits', folder / 'digits', ignore=shutil.ignore_patterns('*.npz'))
   for split, broken in (('train', 3), ('test', 8)):
     (file,) = folder.glob(f'digits/*/digits-{split}.array_record*')
@@ -103,28 +103,45 @@ def test_an_unreadable_image_is_a_run_error(damaged_digits, tmp_path):
     loop.train_and_evaluate(small_config(damaged_digits), tmp_path / 'run')
 
 
-def test_training_and_evaluation_name_skipped_images_and_exit_with_status_3(damaged_digits, tmp_path, monkeypatch):
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # use the default folder
-  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={damaged_digits}', f'--workdir={tmp_path}/run', *TINY)
-  trained = command(*arguments, '--config.data.unreadable=skip', devices=2)
+@pytest.fixture(scope='module')
+def skipping(damaged_digits, tmp_path_factory):
+  """The arguments of a run that skips unreadable images, its folder, and its training in a process of its own."""
+  folder = tmp_path_factory.mktemp('skipping') / 'run'
+  arguments = ('--config=configs/alexnet.py', f'--config.data.dir={damaged_digits}', f'--workdir={folder}', *TINY)
+  arguments = (*arguments, '--config.data.unreadable=skip')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv('JAX_COMPILATION_CACHE_DIR')  # use the default folder
+    yield arguments, folder, command(*arguments, devices=2)
+
+
+def test_training_names_skipped_images_and_exits_with_status_3(skipping):
+  _, folder, trained = skipping
   assert trained.returncode == 3, trained.stderr
   named = [line.partition('\r')[2] or line for line in trained.stderr.splitlines() if 'skipped' in line]
   assert [re.sub('.*skipped', 'skipped', line) for line in named] == [
     f"skipped image {index} of split '{split}' of digits/1.0.0: not an image in a known format"
     for index, split in ((3, 'train[:90%]'), (8, 'test'))
   ]
-  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  results = json.loads((folder / 'results.json').read_text())
   assert (results['num_examples'], results['skipped']) == (359, {'train[:90%]': 1, 'test': 1})
+
+
+def test_training_prints_the_mesh_and_the_shardings_and_caches_the_step(skipping):
+  _, _, trained = skipping
   assert 'mesh data 1 x tower 2' in trained.stdout
-  # Each device holds half of the kernels.
-  assert re.search(r'conv1 .* 2 x 11 x 11 x 3 x 3 +1 x 11 x 11 x 3 x 3\n', trained.stdout)
+  # Each device holds half of the kernels: those of one tower.
+  assert re.search(r"conv1/kernel \| \(2, 11, 11, 3, 3\) .*\('tower', None, None, None, None\)", trained.stdout)
   assert 'step 3/3' in trained.stdout
   # The step is cached for the next run, unless it calls oneDNN, which XLA cannot cache.
   assert any(compilation_cache.default_folder().glob('jit_train_step-*')) != onednn.is_available()
-  evaluated = command(*arguments, '--config.data.unreadable=skip', '--mode=eval', devices=2)
+
+
+def test_evaluation_names_skipped_images_and_exits_with_status_3(skipping):
+  arguments, folder, _ = skipping
+  results = json.loads((folder / 'results.json').read_text())
+  evaluated = command(*arguments, '--mode=eval', devices=2)
   assert evaluated.returncode == 3, evaluated.stderr
-  evaluation = json.loads((tmp_path / 'run' / 'results.json').read_text())
-  assert evaluation == results | {'skipped': {'test': 1}}
+  assert json.loads((folder / 'results.json').read_text()) == results | {'skipped': {'test': 1}}
 
 
 def test_help_and_flag_errors_do_not_load_jax():

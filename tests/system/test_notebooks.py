@@ -61,7 +61,7 @@ def test_a_notebook_imports_the_project_and_few_libraries(name):
   modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
   modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
   packages = {module.split('.')[0] for module in modules} - sys.stdlib_module_names
-  assert packages <= {'alexnet_jax', 'configs', 'jax', 'numpy', 'matplotlib'}
+  assert packages <= {'alexnet_jax', 'configs', 'jax', 'clu', 'numpy', 'matplotlib'}
 
 
 @every_notebook

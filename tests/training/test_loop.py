@@ -223,14 +223,6 @@ def test_a_network_trains_on_cifar10(config, tmp_path, shared_data):
   assert (results['num_examples'], results['dataset']) == (300, 'cifar10/3.0.2')
 
 
-def test_the_parameter_table_excludes_the_surplus_unit_of_an_odd_number_of_classes(one_device, config):
-  network = build(config.model, 7)
-  params = jax.jit(network.init)(jax.random.key(0))
-  table = run_setup.parameter_table(params, 7).splitlines()
-  fc8 = next(line for line in table if line.startswith('fc8'))
-  assert int(fc8.split()[1].replace(',', '')) == 7 * (params['fc8']['kernel'].shape[1] + 1)
-
-
 def test_a_run_resumes_on_another_mesh_with_the_same_losses(config, tmp_path, monkeypatch):
   """The next five losses are equal to 1e-5; on the same mesh they have the same bits."""
   losses = []

@@ -1,16 +1,31 @@
 """The TensorBoard curves of a run."""
 
 import pathlib
+import sys
+import types
 
 import numpy as np
+from tensorboard import summary
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
+
+# TensorBoard reads and writes files with TensorFlow, whose import takes five seconds, unless this module exists.
+sys.modules.setdefault('tensorboard.compat.notf', types.ModuleType('notf'))
 
 CURVES = {  # name on the command line: (tag in TensorBoard, label of the axis)
   'error': ('train/error', 'training error, %'),
   'loss': ('train/loss', 'training loss, nats'),
   'validation': ('validation/top1_error', 'validation error, %'),
 }
+
+
+def open_writer(folder: pathlib.Path) -> summary.Writer:
+  """Returns TensorBoard's writer for the curves of a run, which writes in a thread of its own.
+
+  Args:
+    folder: folder of the run.
+  """
+  return summary.Writer(str(folder / 'tensorboard'))
 
 
 def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
