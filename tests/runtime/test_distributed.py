@@ -370,16 +370,14 @@ def parameters(folder, data_dir):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """The folder of the runs and of the digits, which the two processes prepare."""
-  folder = tmp_path_factory.mktemp('distributed')
-  (folder / 'tfds').mkdir()
-  return folder
+  """The folder of the runs."""
+  return tmp_path_factory.mktemp('distributed')
 
 
 @pytest.fixture(scope='module')
-def survivor(folder):
+def survivor(folder, data_dir):
   """The process that remains after the other one was killed."""
-  return lose_process(1, signal.SIGKILL, folder / 'two', folder / 'tfds', '--config.heartbeat=6')
+  return lose_process(1, signal.SIGKILL, folder / 'two', data_dir, '--config.heartbeat=6')
 
 
 def test_the_loss_of_a_process_ends_the_others_with_a_message(survivor):
@@ -389,8 +387,11 @@ def test_the_loss_of_a_process_ends_the_others_with_a_message(survivor):
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 @pytest.mark.parametrize(('signal_number', 'heartbeat'), [(signal.SIGKILL, 60), (signal.SIGSTOP, 4)])
-def test_the_loss_of_any_process_ends_the_others_with_a_message(index, signal_number, heartbeat, data_dir, tmp_path):
-  survivor = lose_process(index, signal_number, tmp_path, data_dir, f'--config.heartbeat={heartbeat}')
+def test_the_loss_of_any_process_ends_the_others_with_a_message(index, signal_number, heartbeat, tmp_path):
+  """The processes also prepare the digits."""
+  data_dir = tmp_path / 'tfds'
+  data_dir.mkdir()
+  survivor = lose_process(index, signal_number, tmp_path / 'run', data_dir, f'--config.heartbeat={heartbeat}')
   assert_error_message(survivor, heartbeat)
 
 
@@ -432,10 +433,10 @@ def test_both_processes_stop_if_one_is_signalled(signalled, data_dir, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def alone(survivor, folder):
+def alone(survivor, folder, data_dir):
   """The last step and the results of a run in one process, five steps longer than that of two processes."""
   last_step = checkpoints.newest_step(folder / 'two') + 5
-  return last_step, train_in_one_process(folder / 'tfds', folder / 'one', last_step)
+  return last_step, train_in_one_process(data_dir, folder / 'one', last_step)
 
 
 def test_two_processes_have_the_losses_of_one(survivor, alone, folder):
@@ -447,28 +448,26 @@ def test_two_processes_have_the_losses_of_one(survivor, alone, folder):
 
 
 @pytest.fixture(scope='module')
-def resumed(alone, folder):
+def resumed(alone, folder, data_dir):
   """Resumes for five steps: in one process from a checkpoint of two processes, and in two from one of one process."""
   last_step, results = alone
   for first, second in (('two', 'one'), ('one', 'two')):
     ignored = shutil.ignore_patterns(str(last_step), 'tensorboard')
     shutil.copytree(folder / first, folder / f'{first} then {second}', ignore=ignored)
-  train_in_one_process(folder / 'tfds', folder / 'two then one', last_step)
-  outputs = run_command(
-    folder / 'one then two', folder / 'tfds', f'--config.num_steps={last_step}', '--config.mesh.data=2'
-  )
+  train_in_one_process(data_dir, folder / 'two then one', last_step)
+  outputs = run_command(folder / 'one then two', data_dir, f'--config.num_steps={last_step}', '--config.mesh.data=2')
   return last_step, results, outputs
 
 
 @pytest.mark.slow
-def test_one_process_resumes_from_checkpoints_of_two_and_two_from_those_of_one(resumed, folder):
+def test_one_process_resumes_from_checkpoints_of_two_and_two_from_those_of_one(resumed, folder, data_dir):
   last_step, expected, _ = resumed
   expected_losses = losses(folder / 'one')
   for run in ('two then one', 'one then two'):
     assert losses(folder / run) == {  # the curve has no point for the first step after a start
       number: pytest.approx(expected_losses[number], rel=1e-5) for number in range(last_step - 3, last_step + 1)
     }
-    trees = (jax.tree.leaves(parameters(folder / name, folder / 'tfds')) for name in (run, 'one'))
+    trees = (jax.tree.leaves(parameters(folder / name, data_dir)) for name in (run, 'one'))
     for x, y in zip(*trees, strict=True):
       np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
     results = json.loads((folder / run / 'results.json').read_text())
