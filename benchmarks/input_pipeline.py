@@ -265,7 +265,7 @@ def time_calls(function, num_calls):
 def compare_preparation(images, folder, rounds):
   """Compares writing a shard with decode + resize + encode alone, on one core."""
   (shard, *_) = writer.plan_shards(
-    'train', archives.index_class_folders(images).splits['train'], folder / 'again', 'jpeg', quality=85
+    'train', archives.index_class_folders(images).splits['train'], folder / 'again', 256, 'jpeg', quality=85
   )
   shard.parts.mkdir(parents=True)
   files = [image.read() for image in shard.images]

@@ -180,6 +180,18 @@ def imagenette(config: ConfigDict) -> None:
   config.model.init_std.update(MIDDLE_STD_2012)  # Paper: 0.01. As for cifar10; not tested yet
 
 
+def tiny_imagenet(config: ConfigDict) -> None:
+  """Selects 200 classes of ImageNet, 64 x 64 pixels: `python -m alexnet_jax prepare tiny_imagenet FOLDER_OR_ZIP`."""
+  config.data.name = 'ilsvrc/tiny_imagenet'
+  config.data.train_split, config.data.validation_split, config.data.test_split = (
+    'train[:95%]',
+    'train[95%:]',
+    'validation',
+  )
+  config.optimizer.rate = 0.002  # Paper: 0.01. As for cifar10; not tested yet
+  config.model.init_std.update(MIDDLE_STD_2012)  # Paper: 0.01. As for cifar10; not tested yet
+
+
 def cifar10(config: ConfigDict) -> None:
   """Selects CIFAR-10, 32 x 32 pixels enlarged to 256 x 256."""
   config.data.name = 'cifar10'
@@ -420,7 +432,7 @@ def by_name(*functions):
   return {function.__name__: function for function in functions}
 
 
-DATASETS = by_name(digits, imagenet2012, ilsvrc2010, fall2009, fall2011, imagenette, cifar10)
+DATASETS = by_name(digits, imagenet2012, ilsvrc2010, fall2009, fall2011, imagenette, tiny_imagenet, cifar10)
 # Variants are applied in this order, regardless of the order on the command line.
 VARIANTS = by_name(as_run, small, bvlc_alexnet, bvlc_reference_caffenet, torchvision)
 VARIANTS |= by_name(one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)

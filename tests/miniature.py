@@ -92,6 +92,24 @@ def write_ilsvrc2010(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+def write_tiny_imagenet(folder: pathlib.Path, per_class: int = 6) -> pathlib.Path:
+  """Writes the unpacked Tiny-ImageNet-200 with two classes, 3 validation and 2 test images. Returns the folder."""
+  names = {'n02119789': 'kit fox, Vulpes macrotis', 'n01440764': 'tench, Tinca tinca'}
+  files = {f'train/{wnid}/images/{wnid}_{i}.JPEG': make_image(i) for wnid in names for i in range(per_class)}
+  files |= {f'train/{wnid}/{wnid}_boxes.txt': f'{wnid}_0.JPEG\t0\t0\t62\t62\n'.encode() for wnid in names}
+  labels = {'val_0.JPEG': 'n02119789', 'val_1.JPEG': 'n01440764', 'val_2.JPEG': 'n02119789'}
+  files |= {f'val/images/{name}': make_image(50 + i) for i, name in enumerate(labels)}
+  files['val/val_annotations.txt'] = ''.join(f'{key}\t{wnid}\t0\t0\t9\t9\n' for key, wnid in labels.items()).encode()
+  files |= {f'test/images/test_{i}.JPEG': make_image(60 + i) for i in range(2)}
+  files['wnids.txt'] = '\n'.join(names).encode()
+  files['words.txt'] = ''.join(f'{wnid}\t{words}\n' for wnid, words in names.items()).encode()
+  for name, content in files.items():
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return folder
+
+
 def write_class_folders(folder: pathlib.Path, per_class: int = 6) -> pathlib.Path:
   """Writes folder/SPLIT/CLASS/IMAGE, with a hidden file in every class. Returns the folder."""
   for split, count in (('train', per_class), ('val', 2)):

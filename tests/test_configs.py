@@ -56,7 +56,7 @@ def test_every_variant_is_documented(recipes):
   assert not [name for name in names if f'`{name}`' not in page]
 
 
-@pytest.mark.parametrize('name', ['digits', 'cifar10', 'imagenette'])
+@pytest.mark.parametrize('name', ['digits', 'cifar10', 'imagenette', 'tiny_imagenet'])
 def test_no_validation_split_is_the_test_split(name):
   data = alexnet.get_config(name).data
   assert data.validation_split.startswith('train[')

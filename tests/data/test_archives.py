@@ -1,4 +1,6 @@
+import pathlib
 import tarfile
+import zipfile
 
 import pytest
 
@@ -79,6 +81,66 @@ def test_imagenette_is_indexed(shared_data):
   contents = archives.index_class_folders(shared_data / 'imagenette_subset')
   assert {split: len(images) for split, images in contents.splits.items()} == {'train': 2800, 'validation': 700}
   assert contents.class_names[0] == 'n01440764'
+
+
+def zip_folder(folder, path, compression=zipfile.ZIP_DEFLATED):
+  """Writes a folder to a zip archive that contains it, as Tiny-ImageNet-200 is distributed."""
+  with zipfile.ZipFile(path, 'w', compression) as archive:
+    for file in [folder, *folder.rglob('*')]:
+      archive.write(file, pathlib.PurePath('tiny-imagenet-200', file.relative_to(folder)))
+  return path
+
+
+@pytest.mark.parametrize('compression', [None, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_tiny_imagenet_is_indexed_as_a_folder_and_as_a_zip_archive(tmp_path, compression):
+  source = folder = miniature.write_tiny_imagenet(tmp_path / 'in')
+  if compression is not None:
+    source = zip_folder(folder, tmp_path / 'tiny.zip', compression)
+  contents = archives.index_tiny_imagenet(source)
+  assert contents.class_names == ['n01440764 tench, Tinca tinca', 'n02119789 kit fox, Vulpes macrotis']
+  assert {split: len(images) for split, images in contents.splits.items()} == {'train': 12, 'validation': 3, 'test': 2}
+  assert all(contents.class_names[image.label][:9] == image.key[:9] for image in contents.splits['train'])
+  assert labels_by_key(contents.splits['validation']) == {'val_0.JPEG': 1, 'val_1.JPEG': 0, 'val_2.JPEG': 1}
+  assert {image.label for image in contents.splits['test']} == {-1}
+  for image in contents.splits['validation']:
+    assert image.read() == (folder / 'val' / 'images' / image.key).read_bytes()
+  for image in contents.splits['train']:
+    assert image.read() == (folder / 'train' / image.key[:9] / 'images' / image.key).read_bytes()
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('wnids.txt', None, 'contains no wnids.txt; SOURCE must be tiny-imagenet-200.zip or its unpacked folder'),
+    ('val/val_annotations.txt', None, 'contains no val/val_annotations.txt'),
+    ('val/val_annotations.txt', b'val_0.JPEG\tn02119789\n', 'gives no known class for val_1.JPEG'),
+    ('val/val_annotations.txt', b'\xff\x00\t\n\n\tn\n', 'gives no known class for val_0.JPEG'),
+  ],
+)
+def test_an_incomplete_tiny_imagenet_is_a_usage_error(tmp_path, name, content, message):
+  folder = miniature.write_tiny_imagenet(tmp_path / 'in')
+  (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+  with pytest.raises(UsageError, match=message):
+    archives.index_tiny_imagenet(folder)
+
+
+def test_a_damaged_zip_archive_is_a_run_error(tmp_path):
+  path = zip_folder(miniature.write_tiny_imagenet(tmp_path / 'in'), tmp_path / 'tiny.zip')
+  content = path.read_bytes()
+  for damaged in (b'', content[: len(content) // 2], content.replace(b'PK\3\4', b'PK\0\0')):
+    path.write_bytes(damaged)
+    with pytest.raises(RunError, match=r'is damaged or no zip archive .*; download it again'):
+      archives.index_tiny_imagenet(path)
+
+
+def test_damaged_compressed_data_is_named(tmp_path):
+  path = zip_folder(miniature.write_tiny_imagenet(tmp_path / 'in'), tmp_path / 'tiny.zip')
+  image = archives.index_tiny_imagenet(path).splits['train'][0]
+  content = bytearray(path.read_bytes())
+  content[image.offset] = 0xFF  # a block type that does not exist
+  path.write_bytes(content)
+  with pytest.raises(OSError, match='its compressed data is damaged'):
+    image.read()
 
 
 @pytest.mark.parametrize(

@@ -370,6 +370,29 @@ def test_an_archive_without_images_is_an_error(tmp_path, capsys):
   assert 'test contains no images' in capsys.readouterr().err
 
 
+def test_tiny_imagenet_is_stored_with_64_pixels(tmp_path, capsys):
+  source = miniature.write_tiny_imagenet(tmp_path / 'in')
+  arguments = ('--data_dir', tmp_path / 'out', '--workers=1', '--encoding=raw')
+  assert run('tiny_imagenet', source, '--any_count', *arguments) == 0
+  assert 'train: 12 images of 64 x 64' in capsys.readouterr().out
+  config = config_files.load_config('configs/alexnet.py:tiny_imagenet')
+  config.data.name, config.data.dir = 'ilsvrc/tiny_imagenet_raw', str(tmp_path / 'out')
+  (train,) = sources.open_splits(config.data, 64, ['train'])
+  for image, label, key in zip(*train.read_batch(range(12)), sorted_keys(tmp_path / 'out'), strict=True):
+    wnid = train.class_names[label][:9]
+    file = source / 'train' / wnid / 'images' / key
+    np.testing.assert_array_equal(image, image_io.read_square(file, 64))
+
+
+def sorted_keys(data_dir):
+  """Returns the file names of the training images in the order of the records."""
+  (folder,) = data_dir.glob('ilsvrc/*/1.0.0')
+  return [
+    tf_example_pb2.Example.FromString(record).features.feature['file_name'].bytes_list.value[0].decode()
+    for record in read_records(folder)['ilsvrc-train']
+  ]
+
+
 def test_the_command_line_accepts_every_layout():
   assert [cli.parser().parse_args(['prepare', layout, 'in']).layout for layout in archives.LAYOUTS] == list(
     archives.LAYOUTS
@@ -430,7 +453,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_shard(tmp_path):
   """A limit on the size of files simulates the full disk."""
   miniature.write_class_folders(tmp_path / 'in', per_class=40)
   (shard,) = writer.plan_shards(
-    'train', archives.index_class_folders(tmp_path / 'in').splits['train'], tmp_path, 'raw', 85
+    'train', archives.index_class_folders(tmp_path / 'in').splits['train'], tmp_path, 256, 'raw', 85
   )
   shard.parts.mkdir()
   code = (
@@ -472,7 +495,7 @@ def test_hostile_files_in_an_archive_are_skipped(shared_data, tmp_path):
 
 def test_the_error_names_a_missing_file(tmp_path):
   images = archives.index_class_folders(miniature.write_class_folders(tmp_path / 'in')).splits['train']
-  (shard,) = writer.plan_shards('train', images, tmp_path, 'jpeg', 85)
+  (shard,) = writer.plan_shards('train', images, tmp_path, 256, 'jpeg', 85)
   shard.parts.mkdir()
   os.remove(images[0].path)
   with pytest.raises(RunError, match=r'cat/0.jpg cannot be read \(No such file'):

@@ -1,1 +1,1 @@
-"""Datasets of 256 x 256 images from archives and folders."""
+"""Datasets of square images from archives and folders."""

@@ -5,10 +5,14 @@ order and by any number of processes. Archives that are compressed as a whole do
 official archives contain JPEGs and are not compressed.
 """
 
+import errno
 import io
 import os
 import pathlib
+import struct
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,6 +22,10 @@ import tqdm
 from scipy.io.matlab import MatReadError
 
 from alexnet_jax.runtime.errors import RunError, UsageError
+
+MAX_IMAGE_BYTES = 2**26  # of an image in a zip archive
+ZIP_SIGNATURE = b'PK\x03\x04'
+ZIP_HEADER = struct.Struct('<4s22xHH')  # of a file: signature, ..., lengths of the name and of the extra field
 
 
 class ArchivedImage(NamedTuple):
@@ -29,6 +37,7 @@ class ArchivedImage(NamedTuple):
     path: archive, or image file.
     offset: position of the first byte in `path`.
     size: number of bytes.
+    is_deflated: whether these bytes are compressed, as in most zip archives.
   """
 
   key: str
@@ -36,12 +45,19 @@ class ArchivedImage(NamedTuple):
   path: str
   offset: int
   size: int
+  is_deflated: bool = False
 
   def read(self) -> bytes:
-    """Reads the encoded image; raises `OSError` if the file cannot be read."""
+    """Reads the encoded image; raises `OSError` if the file cannot be read or decompressed."""
     with open(self.path, 'rb') as file:
       file.seek(self.offset)
-      return file.read(self.size)
+      content = file.read(self.size)
+    if not self.is_deflated:
+      return content
+    try:
+      return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, MAX_IMAGE_BYTES)
+    except zlib.error as error:
+      raise OSError(errno.EIO, 'its compressed data is damaged') from error
 
   def __str__(self) -> str:
     return self.path if self.path.endswith(self.key) else f'{self.key} in {self.path}'
@@ -179,12 +195,57 @@ def index_class_folders(folder: pathlib.Path) -> Contents:
   return Contents(splits, class_names, [], {})
 
 
+def index_tiny_imagenet(source: pathlib.Path) -> Contents:
+  """Indexes Tiny-ImageNet-200: 64 x 64 pixels, 500 training and 50 validation images of each of 200 classes.
+
+  The test images, whose labels were never released, are included if they are there.
+
+  Args:
+    source: tiny-imagenet-200.zip, or its unpacked folder tiny-imagenet-200.
+
+  Raises:
+    UsageError: if the source has another layout.
+    RunError: if the zip archive is damaged.
+  """
+  files = _list_zip(source) if source.is_file() else _list_folder(source)
+
+  def read_lines(name):
+    if name not in files:
+      raise UsageError(f'{source} contains no {name}; SOURCE must be tiny-imagenet-200.zip or its unpacked folder.')
+    return files[name].read().decode(errors='replace').splitlines()
+
+  words = dict(line.split('\t', 1) for line in read_lines('words.txt') if '\t' in line)
+  wnids = sorted(line for line in read_lines('wnids.txt') if line)
+  label_of_wnid = {wnid: label for label, wnid in enumerate(wnids)}
+  label_of_file = {  # rows of val_annotations.txt: file, WordNet id, box
+    row[0]: label_of_wnid.get(row[1], -1)
+    for line in read_lines('val/val_annotations.txt')
+    if len(row := line.split('\t')) > 1
+  }
+  splits: dict[str, list[ArchivedImage]] = {'train': [], 'validation': [], 'test': []}
+  for name, file in sorted(files.items()):
+    match pathlib.PurePosixPath(name).parts:
+      case ('train', wnid, 'images', key) if wnid in label_of_wnid:
+        splits['train'].append(file._replace(key=key, label=label_of_wnid[wnid]))
+      case ('val', 'images', key):
+        if label_of_file.get(key, -1) < 0:
+          raise UsageError(f'val/val_annotations.txt of {source} gives no known class for {key}; download it again.')
+        splits['validation'].append(file._replace(key=key, label=label_of_file[key]))
+      case ('test', 'images', key):
+        splits['test'].append(file._replace(key=key))
+  if not splits['test']:
+    del splits['test']
+  class_names = [f'{wnid} {words[wnid]}' if wnid in words else wnid for wnid in wnids]
+  return Contents(splits, class_names, [], {'train': 100_000, 'validation': 10_000, 'test': 10_000})
+
+
 # Each takes the source and the seed of random splits.
 LAYOUTS: dict[str, Callable[[pathlib.Path, int], Contents]] = {
   '2012': lambda folder, _: index_ilsvrc2012(folder),
   '2010': lambda folder, _: index_ilsvrc2010(folder),
   'synsets': index_synsets,
   'folder': lambda folder, _: index_class_folders(folder),
+  'tiny_imagenet': lambda source, _: index_tiny_imagenet(source),
 }
 
 
@@ -304,6 +365,39 @@ def _index_numbered_images(path, prefix, labels):
     ArchivedImage(name, label, str(path), offset, size)
     for (name, offset, size), label in zip(files, labels, strict=True)
   ]
+
+
+def _list_folder(folder):
+  """Returns the files of a folder with the label -1, by their names relative to it."""
+  files = {}
+  for path in folder.rglob('*'):
+    name = _check_name(path.relative_to(folder).as_posix(), folder)
+    if path.is_file() and not any(part.startswith('.') for part in pathlib.PurePath(name).parts):
+      files[name] = ArchivedImage(name, -1, str(path), 0, path.stat().st_size)
+  return files
+
+
+def _list_zip(path):
+  """Returns the files of a zip archive with the label -1, by their names without the folder that contains all."""
+  files = {}
+  try:
+    with zipfile.ZipFile(path) as archive, open(path, 'rb') as file:
+      for member in archive.infolist():
+        name = _check_name(member.filename, path).partition('/')[2]
+        if member.is_dir() or not name:
+          continue
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+          raise UsageError(f'{path} contains {member.filename}, which is encrypted or compressed otherwise; unpack it.')
+        file.seek(member.header_offset)
+        signature, name_length, extra_length = ZIP_HEADER.unpack(file.read(ZIP_HEADER.size))
+        if signature != ZIP_SIGNATURE:
+          raise zipfile.BadZipFile(f'the header of {member.filename} is missing')
+        offset = member.header_offset + ZIP_HEADER.size + name_length + extra_length
+        is_deflated = member.compress_type == zipfile.ZIP_DEFLATED
+        files[name] = ArchivedImage(name, -1, str(path), offset, member.compress_size, is_deflated)
+  except (zipfile.BadZipFile, struct.error, OSError) as error:
+    raise RunError(f'{path} is damaged or no zip archive ({error}); download it again.') from error
+  return files
 
 
 def _list_tar(path: pathlib.Path, start: int = 0, length: int | None = None) -> Iterator[tuple[str, int, int]]:

@@ -1,4 +1,4 @@
-r"""TFDS builder of ImageNet datasets whose images are 256 x 256, as the paper stores them (section 2).
+r"""TFDS builder of ImageNet datasets whose images are squares, as the paper stores them (section 2).
 
     python -m alexnet_jax prepare 2012 FOLDER       # uses all cores; an interrupted preparation resumes
     PYTHONPATH=. tfds build alexnet_jax/data/imagenet/builder.py --config=2012 --manual_dir=FOLDER \
@@ -21,10 +21,9 @@ from alexnet_jax.data.imagenet import archives
 from alexnet_jax.runtime.errors import RunError
 
 SIZE = 256  # section 2
+SIZES = {'tiny_imagenet': 64}  # by layout, if the images are stored at another size
 
-_DESCRIPTION = (
-  'Images of 256 x 256 pixels as in section 2 of the AlexNet paper: shorter side resized to 256, centre cropped.'
-)
+_DESCRIPTION = 'Images as in section 2 of the AlexNet paper: shorter side resized to {size} pixels, centre cropped.'
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,6 +37,11 @@ class IlsvrcConfig(tfds.core.BuilderConfig):
 
   layout: str = 'folder'
   encoding: str = 'jpeg'
+
+  @property
+  def size(self) -> int:
+    """Side of the stored images in pixels."""
+    return SIZES.get(self.layout, SIZE)
 
 
 class Job(NamedTuple):
@@ -99,7 +103,8 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    shape = (SIZE, SIZE, 3)
+    size = self.builder_config.size
+    shape = (size, size, 3)
     image = (
       tfds.features.Image(shape=shape, encoding_format='jpeg')
       if self.builder_config.encoding == 'jpeg'
@@ -108,7 +113,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     features = {'image': image, 'label': tfds.features.ClassLabel(), 'file_name': tfds.features.Text()}
     return tfds.core.DatasetInfo(
       builder=self,
-      description=_DESCRIPTION,
+      description=_DESCRIPTION.format(size=size),
       features=tfds.features.FeaturesDict(features),
       supervised_keys=('image', 'label'),
       metadata=tfds.core.MetadataDict(),
@@ -120,7 +125,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     The source is None for the official archives, of which there is only one version.
     """
     config, job = self.builder_config, self.job
-    is_official = config.layout in ('2012', '2010')
+    is_official = config.layout in ('2012', '2010', 'tiny_imagenet')
     return {
       'source': None if is_official or job.source is None else str(job.source.resolve()),
       'layout': config.layout,
@@ -143,7 +148,8 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split, images) for split, images in contents.splits.items()}
 
   def _generate_examples(self, split, images):
-    make = functools.partial(make_example, encoding=self.builder_config.encoding, quality=self.job.quality)
+    config = self.builder_config
+    make = functools.partial(make_example, size=config.size, encoding=config.encoding, quality=self.job.quality)
     report = functools.partial(
       write_report, self.data_path, split, num_images=len(images), max_skipped=self.job.max_skipped
     )
@@ -173,16 +179,17 @@ def _generate_on_beam(images, make, report):
   return beam.ptransform_fn(process)()
 
 
-def make_example(image: archives.ArchivedImage, encoding: str, quality: int) -> dict | SkippedImage:
+def make_example(image: archives.ArchivedImage, size: int, encoding: str, quality: int) -> dict | SkippedImage:
   """Decodes, resizes, crops and encodes an image.
 
   Args:
     image: location of the image.
+    size: side of the stored image in pixels.
     encoding: 'jpeg' or 'raw'.
     quality: JPEG quality, 1 to 100.
 
   Returns:
-    {'image': JPEG bytes or [256, 256, rgb] uint8, 'label': int, 'file_name': str}, or a `SkippedImage` if the image
+    {'image': JPEG bytes or [size, size, rgb] uint8, 'label': int, 'file_name': str}, or a `SkippedImage` if the image
     cannot be decoded.
 
   Raises:
@@ -193,7 +200,7 @@ def make_example(image: archives.ArchivedImage, encoding: str, quality: int) -> 
   except OSError as error:
     raise RunError(f'{image} cannot be read ({error.strerror}); does the archive still exist?') from error
   try:
-    pixels = image_io.resize_and_crop(image_io.decode(encoded), SIZE)
+    pixels = image_io.resize_and_crop(image_io.decode(encoded), size)
   except ValueError as error:
     return SkippedImage(image.key, str(image), str(error))
   stored = image_io.encode_jpeg(pixels, quality) if encoding == 'jpeg' else np.ascontiguousarray(pixels)

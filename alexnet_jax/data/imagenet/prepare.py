@@ -1,4 +1,4 @@
-"""Prepares a dataset of 256 x 256 images, and its statistics, from archives or class folders.
+"""Prepares a dataset of square images, and its statistics, from archives or class folders.
 
     python -m alexnet_jax prepare 2012 FOLDER
 
@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data.imagenet import archives, writer
-from alexnet_jax.data.imagenet.builder import SIZE, Ilsvrc, IlsvrcConfig, Job, SkippedImage, write_report
+from alexnet_jax.data.imagenet.builder import Ilsvrc, IlsvrcConfig, Job, SkippedImage, write_report
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
@@ -28,6 +28,7 @@ VARIANTS = {  # of configs/alexnet.py, by layout or dataset name; imagenette for
   '2010': 'ilsvrc2010',
   'synsets': 'fall2009',
   'fall2011': 'fall2011',
+  'tiny_imagenet': 'tiny_imagenet',
   'folder': 'imagenette',
 }
 
@@ -131,7 +132,9 @@ def _run_workers(builder, contents, options) -> Sequence[SkippedImage]:
   with _exclusive_folder(working_folder, job):
     _check_is_empty(folder)  # another process may have prepared it since the first check
     shards_by_split = {
-      split: writer.plan_shards(split, images, working_folder, options.encoding, options.quality)
+      split: writer.plan_shards(
+        split, images, working_folder, builder.builder_config.size, options.encoding, options.quality
+      )
       for split, images in contents.splits.items()
     }
     writer.write_shards([shard for shards in shards_by_split.values() for shard in shards], options.workers)
@@ -176,7 +179,7 @@ def _exclusive_folder(folder, job):
 
 def _write_metadata(builder, shards_by_split, folder, max_skipped):
   """Writes the reports of skipped images, the dataset's info and its statistics; returns the skipped images."""
-  infos, all_skipped, sums = [], [], pixel_statistics.PixelSums.zero(SIZE)
+  infos, all_skipped, sums = [], [], pixel_statistics.PixelSums.zero(builder.builder_config.size)
   for split, shards in shards_by_split.items():
     reports = [shard.read_report() for shard in shards]
     skipped = [image for report in reports for image in report.skipped]
@@ -198,7 +201,7 @@ def _write_metadata(builder, shards_by_split, folder, max_skipped):
   builder.info.set_splits(tfds.core.SplitDict(infos))
   builder.info.write_to_directory(folder)
   if sums.num_images:
-    sums.statistics().save(folder / pixel_statistics.file_name('train', SIZE))
+    sums.statistics().save(folder / pixel_statistics.file_name('train', builder.builder_config.size))
   return all_skipped
 
 
@@ -226,9 +229,11 @@ def _read_reports(folder):
 
 def _print_summary(builder, skipped, options):
   """Prints the size of the dataset, some of the skipped images, and the command that trains on it."""
+  side = builder.builder_config.size
   for split in builder.info.splits.values():
-    size = split.num_bytes / 1e9
-    print(f'{split.name}: {split.num_examples:,} images of 256 x 256, {size:.3f} GB in {split.num_shards} file(s)')
+    gigabytes = split.num_bytes / 1e9
+    images = f'{split.num_examples:,} images of {side} x {side}'
+    print(f'{split.name}: {images}, {gigabytes:.3f} GB in {split.num_shards} file(s)')
   if skipped:
     print(f'{len(skipped):,} image(s) cannot be decoded; {builder.data_path}/skipped-*.txt lists them. The first are:')
     for image in sorted(skipped)[:5]:

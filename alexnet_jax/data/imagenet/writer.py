@@ -26,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import image_io
 from alexnet_jax.data.imagenet.archives import ArchivedImage
-from alexnet_jax.data.imagenet.builder import SIZE, Ilsvrc, SkippedImage, make_example
+from alexnet_jax.data.imagenet.builder import Ilsvrc, SkippedImage, make_example
 from alexnet_jax.data.pixel_statistics import PixelSums
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
@@ -58,6 +58,7 @@ class Shard(NamedTuple):
     path: path of the file.
     parts: folder of the shard's report and pixel sums, which are needed until the dataset is complete.
     images: images in the order of the records.
+    size: side of the stored images in pixels.
     encoding: 'jpeg' or 'raw'.
     quality: JPEG quality, 1 to 100.
   """
@@ -66,6 +67,7 @@ class Shard(NamedTuple):
   path: pathlib.Path
   parts: pathlib.Path
   images: list[ArchivedImage]
+  size: int
   encoding: str
   quality: int
 
@@ -117,10 +119,10 @@ class Shard(NamedTuple):
     return self.parts / f'{self.path.name}.npz'
 
   def _write_records(self, writer, num_written):
-    sums, buffer = PixelSums.zero(SIZE), np.empty((SIZE, SIZE, 3), np.uint8)
+    sums, buffer = PixelSums.zero(self.size), np.empty((self.size, self.size, 3), np.uint8)
     num_examples, num_bytes, skipped = 0, 0, []
     for image in self.images:
-      example = make_example(image, self.encoding, self.quality)
+      example = make_example(image, self.size, self.encoding, self.quality)
       if isinstance(example, SkippedImage):
         skipped.append(example)
       else:
@@ -147,7 +149,7 @@ def _serialise(example):
 
 
 def plan_shards(
-  split: str, images: list[ArchivedImage], folder: pathlib.Path, encoding: str, quality: int
+  split: str, images: list[ArchivedImage], folder: pathlib.Path, size: int, encoding: str, quality: int
 ) -> list[Shard]:
   """Divides a split into shards. The records are in TFDS's order, which is that of a hash of their keys.
 
@@ -155,6 +157,7 @@ def plan_shards(
     split: name of the split.
     images: images of the split, in any order.
     folder: folder of the shards.
+    size: side of the stored images in pixels.
     encoding: 'jpeg' or 'raw'.
     quality: JPEG quality, 1 to 100.
 
@@ -177,6 +180,7 @@ def plan_shards(
       path=pathlib.Path(template.sharded_filepath(shard_index=index, num_shards=num_shards)),
       parts=folder / 'parts',
       images=ordered[start:stop],
+      size=size,
       encoding=encoding,
       quality=quality,
     )
