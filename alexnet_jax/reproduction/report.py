@@ -1,9 +1,11 @@
-"""Renders RESULTS.md from the records of all experiments."""
+"""Renders RESULTS.md from the records of all experiments, and the figure of all claims."""
 
+import collections
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from alexnet_jax.reproduction.claims import CLAIMS, IMAGENET, TWO_DEVICES
+from alexnet_jax.analysis import plots
+from alexnet_jax.reproduction.claims import CLAIMS, IMAGENET, NEIGHBOURS, NINE_CROPS, TEN_CROPS, TWO_DEVICES, Claim
 from alexnet_jax.reproduction.experiments import (
   EXPERIMENTS,
   FIGURES_OF_IMAGES,
@@ -16,45 +18,82 @@ from alexnet_jax.reproduction.experiments import (
 )
 from alexnet_jax.reproduction.records import Record
 from alexnet_jax.reproduction.verdicts import (
-  DIRECTION,
+  CONTRADICTED,
+  INCONCLUSIVE,
   MAX_FACTOR,
-  NOT_REPRODUCED,
+  OTHER_SIZE,
   REPRODUCED,
+  Finding,
   Records,
   error,
+  format_estimate,
   format_mean_and_std,
+  judge_all,
 )
 
 NOT_RUN = 'not run'
+COMPARISONS = {claim.experiment: claim.comparison for claim in CLAIMS if claim.comparison}
 
-INTRODUCTION = f"""# Results
+INTRODUCTION = """\
+The claims of the paper, compared with our measurements. Most claims are about ImageNet and were tested on smaller data,
+named in the last column, with the paper's recipe instead of `as_run`: a verdict holds for these data. A positive
+difference, or a ratio above 1, has the paper's direction. The paper's errors are top-1 / top-5 in percent, ours top-1.
+Curves are means over seeds, in bands from the lowest to the highest seed; ± is the standard deviation over seeds.
 
-The claims of the paper, compared with our measurements. `python -m alexnet_jax reproduce NAME` runs an experiment and
-updates its entry. This file is generated from `results/` by `python -m alexnet_jax reproduce --write`; do not edit it.
+`python -m alexnet_jax reproduce NAME` runs an experiment and updates its entry. This file is generated from `results/`
+by `python -m alexnet_jax reproduce --write`; do not edit it.
+"""
+RULES = f"""\
+## How the verdicts are derived
 
-| status | meaning |
+**Metric.** Each claim has one primary metric, which `alexnet_jax/reproduction/claims.py` fixes and its entry names. The
+metrics were fixed on 2026-11-29, after most of these records had been measured: they are the paper's, or have their
+reason in a comment. Records measured later do not change them.
+
+**Effect.** The difference between two conditions in percentage points, averaged over pairs of trainings with the same
+seed. Durations in epochs are compared by their ratio, with logarithms in place of the values.
+
+**Interval.** The 95 % confidence interval of the mean effect, from Student's t distribution: of the paired differences,
+or Welch's where the two sides have no seed in common. It covers the variation between trainings (initial weights, order
+of the images, dropout), and neither that of the test images nor the difference between these data and ImageNet. Each
+side needs at least two seeds, and the effects of the seeds must differ, otherwise there is no interval. With two pairs,
+it extends 12.7 standard errors in each direction, so only very regular effects can be shown. Intervals are not adjusted
+for the number of claims.
+
+**Test.** A two-sided t-test of no effect. The p-values of all {{num_tests}} claims with an interval are adjusted by
+Holm's procedure. An effect is significant if its adjusted p-value is at most 5 %; its interval then excludes no effect.
+
+**Size.** An effect has the paper's size if it is {1 / MAX_FACTOR:g} to {MAX_FACTOR} times as large. If the paper
+gives a lower bound, only the first limit counts. For a ratio, the effect is its excess over 1.
+
+| verdict | condition |
 | --- | --- |
-| {REPRODUCED} | The effect is clear and of the paper's size. |
-| {DIRECTION} | The effect has the paper's sign, but is not clear, or differs in size. |
-| {NOT_REPRODUCED} | There is no effect, or it has the opposite sign. |
-| needs {IMAGENET} | The claim cannot be tested without {IMAGENET}. |
-| needs {TWO_DEVICES} | The claim cannot be tested without {TWO_DEVICES}, which were not available. |
-| {NOT_RUN} | The experiment is not finished. |
+| {REPRODUCED} | The effect is significant and has the paper's direction and, if the paper has a number, its size. |
+| {OTHER_SIZE} | The effect is significant and has the paper's direction, but not its size. |
+| {INCONCLUSIVE} | The effect is not significant, or there is no interval. This is no evidence against the claim. |
+| {CONTRADICTED} | The effect is significant and has the opposite direction. |
+| needs {IMAGENET}, needs {TWO_DEVICES} | The claim was not tested. |
 
-An effect is clear if every seed of one condition is better than every seed of the other, and each condition has at
-least two seeds; an ensemble of all seeds counts as clear without a second ensemble. An effect has the paper's size if
-it is {1 / MAX_FACTOR:g} to {MAX_FACTOR} times as large, or if the paper gives no number. An error rate is reproduced if
-it is at most half a point above the paper's.
-
-Errors are in percent (top-1 / top-5 if there are two numbers), differences in percentage points; ± is the standard
-deviation over seeds. A positive difference has the paper's direction. In the column 'ours', `paper` is the condition
-with the paper's recipe. Most claims are about ImageNet, and were tested on the smaller data that the column 'data'
-names, with the paper's recipe instead of `as_run`: 'reproduced' means that the effect is the same there.
+**Claims that are not differences.** The error rates of 13 and 11 % are compared with all values that round to the
+paper's number, and the difference between the towers' colours with all values from half of Caffe's network upwards
+(section 6.1). The test is that of the mean over seeds against the nearest limit of these values. If it is significant,
+the whole interval is on one side of the limit, and the claim is reproduced if it is inside and contradicted if it is
+outside. A mean that agrees without an interval, or with one that includes a limit, is inconclusive.
 
 Each entry lists the version of jax that it was measured with. On Python 3.11, jax is pinned to 0.10.1, because 0.10.2
 computes some jitted reductions wrongly on a CPU (jax issue 39103). The entries measured with 0.10.2 precede this pin;
 one training was repeated with 0.10.1 (see the table of repetitions below).
 """
+IMAGENET_NOTE = """\
+## Test a claim on ImageNet
+
+docs/data.md describes how to prepare ImageNet. If a claim has several commands, compare the `results.json` of their
+runs. The numbers in the logs of 2012 are in docs/facts.md.
+
+<details>
+<summary>Commands and their cost</summary>
+"""
+SMALL_HEADING = '## The network `small`, and how results vary\n'
 
 IMAGES_PER_SECOND = 55  # batches of 128 on two cores of an AMD EPYC, 2026-11-25 (docs/performance.md)
 BYTES_PER_IMAGE = 15_500  # of 3,500 photographs of 224 x 224, prepared, 2026-11-25
@@ -67,11 +106,6 @@ IMAGENET_RUNS = (  # (facts, 1.6 and 4): config, epochs, training images, all im
   (':fall2011,run146_2011', 8.11, 7_425_000, 15_000_000),
   (':imagenet2012,run146_2012', 54, 1_281_167, 1_431_167),
 )
-IMAGENET_NOTE = """\
-`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`. If a claim has
-several commands, compare the `results.json` of their runs. docs/data.md describes how to prepare ImageNet. The runs
-cost:
-"""
 COST_NOTE = """\
 With `as_run`, the number of epochs is that of the run's log (facts, 1.6). Disk space is that of the prepared images,
 at 15.5 KB each as measured on photographs of 224 x 224 pixels. Images with larger originals may take twice as much. The
@@ -81,6 +115,26 @@ memory, which is 56,000 images/s (docs/performance.md). No network has been trai
 """
 
 
+# Panels of the figure of all claims: label, value of no effect, limits of the axis. Effects of section 6.1 are larger
+# than differences between errors, so they share the panel of error rates.
+PANELS = {
+  'points': ('difference between error rates, percentage points', 0.0, (-6.0, 6.0)),
+  'times': ('ratio of epochs', 1.0, (0.5, 12.0)),
+  '%': ('value, % or percentage points', 0.0, (-3.0, 45.0)),
+}
+
+
+def conclude(records: Mapping[str, Records]) -> dict[str, Finding]:
+  """Returns the findings of all finished experiments by name; the argument is that of `render`."""
+  return judge_all(
+    {
+      name: (finished, COMPARISONS[name])
+      for name, finished in records.items()
+      if not missing_conditions(EXPERIMENTS[name], finished)
+    }
+  )
+
+
 def render(records: Mapping[str, Records]) -> str:
   """Renders RESULTS.md.
 
@@ -88,31 +142,70 @@ def render(records: Mapping[str, Records]) -> str:
     records: {experiment: {condition: records of its finished trainings}}, for all experiments.
   """
   described: set[tuple[str, str]] = set()
-  entries = [
-    render_entry(EXPERIMENTS[name], finished, described)
-    for name, finished in records.items()
-    if not missing_conditions(EXPERIMENTS[name], finished)
-  ]
+  findings = conclude(records)
+  verdicts = collections.Counter(_verdict(claim, findings) for claim in CLAIMS)
+  counts = ', '.join(f'{verdict}: {number}' for verdict, number in verdicts.most_common())
   return '\n'.join(
-    [INTRODUCTION, render_claims(records), IMAGENET_NOTE, render_cost(), COST_NOTE, SMALL_NOTE, *entries]
+    [
+      '# Results\n',
+      '![The claims: the paper, ours with intervals, and the verdicts](results/claims.png)\n',
+      f'Of {len(CLAIMS)} claims: {counts}.\n',
+      render_claims(findings),
+      INTRODUCTION,
+      RULES.format(num_tests=sum(finding.adjusted_p is not None for finding in findings.values())),
+      IMAGENET_NOTE,
+      render_commands(),
+      render_cost(),
+      f'{COST_NOTE}\n</details>\n',
+      SMALL_HEADING,
+      SMALL_NOTE,
+      *(render_entry(EXPERIMENTS[name], records[name], finding, described) for name, finding in findings.items()),
+    ]
   )
 
 
-def render_claims(records: Mapping[str, Records]) -> str:
-  """Renders the table of all claims; the argument is that of `render`."""
+def draw_claims(records: Mapping[str, Records]) -> plots.Figure:
+  """Draws the effects of all finished experiments; the argument is that of `render`."""
+  rows: dict[str, list[plots.Row]] = {unit: [] for unit in PANELS}
+  findings = conclude(records)
+  for name, comparison in COMPARISONS.items():
+    finding = findings.get(name)
+    if finding and (measured := finding.estimate):
+      panel = '%' if comparison.accepted or comparison.metric is NEIGHBOURS else comparison.unit
+      title = EXPERIMENTS[name].title
+      rows[panel].append(plots.Row(title, measured.value, measured.interval, comparison.paper, finding.verdict))
+  panels = {PANELS[unit][0]: (drawn, *PANELS[unit][1:]) for unit, drawn in rows.items() if drawn}
+  return plots.draw_claims(panels, 'The claims of the paper and our measurements')
+
+
+def _verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
+  if claim.requires:
+    return f'needs {claim.requires}'
+  return findings[claim.experiment].verdict if claim.experiment in findings else NOT_RUN
+
+
+def render_claims(findings: Mapping[str, Finding]) -> str:
+  """Renders the table of all claims from the findings of `conclude`."""
   rows = []
   for claim in CLAIMS:
-    measured, data, status = '', '', f'needs {claim.requires}' if claim.requires else NOT_RUN
-    commands = claim.command.split('; ') if claim.command else []
-    if claim.experiment:
-      experiment = EXPERIMENTS[claim.experiment]
-      data = experiment.data
-      commands.insert(0, f'python -m alexnet_jax reproduce {experiment.name}')
-      if not missing_conditions(experiment, records[experiment.name]):
-        measured, status = experiment.conclude(records[experiment.name])
-    command = '; '.join(f'`{command}`' for command in commands)
-    rows.append((claim.section, claim.statement, claim.paper, claim.logs, measured, data, status, command))
-  return _table('section | claim | paper | logs of 2012 | ours | data | status | command', rows) + '\n'
+    finding, measured, seeds = findings.get(claim.experiment), '', ''
+    if finding:
+      measured = format_estimate(finding.estimate, COMPARISONS[claim.experiment])
+      seeds = finding.estimate.seeds if finding.estimate else ''
+    data = EXPERIMENTS[claim.experiment].data if claim.experiment else ''
+    rows.append((claim.section, claim.statement, _verdict(claim, findings), claim.paper, measured, seeds, data))
+  return _table('section | claim | verdict | paper | ours, 95 % interval | seeds | data', rows) + '\n'
+
+
+def render_commands() -> str:
+  """Renders the table of the commands that test the claims as the paper did."""
+  rows = [
+    (claim.section, claim.statement, '; '.join(f'`{command}`' for command in claim.command.split('; ')))
+    for claim in CLAIMS
+    if claim.command
+  ]
+  note = '`:imagenet2012,as_run` is short for `python main.py --config=configs/alexnet.py:imagenet2012,as_run`.'
+  return f'{note}\n\n{_table("section | claim | commands", rows)}\n'
 
 
 def render_cost() -> str:
@@ -139,30 +232,40 @@ def missing_conditions(experiment: Experiment, records: Records) -> list[str]:
   return [name for name in own + conditions_read(experiment) if name not in records]
 
 
-def render_entry(experiment: Experiment, records: Records, described: set[tuple[str, str]] | None = None) -> str:
+def render_entry(
+  experiment: Experiment,
+  records: Records,
+  finding: Finding | None,
+  described: set[tuple[str, str]] | None = None,
+) -> str:
   """Renders the entry of an experiment.
 
   Args:
     experiment: the experiment.
     records: {condition: records of its finished trainings}.
+    finding: its finding; None if it is not finished.
     described: (folder, condition) whose commands are in an entry above; those of this entry are added.
   """
-  missing = missing_conditions(experiment, records)
-  if missing:
-    conclusion = f'Not finished yet: {", ".join(missing)}.'
+  comparison = COMPARISONS[experiment.name]
+  if finding is None:
+    conclusion = f'Not finished yet: {", ".join(missing_conditions(experiment, records))}.'
   else:
-    measured, verdict = experiment.conclude(records)
-    conclusion = f'**{measured}** -- {verdict}.'
+    measured = finding.estimate
+    conclusion = f'**{format_estimate(measured, comparison)}: {finding.verdict}**'
+    if measured and finding.adjusted_p is not None:
+      p_values = f'p = {measured.p_value:.2g}, {finding.adjusted_p:.2g} after the correction'
+      conclusion += f' (seeds: {measured.seeds}; {p_values})'
+    conclusion += f'. Primary metric: {comparison.metric.name}.'
   paragraphs = [
     f'## {experiment.title}',
     f'Section {experiment.section}, on {experiment.data}. {experiment.note}'.strip(),
     conclusion,
+    *(_figures(experiment, is_finished=finding is not None) if experiment.conditions else ()),
+    _condition_table(experiment, records),
   ]
-  if experiment.conditions:
-    paragraphs += _figures(experiment, is_finished=not missing)
-    paragraphs.append(_condition_table(experiment, records))
-    paragraphs += _trials(experiment, records)
-    paragraphs += _commands(experiment, records, set() if described is None else described)
+  details = _trials(experiment, records) + _commands(experiment, records, set() if described is None else described)
+  if details:
+    paragraphs += ['<details>\n<summary>Commands and environment</summary>', *details, '</details>']
   return '\n\n'.join(paragraphs) + '\n'
 
 
@@ -184,27 +287,32 @@ def _figures(experiment: Experiment, is_finished: bool) -> list[str]:
 
 
 def _condition_table(experiment: Experiment, records: Records) -> str:
-  """Renders the table of an experiment, with a row per condition."""
-  has_ten = any('ten_view' in record.results for seeds in records.values() for record in seeds)
+  """Renders the table of an experiment, with a row per condition, including those that it reads."""
+  names = [condition.name for condition in experiment.conditions] + conditions_read(experiment)
+  shown = {name: records[name] for name in names if name in records}
+  has_ten = any('ten_view' in record.results for seeds in shown.values() for record in seeds)
   crop_set, crops = ('ten_view', 'ten') if has_ten else ('nine_view', 'nine')
-  rows = [
-    (condition.name, *_cells(seeds, crop_set))
-    for condition in experiment.conditions
-    if (seeds := records.get(condition.name))
-  ]
-  return _table(
-    f'condition | epochs | seeds | final training error | test error, centre | {crops} crops | minutes per seed', rows
-  )
+  header = f'condition | seeds | epochs | training error, % | test error, centre, % | {crops} crops, % | minutes'
+  metric = COMPARISONS[experiment.name].metric
+  rows = [[name, *_cells(seeds, crop_set)] for name, seeds in shown.items()]
+  if metric not in (TEN_CROPS, NINE_CROPS):
+    header += f' | {metric.name}' + (f', {metric.unit}' if metric.unit != 'epochs' else '')
+    for row, seeds in zip(rows, shown.values(), strict=True):
+      row.append(_mean_and_std([metric.value(record) for record in seeds]))
+  return _table(header, rows)
+
+
+def _mean_and_std(values: Sequence[float]) -> str:
+  return format_mean_and_std(values).partition(' (')[0] if values else ''
 
 
 def _cells(records: Sequence[Record], crop_set: str) -> Iterator[str]:
-  yield f'{records[0].num_epochs:.4g}'
   yield str(len(records))
+  yield f'{records[0].num_epochs:.4g}'
   curves = [errors for _, errors in (record.training_curve() for record in records)]
-  training_errors = [float(errors[-1]) for errors in curves if errors.size]
-  test_errors = ([error(record, name) for record in records if name in record.results] for name in ('centre', crop_set))
-  for errors in (training_errors, *test_errors):
-    yield f'{format_mean_and_std(errors)} %' if errors else ''
+  yield _mean_and_std([float(errors[-1]) for errors in curves if errors.size])
+  for name in ('centre', crop_set):
+    yield _mean_and_std([error(record, name) for record in records if name in record.results])
   yield f'{statistics.mean(record.minutes for record in records):.0f}'
 
 

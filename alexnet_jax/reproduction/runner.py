@@ -24,10 +24,12 @@ from alexnet_jax.reproduction.experiments import (
   Condition,
   Experiment,
   curves_by_label,
+  decay_epochs,
   error_after,
   trial_name,
 )
 from alexnet_jax.reproduction.records import Record
+from alexnet_jax.reproduction.verdicts import Records
 from alexnet_jax.runs import checkpoints, config_files, run_folder
 from alexnet_jax.runs.curves import read_curves
 from alexnet_jax.runtime import atomic_files, host_memory
@@ -186,7 +188,9 @@ def run_experiment(experiment: Experiment, folders: Folders, num_seeds: int | No
     remaining_epochs -= 0 if is_average else training.num_epochs
   draw_run_figures(experiment, folders)
   write_report(folders)
-  print(report.render_entry(experiment, load_records(experiment, folders)))
+  finished = load_all_records(folders)
+  finding = report.conclude(finished).get(experiment.name)
+  print(report.render_entry(experiment, finished[experiment.name], finding))
 
 
 def trainings(experiment: Experiment, folders: Folders, num_seeds: int) -> Iterator[Training]:
@@ -255,6 +259,11 @@ def load_records(experiment: Experiment, folders: Folders) -> dict[str, list[Rec
     others = _load_own_records(EXPERIMENTS[name], folders)
     finished |= {f'{name}/{condition}': seeds for condition, seeds in others.items()}
   return finished
+
+
+def load_all_records(folders: Folders) -> dict[str, dict[str, list[Record]]]:
+  """Loads the records of `load_records` for all experiments, by name."""
+  return {name: load_records(experiment, folders) for name, experiment in EXPERIMENTS.items()}
 
 
 def _load_own_records(experiment: Experiment, folders: Folders) -> dict[str, list[Record]]:
@@ -375,14 +384,29 @@ def write_report(folders: Folders, *, draw: bool = True) -> None:
     UsageError: if a record is damaged.
     RunError: if a file cannot be written.
   """
-  finished = {name: load_records(experiment, folders) for name, experiment in EXPERIMENTS.items()}
-  for name, experiment in EXPERIMENTS.items():
-    has_figure = experiment.conditions and experiment.curves
-    if draw and has_figure and not report.missing_conditions(experiment, finished[name]):
-      curves = curves_by_label(experiment, finished[name])
-      figure = plots.draw_comparison(curves, experiment.axis_label, level=experiment.marked_error)
+  finished = load_all_records(folders)
+  if draw:
+    for name, figure in drawn_figures(finished):
       plots.save(figure, folders.results / f'{name}.png')
   try:
     atomic_files.write_text(folders.report, report.render(finished))
   except OSError as error:
     raise RunError(f'{folders.report} cannot be written ({error.strerror}).') from error
+
+
+def drawn_figures(finished: Mapping[str, Records]) -> Iterator[tuple[str, plots.Figure]]:
+  """Yields the names and figures that are drawn from the records of `load_all_records`: curves, and all claims."""
+  for name, experiment in EXPERIMENTS.items():
+    if experiment.conditions and experiment.curves and not report.missing_conditions(experiment, finished[name]):
+      yield (
+        name,
+        plots.draw_conditions(
+          curves_by_label(experiment, finished[name]),
+          experiment.axis_label,
+          experiment.title,
+          level=experiment.marked_error,
+          decays=decay_epochs(experiment),
+        ),
+      )
+  if report.conclude(finished):
+    yield 'claims', report.draw_claims(finished)

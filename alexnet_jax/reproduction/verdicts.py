@@ -1,44 +1,106 @@
-"""Verdicts on experiments: measured effects, compared with those of the paper.
+"""Verdicts on the claims: effects with confidence intervals over seeds, tests with Holm's correction, and rules.
 
-The functions `compare_...` take the records of an experiment and the names of the conditions to compare.
+A claim has one primary metric, see `claims.py`.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from alexnet_jax.reproduction.records import Curve, Record, epochs_to_error
+import scipy.stats
 
-REPRODUCED, DIRECTION, NOT_REPRODUCED = 'reproduced', 'in direction only', 'not reproduced'
+from alexnet_jax.reproduction.records import Record
+
+REPRODUCED, OTHER_SIZE = 'reproduced', 'same direction, other size'
+INCONCLUSIVE, CONTRADICTED = 'inconclusive', 'contradicted'
+SIGNIFICANCE_LEVEL = 0.05  # of the tests after Holm's correction; confidence intervals are of 95 %
+# Errors have a resolution of 0.01 points, so equal differences may be rounded ones; their variation is then unknown.
+RESOLUTION = 1e-9
 MAX_FACTOR = 2  # an effect of half to twice the paper's counts as the same size
-TEN_CROP_GAIN = 1.5  # 39.0 to 37.5 %, top-1, in the footnote of table 1
-# Difference between the towers' colour fractions in the published Caffe network (bvlc_alexnet), whose conv1 has 77 and
-# 15 %, in percentage points; the paper has a figure and no number.
-COLOUR_GAP = 62
-MIN_RELATIVE_COLOUR_GAP = 0.1  # smaller differences, relative to `COLOUR_GAP`, count as noise
 
 # {condition: [record of each seed]}; the records of trials, see `experiments.trial_name`, are lists of one.
 Records = Mapping[str, Sequence[Record]]
 
 
-class Finding(NamedTuple):
-  """The result of an experiment.
+class Metric(NamedTuple):
+  """A number of a finished training.
 
   Attributes:
-    measured: the measured numbers, as text.
-    verdict: `REPRODUCED`, `DIRECTION` or `NOT_REPRODUCED`.
+    name: name with the crop set, for the reader.
+    value: function that computes it from a record; infinite epochs if the run does not reach an error.
+    unit: '%', 'points' (percentage points, of a metric that is a difference) or 'epochs'. Epochs are compared by their
+      ratio, the others by their difference.
   """
 
-  measured: str
+  name: str
+  value: Callable[[Record], float]
+  unit: str = '%'
+
+
+class Comparison(NamedTuple):
+  """The test of a claim.
+
+  Attributes:
+    metric: the primary metric.
+    higher: conditions in which the metric should be higher; their mean is used.
+    lower: condition in which it should be lower; empty if the metric itself is the effect, or `accepted` is given.
+    paper: the paper's effect, points or ratio; None if the paper gives no number.
+    is_minimum: whether the paper's effect is a lower bound.
+    accepted: for a claim that is not a difference, the values of the metric that agree with the claim.
+  """
+
+  metric: Metric
+  higher: tuple[str, ...]
+  lower: str = ''
+  paper: float | None = None
+  is_minimum: bool = False
+  accepted: tuple[float, float] | None = None
+
+  @property
+  def unit(self) -> str:
+    """Unit of the effect: 'times', 'points' or '%'."""
+    if self.metric.unit == 'epochs':
+      return 'times'
+    return 'points' if self.lower else self.metric.unit
+
+
+class Estimate(NamedTuple):
+  """The measured effect of a claim.
+
+  Attributes:
+    value: mean difference in points, geometric mean of ratios, or mean of the metric.
+    interval: 95 % confidence interval; None if a side has fewer than two seeds, or all differences are equal.
+    p_value: two-sided p-value of no effect, or of the nearest limit of the accepted values; None without an interval.
+    seeds: the number of seeds, as text, such as '3 pairs'.
+  """
+
+  value: float
+  interval: tuple[float, float] | None
+  p_value: float | None
+  seeds: str
+
+
+class Finding(NamedTuple):
+  """The verdict on a claim.
+
+  Attributes:
+    estimate: the measured effect; None if a run of the lower condition does not reach the error.
+    adjusted_p: p-value after Holm's correction; None without an interval.
+    verdict: `REPRODUCED`, `OTHER_SIZE`, `INCONCLUSIVE` or `CONTRADICTED`.
+  """
+
+  estimate: Estimate | None
+  adjusted_p: float | None
   verdict: str
 
 
 # Numbers of one record.
 
 
-def error(record: Record, crop_set: str = '') -> float:
-  """Returns the top-1 error on the test split in percent, by default of the largest crop set that was evaluated."""
-  return record.results[crop_set or list(record.results)[-1]]['top1_error']
+def error(record: Record, crop_set: str) -> float:
+  """Returns the top-1 error on the test split in percent."""
+  return record.results[crop_set]['top1_error']
 
 
 def training_error(record: Record) -> float:
@@ -56,200 +118,122 @@ def format_mean_and_std(values: Sequence[float], num_digits: int = 2) -> str:
   return f'{statistics.mean(values):.{num_digits}f} ± {statistics.stdev(values):.{num_digits}f} ({len(values)} seeds)'
 
 
-def are_separated(lower: Sequence[float], higher: Sequence[float], min_seeds: int = 2) -> bool:
-  """Returns whether every lower value is below every higher one, and both have at least `min_seeds` values."""
-  return min(len(lower), len(higher)) >= min_seeds and max(lower) < min(higher)
+def are_separated(lower: Sequence[float], higher: Sequence[float]) -> bool:
+  """Returns whether every lower value is below every higher one, and both have at least two values."""
+  return min(len(lower), len(higher)) >= 2 and max(lower) < min(higher)
 
 
-def judge(relative_effect: float, is_clear: bool) -> str:
-  """Returns the verdict on an effect.
-
-  Args:
-    relative_effect: the effect divided by the paper's, see `relative_to_paper`.
-    is_clear: whether the effect exceeds the spread of the seeds.
-  """
-  if relative_effect <= 0:
-    return NOT_REPRODUCED
-  return REPRODUCED if is_clear and 1 / MAX_FACTOR <= relative_effect <= MAX_FACTOR else DIRECTION
+# Statistics.
 
 
-def relative_to_paper(effect: float, paper: float | None) -> float:
-  """Returns an effect divided by the paper's; if the paper gives no number, 1 for a positive effect, else 0."""
-  return float(effect > 0) if paper is None else effect / paper
+def holm(p_values: Sequence[float]) -> list[float]:
+  """Returns p-values adjusted for their number by Holm's step-down procedure, in the same order."""
+  adjusted, largest = [0.0] * len(p_values), 0.0
+  for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+    largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    adjusted[index] = largest
+  return adjusted
 
 
-# Conclusions.
+def estimate(records: Records, comparison: Comparison) -> Estimate | None:
+  """Estimates the effect of a claim.
 
-
-def compare_errors(
-  records: Records,
-  base: str,
-  *others: str,
-  paper: float | None,
-  at_least: bool = False,
-  min_seeds: int = 2,
-  in_training: bool = False,
-) -> Finding:
-  """Compares the error of a condition with that of others, which should be higher.
+  Seeds that both sides have are paired; if there are none, the sides are independent samples (Welch). Ratios are
+  estimated by the differences of logarithms. A run of the higher side that does not reach the error counts with its
+  full length.
 
   Args:
     records: records of the experiment.
-    base: the condition that should have the lower error.
-    *others: the conditions that should have a higher error.
-    paper: the paper's difference, averaged over `others`, percentage points; None if it gives no number.
-    at_least: whether the paper's difference is a lower bound.
-    min_seeds: number of seeds of every condition that a clear effect requires; 1 if the base averages all seeds.
-    in_training: whether to compare training errors instead of test errors.
+    comparison: the test of the claim.
+
+  Returns:
+    The estimate; None if a run of the lower side does not reach the error.
   """
-  error_of, suffix = (training_error, ' in training') if in_training else (error, '')
-  errors = {name: [error_of(record) for record in records[name]] for name in (base, *others)}
-  difference = statistics.mean(statistics.mean(errors[name]) for name in others) - statistics.mean(errors[base])
-  measured = '; '.join(f'{name} {format_mean_and_std(values)} %{suffix}' for name, values in errors.items())
-  is_clear = all(are_separated(errors[base], errors[name], min_seeds) for name in others)
-  relative_effect = relative_to_paper(difference, paper)
-  if at_least:
-    relative_effect = min(relative_effect, 1)
-  return Finding(f'{measured}: {difference:+.2f}', judge(relative_effect, is_clear))
+  metric, limits = comparison.metric, comparison.accepted or (0.0,)
+  if comparison.lower and not all(math.isfinite(metric.value(record)) for record in records[comparison.lower]):
+    return None
+  higher, lower = (_by_seed(records, metric, names) for names in (comparison.higher, (comparison.lower,)))
+  pairs = sorted(higher.keys() & lower.keys())
+  if pairs or not lower:
+    samples = [[higher[seed] - lower[seed] for seed in pairs] if lower else list(higher.values())]
+    mean, seeds = statistics.mean(samples[0]), f'{len(samples[0])} pair' if lower else f'{len(samples[0])}'
+    seeds += 's' if lower and len(pairs) > 1 else ''
+  else:
+    samples = [list(higher.values()), list(lower.values())]
+    mean, seeds = statistics.mean(samples[0]) - statistics.mean(samples[1]), f'{len(higher)} and {len(lower)}'
+  interval = p_value = None
+  is_repeated = min(map(len, samples)) > 1
+  variances = [statistics.variance(sample) / len(sample) for sample in samples] if is_repeated else [0.0]
+  standard_error = math.sqrt(sum(variances))
+  if standard_error > RESOLUTION:
+    df = sum(variances) ** 2 / sum(v**2 / (len(sample) - 1) for v, sample in zip(variances, samples, strict=True))
+    student = scipy.stats.t(df)
+    half_width = float(student.ppf(1 - SIGNIFICANCE_LEVEL / 2)) * standard_error
+    p_value = 2 * float(student.sf(min(abs(mean - limit) for limit in limits) / standard_error))
+    interval = mean - half_width, mean + half_width
+  if metric.unit == 'epochs':
+    mean, interval = math.exp(mean), interval and (math.exp(interval[0]), math.exp(interval[1]))
+  return Estimate(mean, interval, p_value, seeds)
 
 
-def compare_overfitting(records: Records, base: str, other: str) -> Finding:
-  """Compares two conditions by their test error on centre crops, and by its distance to the training error.
+def _by_seed(records, metric, names):
+  """Returns the mean of a metric, or of its logarithm, over conditions, by the seeds that all of them have."""
+
+  def value(record):
+    measured = metric.value(record)
+    return math.log(min(measured, record.num_epochs)) if metric.unit == 'epochs' else measured
+
+  sides = [{record.seed: value(record) for record in records[name]} for name in names if name]
+  seeds = set.intersection(*map(set, sides)) if sides else set()
+  return {seed: statistics.mean(side[seed] for side in sides) for seed in sorted(seeds)}
+
+
+def judge(comparison: Comparison, measured: Estimate | None, adjusted_p: float | None) -> str:
+  """Returns the verdict on a claim; see `report.RULES`.
 
   Args:
-    records: records of the experiment.
-    base: the condition that should generalise better.
-    other: the condition that should have the higher test error and the larger gap.
+    comparison: the test of the claim.
+    measured: the measured effect.
+    adjusted_p: its p-value after Holm's correction; None without an interval.
   """
-  errors = {name: [error(record, 'centre') for record in records[name]] for name in (base, other)}
-  gaps = {
-    name: [error(record, 'centre') - training_error(record) for record in records[name]] for name in (base, other)
+  if measured is None or adjusted_p is None or adjusted_p > SIGNIFICANCE_LEVEL:
+    return INCONCLUSIVE
+  if comparison.accepted:
+    low, high = comparison.accepted
+    return REPRODUCED if low <= measured.value <= high else CONTRADICTED
+  no_effect = 1.0 if comparison.unit == 'times' else 0.0
+  if measured.value < no_effect:
+    return CONTRADICTED
+  if comparison.paper is None:
+    return REPRODUCED
+  relative_effect = (measured.value - no_effect) / (comparison.paper - no_effect)
+  if comparison.is_minimum:
+    relative_effect = min(relative_effect, 1.0)
+  return REPRODUCED if 1 / MAX_FACTOR <= relative_effect <= MAX_FACTOR else OTHER_SIZE
+
+
+def judge_all(tests: Mapping[str, tuple[Records, Comparison]]) -> dict[str, Finding]:
+  """Returns the findings of all claims that are tested, whose p-values are corrected together.
+
+  Args:
+    tests: {experiment: (its records, its comparison)}.
+  """
+  estimates = {name: estimate(*test) for name, test in tests.items()}
+  p_values = {name: made.p_value for name, made in estimates.items() if made and made.p_value is not None}
+  adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+  return {
+    name: Finding(made, adjusted.get(name), judge(tests[name][1], made, adjusted.get(name)))
+    for name, made in estimates.items()
   }
-  measured = '; '.join(
-    f'{name} {format_mean_and_std(errors[name])} %, {statistics.mean(gaps[name]):+.2f} above training error'
-    for name in errors
-  )
-  differences = [statistics.mean(values[other]) - statistics.mean(values[base]) for values in (errors, gaps)]
-  is_clear = are_separated(errors[base], errors[other]) and are_separated(gaps[base], gaps[other])
-  return Finding(f'{measured}: {differences[0]:+.2f}', judge(float(min(differences) > 0), is_clear))
 
 
-def compare_speed(
-  records: Records,
-  fast: str,
-  slow: str,
-  *,
-  to_error: float,
-  paper: float | None,
-  curve: Callable[[Record], Curve] = Record.training_curve,
-) -> Finding:
-  """Compares the epochs that two conditions take to reach an error.
-
-  A slow run that never reaches the error counts with its full length, and the ratio is then a lower bound.
-
-  Args:
-    records: records of the experiment.
-    fast: the condition that should take fewer epochs.
-    slow: the condition that should take more epochs.
-    to_error: error to reach, percent.
-    paper: the paper's ratio; None if it gives no number.
-    curve: function that returns the curve of a record.
-  """
-  epochs = {name: [epochs_to_error(to_error, curve(record)) for record in records[name]] for name in (fast, slow)}
-  fast_epochs = [epoch for epoch in epochs[fast] if epoch is not None]
-  if len(fast_epochs) < len(epochs[fast]):
-    return Finding(f'{fast} does not reach {to_error:g} % in {records[fast][0].num_epochs:g} epochs', NOT_REPRODUCED)
-  is_bound = None in epochs[slow]
-  slow_epochs = [
-    record.num_epochs if epoch is None else epoch for epoch, record in zip(epochs[slow], records[slow], strict=True)
-  ]
-  ratio = statistics.mean(slow_epochs) / statistics.mean(fast_epochs)
-  measured = (
-    f'{fast} {format_mean_and_std(fast_epochs, 1)} epochs, {slow} {"more than " if is_bound else ""}'
-    f'{format_mean_and_std(slow_epochs, 1)}: {"over " if is_bound else ""}{ratio:.1f} times'
-  )
-  if ratio <= 1:
-    return Finding(measured, NOT_REPRODUCED)
-  relative_effect = relative_to_paper(ratio, paper)
-  if is_bound:
-    relative_effect = min(relative_effect, 1)
-  return Finding(measured, judge(relative_effect, are_separated(fast_epochs, slow_epochs)))
-
-
-def compare_with_paper(records: Records, condition: str, *, paper: float, tolerance: float) -> Finding:
-  """Compares the test error of a condition with the paper's.
-
-  Args:
-    records: records of the experiment.
-    condition: name of the condition.
-    paper: the paper's error, percent.
-    tolerance: percentage points by which the measured error may exceed it.
-  """
-  errors = [error(record) for record in records[condition]]
-  is_reproduced = statistics.mean(errors) <= paper + tolerance
-  return Finding(f'{format_mean_and_std(errors)} %', REPRODUCED if is_reproduced else NOT_REPRODUCED)
-
-
-def compare_crops(records: Records, crop_set: str) -> Finding:
-  """Compares the error with several crops to that with the centre crop, over all records that have both.
-
-  Args:
-    records: records of the experiment.
-    crop_set: 'nine_view' or 'ten_view'.
-  """
-  errors = {
-    name: [(error(record, 'centre'), error(record, crop_set)) for record in seeds if crop_set in record.results]
-    for name, seeds in records.items()
-  }
-  gains = [centre - several for pairs in errors.values() for centre, several in pairs]
-  measured = '; '.join(
-    f'{name} {statistics.mean(centre for centre, _ in pairs):.2f} to '
-    f'{statistics.mean(several for _, several in pairs):.2f} %'
-    for name, pairs in errors.items()
-    if pairs
-  )
-  num_networks = f' on average over {len(gains)} networks' if len(gains) > 1 else ''
-  return Finding(
-    f'{measured}: {statistics.mean(gains):+.2f}{num_networks}',
-    judge(statistics.mean(gains) / TEN_CROP_GAIN, len(gains) > 1 and min(gains) > 0),
-  )
-
-
-def compare_tower_colours(records: Records) -> Finding:
-  """Compares the colour fractions of the towers in conv1, over all records that have them (section 6.1)."""
-  with_colour = {name: [record for record in seeds if 'colour' in record.measured] for name, seeds in records.items()}
-  fractions = [record.measured['colour'] for seeds in with_colour.values() for record in seeds]
-  gaps = [max(towers) - min(towers) for towers in fractions]
-  measured = '; '.join(
-    f'{name} {", ".join(" and ".join(f"{percent:.0f}" for percent in record.measured["colour"]) for record in seeds)} %'
-    for name, seeds in with_colour.items()
-    if seeds
-  )
-  relative_effect = statistics.mean(gaps) / COLOUR_GAP
-  return Finding(
-    f"colour fraction of conv1's energy in the two towers: {measured}",
-    judge(relative_effect if relative_effect > MIN_RELATIVE_COLOUR_GAP else 0, min(gaps) > COLOUR_GAP / MAX_FACTOR),
-  )
-
-
-def compare_neighbours(records: Records, *conditions: str) -> Finding:
-  """Compares how often the nearest neighbours in fc7, and those in pixels, have the class of their query.
-
-  Args:
-    records: records of the experiment.
-    *conditions: names of the conditions.
-  """
-  fc7, pixels = (
-    {name: [record.measured['same_class'][space] for record in records[name]] for name in conditions}
-    for space in ('fc7', 'pixels')
-  )
-  measured = '; '.join(
-    f'{name} {format_mean_and_std(fc7[name], 0)} % in fc7, {format_mean_and_std(pixels[name], 0)} % in pixels'
-    for name in conditions
-  )
-  all_fc7, all_pixels = ([percent for seeds in space.values() for percent in seeds] for space in (fc7, pixels))
-  has_effect = statistics.mean(all_fc7) > statistics.mean(all_pixels)
-  is_clear = max(all_pixels) < min(all_fc7)  # each percentage is of 3,000 neighbours, so one seed is enough
-  return Finding(
-    f"fraction of the six nearest neighbours that have their query's class: {measured}",
-    judge(float(has_effect), is_clear),
-  )
+def format_estimate(measured: Estimate | None, comparison: Comparison) -> str:
+  """Formats an effect with its interval: '+1.95 points [-4.02, 7.92]'."""
+  if measured is None:
+    return f'{comparison.lower} does not reach the error'
+  num_digits = 1 if comparison.unit == 'times' else 2
+  sign = '+' if comparison.unit == 'points' else ''
+  text = f'{measured.value:{sign}.{num_digits}f} {comparison.unit}'
+  if measured.interval:
+    text += f' [{measured.interval[0]:.{num_digits}f}, {measured.interval[1]:.{num_digits}f}]'
+  return text

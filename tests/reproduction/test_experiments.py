@@ -1,9 +1,11 @@
 """Experiments, claims and the report agree with each other and with the configs."""
 
+import re
+
 import pytest
 
 from alexnet_jax.reproduction import claims, report
-from alexnet_jax.reproduction.experiments import EXPERIMENTS
+from alexnet_jax.reproduction.experiments import EXPERIMENTS, conditions_read
 from alexnet_jax.runs import config_checks, config_files
 from tests.reproduction.test_verdicts import with_error
 
@@ -45,7 +47,8 @@ def test_conditions_of_a_pair_differ_in_one_respect():
 def test_an_experiment_is_unfinished_until_those_that_it_reads_are_finished():
   crops, records = EXPERIMENTS['views'], {'lrn/with': with_error(13.0)}
   assert report.missing_conditions(crops, records) == ['lrn/without', '13pct/13pct', '11pct/11pct']
-  assert 'Not finished yet: lrn/without, ' in report.render_entry(crops, records)
+  assert 'Not finished yet: lrn/without, ' in report.render_entry(crops, records, None)
+  assert not report.conclude(dict.fromkeys(EXPERIMENTS, records))
 
 
 def test_every_section_has_claims_and_every_experiment_tests_one():
@@ -55,6 +58,33 @@ def test_every_section_has_claims_and_every_experiment_tests_one():
     assert claim.command or claim.experiment
     assert claim.requires in ('', claims.IMAGENET, claims.TWO_DEVICES)
     assert not (claim.requires and claim.experiment)
+    assert bool(claim.comparison) == bool(claim.experiment)
+
+
+def test_every_claim_compares_conditions_of_its_experiment_in_one_metric():
+  tested = [claim for claim in claims.CLAIMS if claim.comparison]
+  assert len({claim.experiment for claim in tested}) == len(tested)
+  for claim in tested:
+    experiment, comparison = EXPERIMENTS[claim.experiment], claim.comparison
+    names = {condition.name for condition in experiment.conditions} | set(conditions_read(experiment))
+    assert {*comparison.higher, comparison.lower} - {''} <= names
+    assert bool(comparison.lower) + bool(comparison.accepted) + (comparison.metric.unit == 'points') >= 1
+    if comparison.metric.unit == 'epochs':  # the threshold in the figure is that of the metric
+      assert comparison.metric.name.endswith(f'{experiment.marked_error:g} %')
+
+
+def test_the_papers_effects_are_the_numbers_in_the_text_of_the_claims():
+  for claim in claims.CLAIMS:
+    comparison = claim.comparison
+    numbers = [float(number) for number in re.findall(r'\d+(?:\.\d+)?', claim.paper.replace('twice', '2'))]
+    if not comparison or comparison.paper is None:
+      assert not comparison or claim.experiment in ('kernels', 'photographs') or not numbers
+    elif claim.experiment in ('ensemble', 'pretraining'):  # errors; that of one network is 40.7 %
+      assert comparison.paper == pytest.approx(40.7 - numbers[0])
+    elif claim.experiment == 'lrn':
+      assert comparison.paper == numbers[0] - numbers[1]
+    else:
+      assert numbers[:1] in ([comparison.paper], [])  # run 150 is in the logs alone
 
 
 def test_the_commands_of_claims_name_existing_configs():

@@ -6,16 +6,21 @@ import pathlib
 import re
 import shutil
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from alexnet_jax import __main__ as cli
+from alexnet_jax.analysis import plots
 from alexnet_jax.reproduction import records, report, runner
 from alexnet_jax.reproduction.experiments import EXPERIMENTS
 from alexnet_jax.reproduction.runner import Folders
+from alexnet_jax.reproduction.verdicts import CONTRADICTED, INCONCLUSIVE, OTHER_SIZE, REPRODUCED
 from alexnet_jax.runs import checkpoints, config_checks
 from alexnet_jax.runtime.errors import LockedError
 from alexnet_jax.training import loop
 from tests.reproduction.test_records import record
+from tests.reproduction.test_verdicts import with_error
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {
@@ -32,6 +37,7 @@ TINY = {
   'mesh.tower': 1,
 }
 CURVES = {'train/error': [[10, 20], [80.0, 40.0]]}
+VERDICTS = (REPRODUCED, OTHER_SIZE, INCONCLUSIVE, CONTRADICTED)
 
 
 def folders_in(folder, data_dir):
@@ -69,7 +75,8 @@ def test_every_experiment_takes_its_trainings_in_order_with_valid_configs(experi
     monkeypatch.setattr(runner, function, train)
   monkeypatch.setattr(runner, 'draw_run_figures', lambda *_: None)
   monkeypatch.setattr(runner, 'write_report', lambda *_: None)
-  monkeypatch.setattr(report, 'render_entry', lambda experiment, records: f'## {experiment.title} {sorted(records)}')
+  monkeypatch.setattr(report, 'conclude', lambda records: {})
+  monkeypatch.setattr(report, 'render_entry', lambda experiment, records, _: f'## {experiment.title} {sorted(records)}')
   runner.run_experiment(experiment, folders, num_seeds=2)
   trials = [f'{c.name}-rate{rate:g}' for c in experiment.conditions for rate in c.learning_rates]
   assert [name for name, _ in trained[: len(trials)]] == [f'{trial}-seed0' for trial in trials]
@@ -162,7 +169,7 @@ def test_a_training_of_another_process_is_waited_for(folders, monkeypatch, capsy
 
   monkeypatch.setattr(runner, 'train', locked)
   path = folders.results / '13pct' / '13pct-seed0.json'
-  monkeypatch.setattr(runner.time, 'sleep', lambda seconds: records.save(path, record()))
+  monkeypatch.setattr(runner.time, 'sleep', lambda seconds: records.save(path, *with_error(13.0)))
   runner.run_experiment(experiment, folders)
   assert 'Waiting: another process is training.' in capsys.readouterr().out
 
@@ -170,10 +177,13 @@ def test_a_training_of_another_process_is_waited_for(folders, monkeypatch, capsy
 def test_finished_trainings_are_not_repeated(folders, monkeypatch):
   experiment = shorter(monkeypatch, EXPERIMENTS['lrn'])
   with monkeypatch.context() as patched:
-    patched.setattr(runner, 'train', lambda training, folders: record(curves=CURVES))
+    patched.setattr(runner, 'train', lambda training, folders: with_error(13.0)[0]._replace(curves=CURVES))
     runner.run_experiment(experiment, folders, num_seeds=1)
   text = folders.report.read_text()
-  assert re.search(r'\| 3.3 \| response normalisation lowers the error on CIFAR-10 \|.*seed.*`python -m', text)
+  row = (
+    r'\| 3.3 \| response normalisation lowers the error on CIFAR-10 \| inconclusive \| .* \| \+0.00 points \| 1 pair \|'
+  )
+  assert re.search(row, text)
 
   def fail(*_):
     raise AssertionError('trained again')
@@ -213,30 +223,84 @@ def test_results_md_is_up_to_date_with_the_records(tmp_path):
   assert folders.report.read_text() == (ROOT / 'RESULTS.md').read_text()
 
 
-@pytest.mark.parametrize(
-  ('experiment', 'pattern', 'text'),
-  [
-    ('figure1', r': (\d+\.\d) times', '| {:.1f} times |'),
-    ('one_tower', r': \+(\d+\.\d\d)', '| +{:.1f} points |'),
-    ('ensemble', r': \+(\d+\.\d\d)', '| -{:.1f} points |'),
-  ],
-)
-def test_the_numbers_in_the_readme_are_those_of_the_results(experiment, pattern, text):
-  claims_table, *_ = (ROOT / 'RESULTS.md').read_text().split('\n## ')
-  (row,) = [line for line in claims_table.splitlines() if f'reproduce {experiment}`' in line]
-  (number,) = re.findall(pattern, row)
-  assert text.format(float(number)) in (ROOT / 'README.md').read_text()
+def test_the_figures_are_up_to_date_with_the_records(tmp_path):
+  """The pixels of every figure that is drawn from records; the others show the kernels of runs that are not stored."""
+  drawn = dict(runner.drawn_figures(runner.load_all_records(Folders(ROOT / 'results'))))
+  of_runs = {f'{name}-{figure}' for name, experiment in EXPERIMENTS.items() for figure in experiment.run_figures}
+  assert {path.stem for path in (ROOT / 'results').glob('*.png')} - of_runs == drawn.keys()
+  for name, figure in drawn.items():
+    plots.save(figure, tmp_path / f'{name}.png')
+    redrawn, stored = (np.asarray(PIL.Image.open(folder / f'{name}.png')) for folder in (tmp_path, ROOT / 'results'))
+    np.testing.assert_array_equal(redrawn, stored, err_msg=name)
+
+
+def test_the_figure_of_all_claims_shows_effects_intervals_and_the_papers_effects():
+  finished = runner.load_all_records(Folders(ROOT / 'results'))
+  figure = report.draw_claims(finished)
+  drawn = [axes for axes in figure.axes if axes.lines]
+  labels = [label.get_text() for axes in drawn for label in axes.get_yticklabels()]
+  findings = report.conclude(finished)
+  assert len(labels) == len(findings)
+  for axes in drawn:
+    low, high = axes.get_xlim()
+    points = np.concatenate([line.get_xydata() for line in axes.lines])
+    for position, label in enumerate(axes.get_yticklabels()):
+      (name,) = [name for name in findings if EXPERIMENTS[name].title == label.get_text()]
+      measured, paper = findings[name].estimate, report.COMPARISONS[name].paper
+      for effect in (measured.value, *(measured.interval or ()), *([paper] if paper else ())):
+        assert np.isclose(points, [np.clip(effect, low, high), position]).all(axis=1).any(), name
+      assert findings[name].verdict in [text.get_text() for text in axes.texts if text.get_position()[1] == position]
+
+
+def test_curves_are_drawn_as_means_in_bands():
+  epochs = np.array([1.0, 2.0, 3.0])
+  seeds = [(epochs, np.array([50.0, 40.0, 31.0])), (epochs, np.array([54.0, 42.0, 29.0]))]
+  figure = plots.draw_conditions({'ours': seeds}, 'error, %', 'A title', level=35, decays=(2.5,))
+  (axes,) = figure.axes
+  np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 52], [2, 41], [3, 30]])
+  (band,) = axes.collections
+  corners = band.get_paths()[0].vertices.tolist()
+  assert all(corner in corners for corner in ([1, 50], [1, 54], [3, 29], [3, 31]))
+  assert [text.get_text() for text in axes.texts] == ['35 %', 'learning rate decays ']
+  assert (axes.get_title('left'), figure.legends[0].texts[0].get_text()) == ('A title', 'ours (2 seeds)')
+
+
+def test_every_figure_of_the_report_exists():
+  for path in re.findall(r'\]\((results/\S+)\)', (ROOT / 'RESULTS.md').read_text()):
+    assert (ROOT / path).exists(), path
+
+
+def rows_of_claims():
+  """Yields {column: cell} of the table of claims in RESULTS.md."""
+  header, *rows = re.findall(
+    r'^\| ((?:section|\d).*) \|$', (ROOT / 'RESULTS.md').read_text().split('\n## ')[0], re.MULTILINE
+  )
+  for row in rows:
+    yield dict(zip(header.split(' | '), row.split(' | '), strict=True))
+
+
+@pytest.mark.parametrize('name', ['README.md', 'README.zh-CN.md'])
+def test_the_numbers_in_the_readme_are_those_of_the_results(name):
+  """Each row of its table has an effect, an interval and a number of seeds of a row in RESULTS.md."""
+  effects = re.findall(r'\| ([+-]?[\d.]+)[^|\[]*(\[[^\]]*\]) \| (\d)', (ROOT / name).read_text())
+  assert len(effects) == 3
+  for effect, interval, num_seeds in effects:
+    (row,) = [row for row in rows_of_claims() if row['ours, 95 % interval'].endswith(interval)]
+    assert row['ours, 95 % interval'].split()[0] == effect
+    assert row['seeds'].split()[0] == num_seeds
 
 
 def test_the_readme_counts_the_verdicts():
-  claims_table, *_ = (ROOT / 'RESULTS.md').read_text().split('\n## ')
-  verdicts = collections.Counter(row.split(' | ')[-2] for row in re.findall(r'^\| \d.*', claims_table, re.MULTILINE))
+  verdicts = collections.Counter(row['verdict'] for row in rows_of_claims())
   untested = verdicts.pop('needs ImageNet') + verdicts.pop('needs two GPUs')
-  assert ' '.join((ROOT / 'README.md').read_text().split()).count(
-    f'Of {verdicts.total() + untested} claims, {verdicts["reproduced"]} were reproduced, '
-    f'{verdicts["in direction only"]} were reproduced in direction only, '
-    f'{verdicts["not reproduced"]} were not reproduced, and {untested} need '
+  counts = [verdicts.total() + untested, *(verdicts[name] for name in VERDICTS), untested]
+  sentence = (
+    'Of {} claims, {} are reproduced, {} have the same direction but another size, {} are inconclusive, {} are '
+    'contradicted, and {} need ImageNet or two GPUs'
   )
+  assert sentence.format(*counts) in ' '.join((ROOT / 'README.md').read_text().split())
+  _, chinese = (ROOT / 'README.zh-CN.md').read_text().split('[RESULTS.md](RESULTS.md)')
+  assert [int(number) for number in re.findall(r'(\d+) 个', chinese.split('\n\n')[0])] == counts
 
 
 @pytest.mark.parametrize(
