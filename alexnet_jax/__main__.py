@@ -27,6 +27,8 @@ from alexnet_jax.runtime import compilation_cache, exit_status, extras, host_mem
 
 DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # the default of TFDS
 CURVES = ('error', 'loss', 'validation')
+EXPLANATIONS = ('saliency', 'guided_backpropagation', 'grad_cam', 'occlusion', 'activation_maximisation')
+SIMILARITIES = ('cka', 'unbiased_cka', 'rsa')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     prog='python -m alexnet_jax', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   subcommands = parser.add_subparsers(dest='subcommand', required=True, metavar='SUBCOMMAND')
-  for add in (_prepare, _features, _figures, _weights, _reproduce):
+  for add in (_prepare, _features, _figures, _explore, _weights, _reproduce):
     add(subcommands)
   return parser
 
@@ -67,20 +69,24 @@ def _prepare(subcommands):
   add = _subcommand(
     subcommands,
     'prepare',
-    """Prepares a dataset of 256 x 256 images, and its statistics, from archives or folders of images.
+    """Prepares a dataset of square images, and its statistics, from archives or folders of images.
 
   prepare 2012 FOLDER                      ILSVRC2012_img_train.tar, _img_val.tar, _devkit_t12.tar.gz
   prepare 2010 FOLDER                      ILSVRC2010_images_*.tar, devkit, test ground truth
   prepare synsets TAR --name=fall2009      a tar that contains one tar per synset
   prepare folder FOLDER --name=flowers     FOLDER/train/CLASS/IMAGE, plus val or test
+  prepare tiny_imagenet FOLDER_OR_ZIP      tiny-imagenet-200, stored with 64 x 64 pixels
 
 When finished, it prints the command that trains on the dataset. An interrupted preparation resumes when the same
 command is run again.""",
     function='alexnet_jax.data.imagenet.prepare:prepare',
   ).add_argument
-  add('layout', choices=['2012', '2010', 'synsets', 'folder'], help='layout of SOURCE')
+  add('layout', choices=['2012', '2010', 'synsets', 'folder', 'tiny_imagenet'], help='layout of SOURCE')
   add(
-    'source', metavar='SOURCE', type=pathlib.Path, help='folder of the archives, tar of the synsets, or class folders'
+    'source',
+    metavar='SOURCE',
+    type=pathlib.Path,
+    help='folder of the archives, tar of the synsets, class folders, or zip',
   )
   add('--name', help='name of the dataset ilsvrc/NAME (default: the layout)')
   add('--data_dir', type=pathlib.Path, default=DATA_DIR, help='folder of the datasets (%(default)s)')
@@ -100,27 +106,33 @@ def _features(subcommands):
   features = _subcommand(
     subcommands,
     'features',
-    """Extracts the activations of a layer, and finds exact nearest neighbours among them (section 6.1).
+    """Extracts activations, for nearest neighbours (section 6.1), other libraries and TensorBoard's projector.
 
   features extract runs/digits train-fc7                    the run's training images
   features extract runs/digits test-fc7 --split=test
   features extract runs/digits mine --images PHOTOGRAPHS
+  features extract runs/digits digits.pt --layer=conv5,fc6 --format=torch
   features neighbours test-fc7 train-fc7 --k=6
+  features project test-fc7                                 then tensorboard --logdir test-fc7
 
 `extract` writes a folder: features.npy [image, ...] float32, labels.npy [image] int32 (-1: unknown), names.json, and
-about.json, which records the run, step and layer. An interrupted extraction resumes. `neighbours` writes indices
-[query, k] and distances [query, k] to an .npz file.""",
-  ).add_subparsers(required=True, metavar='extract | neighbours')
+about.json, which records the run, step and layer. Several layers have such a folder each, OUTPUT/LAYER. With
+--format=zarr it writes a Zarr group and with --format=torch a file for torch.load. An interrupted extraction resumes.
+`neighbours` writes indices [query, k] and distances [query, k] to an .npz file. `project` writes the files of the
+projector to the folder of the features.""",
+  ).add_subparsers(required=True, metavar='extract | neighbours | project')
 
   add = _subcommand(
     features,
     'extract',
-    'Writes the activations of a layer to a folder.',
+    'Writes the activations of one or more layers, in one pass over the images.',
     function='alexnet_jax.analysis.features:extract_command',
   ).add_argument
   add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder of the run')
-  add('output', metavar='OUTPUT', type=pathlib.Path, help='folder to create')
-  add('--layer', default='fc7', help='conv1, pool1, ... fc7, fc8 (%(default)s)')
+  add('output', metavar='OUTPUT', type=pathlib.Path, help='folder or file to create')
+  names = "conv1, pool1, ... fc7, fc8, or Caffe's or torchvision's names of the same activations, such as relu6"
+  add('--layer', default='fc7', metavar='NAME,NAME', help=f'{names} (%(default)s)')
+  add('--format', choices=['npy', 'zarr', 'torch'], default='npy', help='format of the output (%(default)s)')
   add('--images', nargs='+', metavar='PATH', help='image files, folders or patterns instead of a dataset')
   add('--split', help="split of the dataset, such as 'test' or 'train[:5000]' (default: the run's training split)")
   add('--data', metavar='NAME', help="TFDS dataset (default: the run's)")
@@ -142,6 +154,20 @@ about.json, which records the run, step and layer. An interrupted extraction res
   add('train', metavar='TRAIN', type=pathlib.Path, help='folder written by `extract`, in which to search')
   add('--k', type=int, default=6, help='number of neighbours per query (%(default)s)')
   add('--output', type=pathlib.Path, default='neighbours.npz', help='file to write (%(default)s)')
+  _project(features)
+
+
+def _project(features):
+  add = _subcommand(
+    features,
+    'project',
+    "Writes the files of TensorBoard's embedding projector to the folder of the features.",
+    function='alexnet_jax.analysis.projector:project_command',
+  ).add_argument
+  add('folder', metavar='FOLDER', type=pathlib.Path, help='folder written by `extract`; the argument of tensorboard')
+  add('--num_images', type=int, default=1000, help='largest number of images, chosen at random (%(default)s)')
+  add('--seed', type=int, default=0, help='seed of the random choice (%(default)s)')
+  add('--data_dir', metavar='DIR', help="folder of the dataset (default: the run's)")
 
 
 def _figures(subcommands):
@@ -156,6 +182,8 @@ def _figures(subcommands):
   figures curves runs/digits runs/tanh --show error     figure 1
   figures maps runs/digits cat.jpg --layer=conv2
   figures saliency runs/digits cat.jpg dog.jpg
+  figures explain runs/digits cat.jpg --method=grad_cam
+  figures similarity runs/digits runs/tanh              layer by layer
   figures architecture --config=configs/alexnet.py:one_tower      figure 2
 
 Each writes a PNG, or an SVG or PDF if --output has that suffix. IMAGE is a file, folder or pattern; by default, images
@@ -186,6 +214,16 @@ are drawn at random from the run's test split.""",
   add = _figure(figures, 'saliency', "Gradient of the top class's log-probability by pixel.", num_images=4)
   add('--threshold', type=float, default=3.0, help='gradients below this many standard deviations are 0 (%(default)s)')
 
+  _similarity(figures)
+
+  add = _figure(figures, 'explain', 'The pixels on which a class, or a unit, depends.', num_images=4)
+  add('--method', choices=EXPLANATIONS, default='grad_cam', help='%(choices)s (%(default)s)')
+  add('--target', nargs='+', metavar='CLASS', help='names or labels (default: the most probable class of each image)')
+  add('--unit', nargs=2, metavar=('LAYER', 'INDEX'), help='explain a unit instead of classes')
+  add('--layer', help='layer whose maps grad_cam weights (default: the last convolutional layer)')
+  add('--patch', nargs=2, type=int, metavar=('SIDE', 'STRIDE'), help='patches of occlusion, in pixels')
+  add('--num_steps', type=int, default=256, help='steps of activation_maximisation (%(default)s)')
+
   add = _figure(figures, 'architecture', 'The network and its distribution over devices.')
   add('workdir', metavar='WORKDIR', nargs='?', type=pathlib.Path, help='folder of a run')
   add('--config', default='configs/alexnet.py', help='FILE.py:VARIANT,..., used without WORKDIR (%(default)s)')
@@ -193,18 +231,46 @@ are drawn at random from the run's test split.""",
   add('--compact', action='store_true', help='omit the numbers below the layers, for a narrow screen')
 
 
-def _figure(figures, name, description, num_images=None):
-  """Adds the subcommand of a figure; `num_images` is the default number of images if the figure shows images."""
+def _similarity(figures):
+  description = 'Similarity of the layers of one run or of two runs, for the same images.'
+  add = _figure(figures, 'similarity', description, num_images=200, has_other_run=True)
+  add('--measure', choices=SIMILARITIES, default='unbiased_cka', help='measure of similarity (%(default)s)')
+  add('--towers', action='store_true', help='split each layer into its towers')
+
+
+def _figure(figures, name, description, num_images=None, has_other_run=False):
+  """Adds the subcommand of a figure; `num_images` is the default number of images if the figure reads images."""
   add = _subcommand(figures, name, description, function='alexnet_jax.analysis.figures:draw').add_argument
   add('--output', type=pathlib.Path, help=f'.png, .svg or .pdf file to write ({name}.png)')
   if num_images is not None:
     add('workdir', metavar='WORKDIR', type=pathlib.Path, help='folder of the run')
-    add('images', metavar='IMAGE', nargs='*', help='files, folders or patterns (default: images of --split)')
+    if has_other_run:
+      add('other', metavar='WORKDIR', nargs='?', type=pathlib.Path, help='folder of another run (default: the same)')
+    images_help = 'files, folders or patterns (default: images of --split)'
+    add('--images' if has_other_run else 'images', metavar='IMAGE', nargs='*', default=(), help=images_help)
     add('--num_images', type=int, default=num_images, help='number of images drawn at random (%(default)s)')
     add('--seed', type=int, default=0, help='seed of the random choice (%(default)s)')
     add('--split', help="split to choose from (default: the run's test split)")
     add('--data_dir', metavar='DIR', help="folder of the dataset (default: the run's)")
   return add
+
+
+def _explore(subcommands):
+  add = _subcommand(
+    subcommands,
+    'explore',
+    """Serves a page on this computer that shows what a trained network computes.
+
+  explore runs/digits
+  explore runs/digits runs/tanh          two runs side by side
+
+Open the printed address in a browser, and drop a photograph. The page needs no internet. It requires Gradio: pip
+install 'alexnet_jax[explore]'.""",
+    function='alexnet_jax.explore.page:command',
+  ).add_argument
+  add('workdirs', metavar='WORKDIR', nargs='+', type=pathlib.Path, help='folder of a run; two are compared')
+  add('--host', default='127.0.0.1', help='address to serve on; 0.0.0.0 admits other computers (%(default)s)')
+  add('--port', type=int, default=7860, help='port to serve on (%(default)s)')
 
 
 def _weights(subcommands):

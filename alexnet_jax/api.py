@@ -1,4 +1,4 @@
-"""The public API's trained networks: loading, classification and activations; `alexnet_jax` shows how to use them."""
+"""The public API's trained networks: loading, classification, activations and explanations; see `alexnet_jax`."""
 
 import os
 import pathlib
@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.analysis import explain
+from alexnet_jax.analysis.explain import Explanation, Target
 from alexnet_jax.data import cropping
 from alexnet_jax.data.image_io import StoredImages
 from alexnet_jax.evaluation import metrics, trained_model
@@ -94,6 +96,77 @@ class Model:
       UsageError: if there is no such layer or no image, a file cannot be read, or an array is no image.
     """
     return self._in_batches(lambda batch: self._trained.activations(batch, layer), images)
+
+  def explain(
+    self,
+    image: Path | np.ndarray,
+    method: str = 'saliency',
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    patch: tuple[int, int] | None = None,
+  ) -> Explanation:
+    """Computes on which pixels of an image, in its centre crop, a class or a unit depends.
+
+    The methods, and the values that they compute:
+
+    - 'saliency': the gradient of the class's log-probability with respect to the pixels, [height, width, rgb], in nats
+      per grey level (Simonyan, Vedaldi and Zisserman, 2014).
+    - 'guided_backpropagation': the gradient of the logit, where each ReLU passes only positive gradients, [height,
+      width, rgb] (Springenberg, Dosovitskiy, Brox and Riedmiller, 2015).
+    - 'grad_cam': the maps of a layer, each weighted by the mean gradient of the logit with respect to it, and summed.
+      Negative sums are 0, and the result is resized to [height, width] (Selvaraju et al., 2017).
+    - 'occlusion': by how much the class's probability drops when a square patch is replaced by the mean image, for each
+      pixel [height, width] the mean over the patches that cover it (Zeiler and Fergus, 2014).
+
+    Of a unit, its output takes the role of the log-probability, logit or probability; the output of a unit that has a
+    map is the mean of the map.
+
+    Args:
+      image: one image, see the class.
+      method: one of the methods above.
+      target: what is explained: the name or the label of a class, (layer, index) of a unit, such as ('conv3', 7), or
+        None for the most probable class. The channels of the first tower are first.
+      layer: for 'grad_cam', a layer with maps; by default the last convolutional layer, conv5 in the paper.
+      patch: for 'occlusion', the side of the patches and the distance between them, in pixels; by default a seventh
+        and a fourteenth of the crop, (32, 16) in the paper's network. The network is evaluated for every patch.
+
+    Returns:
+      A named tuple of `values`, float32, `image`, the crop [height, width, rgb] uint8, `name`, that of the class, or
+      the layer and unit, and `score`, its probability, 0 to 1, or output.
+
+    Raises:
+      UsageError: if there is no such method, class, unit or layer, an argument does not apply to the method, the file
+        cannot be read, or the array is no image.
+    """
+    stored = StoredImages([image], self._trained.stored_size)[:]
+    (explanation,) = explain.explain(self._trained, stored, method, target, layer, patch)
+    return explanation
+
+  def maximise(
+    self, target: Target, *, num_steps: int = 256, decay: float = 0.01, blur: float = 0.5, seed: int = 0
+  ) -> Explanation:
+    """Optimises an image for a class or a unit, beginning with noise (Erhan et al., 2009; Simonyan et al., 2014).
+
+    Each step adds the gradient of the logit, or of the output of the unit before its nonlinearity, scaled to a root
+    mean square of 4 grey levels. As regularisers, it shrinks the difference from the mean image and blurs the image
+    (Yosinski et al., 2015).
+
+    Args:
+      target: the name or the label of a class, or (layer, index) of a unit, as in `explain`.
+      num_steps: number of steps.
+      decay: fraction by which each step shrinks the difference from the mean image, 0 or more and below 1.
+      blur: standard deviation of the Gaussian that each step blurs the image with, in pixels, 0 to 0.7.
+      seed: seed of the noise.
+
+    Returns:
+      A named tuple as that of `explain`, where `image` is the image, and `values` its difference from the mean image
+      before rounding, [height, width, rgb] float32.
+
+    Raises:
+      UsageError: if there is no such class or unit, or a number is out of range.
+    """
+    return explain.maximise(self._trained, target, num_steps, decay, blur, seed)
 
   def _in_batches(self, function: Callable[[np.ndarray], jax.Array], images: Images) -> np.ndarray:
     several: list[Any] = [images] if _is_one_image(images) else list(cast(Iterable, images))

@@ -22,13 +22,15 @@ ROOMS['evaluation'] = ('runs', *ROOMS['runs'])
 ROOMS['interop'] = ('evaluation', 'configs', *ROOMS['evaluation'])
 ROOMS['training'] = ROOMS['analysis'] = ('interop', *ROOMS['interop'])
 ROOMS['reproduction'] = ('training', 'analysis', *ROOMS['training'])
+ROOMS['explore'] = ('analysis', *ROOMS['analysis'])
 # The only room that may import a library.
 HOMES = {
   'runs': ('orbax', 'tensorboard'),
   'analysis': ('matplotlib',),
   'interop': ('onnx', 'google', 'torch', 'safetensors'),
-  'data': ('tensorflow_datasets', 'grain', 'PIL', 'simplejpeg', 'array_record', 'apache_beam', 'sklearn', 'scipy'),
+  'data': ('tensorflow_datasets', 'grain', 'PIL', 'simplejpeg', 'array_record', 'apache_beam', 'sklearn'),
   'training': ('optax', 'clu'),
+  'explore': ('gradio',),
 }
 MAX_INNER_IMPORTS = 10
 MAX_LINES, MAX_ARGUMENTS = 60, 6

@@ -1,12 +1,14 @@
-"""Activations of a layer for a dataset or for image files, saved to a folder (section 6.1).
+"""Activations of layers for a dataset or for image files, saved to a folder (section 6.1).
 
-The folder contains features.npy [image, ...] float32, labels.npy [image] int32, names.json, and about.json, which
-records the run, the step, the layer and the images.
+The folder of a layer contains features.npy [image, ...] float32, labels.npy [image] int32, names.json, and about.json,
+which records the run, the step, the layer and the images.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
+import functools
+import importlib
 import itertools
 import json
 import math
@@ -15,9 +17,12 @@ import pathlib
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
@@ -27,10 +32,37 @@ from alexnet_jax.data import image_io, pipeline, sources
 from alexnet_jax.data.pipeline import Batch
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
-from alexnet_jax.evaluation.trained_model import TrainedModel
+from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
+from alexnet_jax.interop import torchvision_files
+from alexnet_jax.models import device_mesh
+from alexnet_jax.models.registry import Network
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
+
+# Names of our layers' outputs in other programs. An output has the name of the last step that it includes: 'conv1' is
+# the input of pool1, after the nonlinearity and, in networks that normalise conv1, after the normalisation. The names
+# in the third column are those of Caffe's layers and of the exported alexnet_torch.py, the fourth are torchvision's.
+# Outputs of convolutions and fully-connected layers before the nonlinearity ('features.0') are not extracted, and
+# 'conv1' is always our own name; in Caffe, relu1 overwrites the blob conv1, which precedes the normalisation.
+OTHER_NAMES = (
+  # layer, last step, Caffe, torchvision
+  ('conv1', 'relu', 'relu1', 'features.1'),
+  ('conv1', 'norm', 'norm1', None),
+  ('pool1', 'pool', 'pool1', 'features.2'),
+  ('pool1', 'norm', 'norm1', None),  # networks that normalise after pooling: CaffeNet
+  ('conv2', 'relu', 'relu2', 'features.4'),
+  ('conv2', 'norm', 'norm2', None),
+  ('pool2', 'pool', 'pool2', 'features.5'),
+  ('pool2', 'norm', 'norm2', None),
+  ('conv3', 'relu', 'relu3', 'features.7'),
+  ('conv4', 'relu', 'relu4', 'features.9'),
+  ('conv5', 'relu', 'relu5', 'features.11'),
+  ('pool5', 'pool', 'pool5', 'features.12'),
+  ('fc6', 'relu', 'relu6', 'classifier.2'),  # before dropout, which does not halve it
+  ('fc7', 'relu', 'relu7', 'classifier.5'),
+  ('fc8', 'linear', 'fc8', 'classifier.6'),  # logits
+)
 
 
 class Features(NamedTuple):
@@ -71,6 +103,101 @@ def load(folder: pathlib.Path) -> Features:
   except (OSError, ValueError, EOFError) as error:
     raise UsageError(f'the features in {folder} are damaged ({error}); remove them and extract them again.') from error
   return Features(features, labels, names, about)
+
+
+# Layers.
+
+
+def other_names(network: Network) -> dict[str, str]:
+  """Returns the names of a network's layers in Caffe and torchvision, {'relu6': 'fc6', 'classifier.2': 'fc6', ...}.
+
+  A name is contained if both denote the same activation in this network, see `OTHER_NAMES`.
+  """
+  if network.config.name != 'alexnet':
+    return {}
+  return {
+    name: layer
+    for layer, step, *names in OTHER_NAMES
+    if layer in network.layer_names and step == _last_step(layer, network.config)
+    for name in names
+    if name
+  }
+
+
+def _last_step(layer, config) -> str:
+  """Returns the last step of a layer's output, such as 'relu', 'norm' or 'pool'."""
+  if layer == 'fc8':
+    return 'linear'
+  conv, norm = layer.replace('pool', 'conv'), config.norm
+  if layer != conv:
+    return 'norm' if conv in norm.pooled else 'pool'
+  if layer in norm.within:
+    return 'norm within maps'
+  return 'norm' if layer in norm.after else config.nonlinearity
+
+
+def layers_named(network: Network, names: Sequence[str]) -> list[str]:
+  """Returns the layers with the given names, each once.
+
+  Args:
+    network: the network.
+    names: names of ours, or of Caffe or torchvision, see `other_names`.
+
+  Raises:
+    UsageError: if the network has no such layer, or the name denotes an activation that is not extracted.
+  """
+  others = other_names(network)
+  layers = [name if name in network.layer_names else others.get(name, name) for name in names]
+  for layer in layers:
+    if layer not in network.layer_names:
+      raise UsageError(f"this network has no layer '{layer}'; {_advice(layer, network)}.")
+  return list(dict.fromkeys(layers))
+
+
+def _advice(name, network) -> str:
+  before = {module: layer for layer, module in torchvision_files.MODULES.items() if layer != 'fc8'}
+  if name in before:
+    return f'in torchvision it is {before[name]} before its nonlinearity, so name {before[name]}, which is after it'
+  others = ', '.join(other_names(network))
+  return f'its layers are {", ".join(network.layer_names)}' + (f', with the other names {others}' if others else '')
+
+
+def activations(
+  model: TrainedModel, images: np.ndarray, layers: Sequence[str], images_per_device: int = IMAGES_PER_DEVICE
+) -> dict[str, np.ndarray]:
+  """Computes the outputs of several layers for the centre crop of each image, in one pass.
+
+  Args:
+    model: the network.
+    images: stored images [image, size, size, rgb] uint8, one or more.
+    layers: names of the layers.
+    images_per_device: number of images per device in a batch. The last batch is padded with black images, whose outputs
+      are dropped.
+
+  Returns:
+    {layer: [image, height, width, channel] or [image, unit] float32}.
+  """
+  outputs: dict[str, np.ndarray] = {}
+  batch_size = model.mesh.shape['data'] * images_per_device
+  mean, crops = model.centre_crops(np.asarray(model.mean_image)), model.centre_crops(images)
+  with jax.set_mesh(model.mesh):
+    for start in range(0, len(images), batch_size):
+      batch = crops[start : start + batch_size]
+      padded = np.pad(batch, [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)])
+      batch_outputs = _outputs(
+        model.params, device_mesh.put_batch(model.mesh, padded), mean, network=model.network, layers=tuple(layers)
+      )
+      for layer, x in batch_outputs.items():
+        if layer not in outputs:
+          outputs[layer] = np.empty((len(images), *x.shape[1:]), np.float32)
+        outputs[layer][start : start + len(batch)] = np.asarray(x)[: len(batch)]
+  return {layer: outputs[layer] for layer in layers}  # jit sorts the keys
+
+
+@functools.partial(jax.jit, static_argnames=('network', 'layers'))
+def _outputs(params, crops, mean, *, network, layers):
+  outputs = network.activations(params, crops.astype(jnp.float32) - mean)
+  return {layer: outputs[layer] for layer in layers}
 
 
 # Images.
@@ -193,44 +320,60 @@ def open_dataset(
 
 
 def extract(
-  model: TrainedModel, images: DatasetImages | FileImages, layer: str, run: pathlib.Path, output: pathlib.Path
+  model: TrainedModel,
+  images: DatasetImages | FileImages,
+  layers: str | Sequence[str],
+  run: pathlib.Path,
+  output: pathlib.Path,
+  file_format: str = 'npy',
 ) -> dict[str, str]:
-  """Saves a layer's activations for the centre crop of every image.
+  """Saves the activations of layers for the centre crop of every image, in one pass over the images.
 
-  The output folder appears only once it is complete. Until then the activations are in OUTPUT.partial, from which the
-  same call resumes after an interruption.
+  The output appears only once it is complete. Until then the activations are in OUTPUT.partial, from which the same
+  call resumes after an interruption.
 
   Args:
     model: the network.
     images: the images.
-    layer: name of the layer.
+    layers: name of a layer, or names of several.
     run: folder of the network's run, to be recorded in about.json.
-    output: folder to create.
+    output: what to create. 'npy': the folder of the layer or, of several layers, a folder with a folder for each.
+      'zarr': a Zarr group. 'torch': a file.
+    file_format: 'npy', 'zarr' or 'torch', see `FORMATS`.
 
   Returns:
     {name: reason} of the images that could not be read and were skipped.
 
   Raises:
-    UsageError: if the network has no such layer, or another process is writing to the same folder.
+    UsageError: if the network has no such layer, the library of the format is not installed, or another process is
+      writing to the same folder.
     RunError: if the disk is full, the data cannot be read, or no image can be read.
   """
-  shape = model.layer_shape(layer)
-  about = {'run': str(run.absolute()), 'step': model.num_steps, 'layer': layer, 'shape': list(shape), **images.about}
+  library = None if file_format == 'npy' else _library(file_format)
+  shapes = {layer: model.layer_shape(layer) for layer in ([layers] if isinstance(layers, str) else layers)}
+  about = {'run': str(run.absolute()), 'step': model.num_steps, **images.about}
+  abouts = [about | {'layer': layer, 'shape': list(shape)} for layer, shape in shapes.items()]
   working = output.with_name(f'{output.name}.partial')
   message = f'{working} is being written by another process; wait until it has finished.'
   try:
     working.mkdir(parents=True, exist_ok=True)
     with atomic_files.exclusive_lock(working / '.lock', message):
-      skipped = _extract_arrays(model, images, working, about)
+      folders, skipped = _extract_arrays(model, images, working, abouts, num_copies=2 if library else 1)
       if len(skipped) == len(images):
         shutil.rmtree(working)
         raise RunError(f'none of the {len(images):,} images can be read.')
       names = [images.name(index) for index in range(len(images)) if str(index) not in skipped]
-      _write_json(working / 'names.json', names)
-      _write_json(working / 'about.json', about)
-      os.replace(working, output)
-      for name in ('done.json', '.lock'):
-        (output / name).unlink()
+      for folder, layer_about in zip(folders, abouts, strict=True):
+        _write_json(folder / 'names.json', names)
+        _write_json(folder / 'about.json', layer_about)
+      if library:
+        FORMATS[file_format](library, dict(zip(shapes, map(load, folders), strict=True)), working / 'output')
+        os.replace(working / 'output', output)
+        shutil.rmtree(working)
+      else:
+        os.replace(working, output)
+        for name in ('done.json', '.lock'):
+          (output / name).unlink()
   except OSError as error:
     raise RunError(
       f'{working} cannot be written ({error.strerror}); free some space and run the same command to resume.'
@@ -239,50 +382,78 @@ def extract(
 
 
 def _extract_arrays(
-  model: TrainedModel, images: DatasetImages | FileImages, folder: pathlib.Path, about: dict[str, Any]
-) -> dict[str, str]:
-  """Writes features.npy and labels.npy, and the progress to done.json; returns {index: reason} of skipped images."""
-  layer, shape = about['layer'], tuple(about['shape'])
-  job = {'about': about, 'batch_size': images.batch_size}
-  with (
-    contextlib.closing(_GrowingArray(folder / 'features.npy', shape, np.float32)) as rows,
-    contextlib.closing(_GrowingArray(folder / 'labels.npy', (), np.int32)) as labels,
-  ):
-    done = _load_progress(folder, job, min(rows.num_rows, labels.num_rows))
-    rows.truncate(done['rows'])
-    labels.truncate(done['rows'])
-    num_bytes, free = (len(images) - rows.num_rows) * 4 * math.prod(shape), shutil.disk_usage(folder).free
-    if num_bytes > free:
+  model: TrainedModel,
+  images: DatasetImages | FileImages,
+  working: pathlib.Path,
+  abouts: Sequence[dict[str, Any]],
+  num_copies: int,
+) -> tuple[list[pathlib.Path], dict[str, str]]:
+  """Writes features.npy and labels.npy of every layer, and the progress to done.json.
+
+  Returns:
+    The folders of the layers, and {index: reason} of skipped images.
+  """
+  layers = [about['layer'] for about in abouts]
+  folders = [working / layer for layer in layers] if len(layers) > 1 else [working]
+  job = {'abouts': list(abouts), 'batch_size': images.batch_size}
+  images_per_device = images.batch_size // model.mesh.shape['data']
+  done = _load_progress(working, job)
+  with contextlib.ExitStack() as stack:
+    arrays: list[tuple[_GrowingArray, _GrowingArray]] = []
+    for folder, about in zip(folders, abouts, strict=True):
+      folder.mkdir(exist_ok=True)
+      rows = _GrowingArray(folder / 'features.npy', tuple(about['shape']), np.float32)
+      labels = _GrowingArray(folder / 'labels.npy', (), np.int32)
+      arrays.append((rows, labels))
+      stack.callback(rows.close)
+      stack.callback(labels.close)
+    if min(array.num_rows for pair in arrays for array in pair) < done['rows']:
+      done = _new_progress(job)
+    elif done['seen']:
+      print(f'Resuming after {done["seen"]:,} images', flush=True)
+    for array in itertools.chain(*arrays):
+      array.truncate(done['rows'])
+    num_values = num_copies * sum(math.prod(about['shape']) for about in abouts)  # of an image
+    needed, free = (len(images) - done['rows']) * 4 * num_values, shutil.disk_usage(working).free
+    if needed > free:
       raise RunError(
-        f'the features need {num_bytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; free some space.'
+        f'the features need {needed / 1e9:.1f} GB and {working.parent} has {free / 1e9:.1f} GB left; free some space.'
       )
-    bar = tqdm.tqdm(total=len(images), initial=done['seen'], unit=' images', desc=layer, mininterval=1)
+    bar = tqdm.tqdm(total=len(images), initial=done['seen'], unit=' images', desc=', '.join(layers), mininterval=1)
     for batch, skipped in images.batches(done['batches']):
       is_image = batch['weight'] > 0
-      rows.append(np.asarray(model.activations(batch['image'], layer))[is_image])
-      labels.append(batch['label'][is_image])
+      outputs = activations(model, batch['image'], layers, images_per_device)
+      for layer, (rows, labels) in zip(layers, arrays, strict=True):
+        rows.append(outputs[layer][is_image])
+        labels.append(batch['label'][is_image])
       done['skipped'] |= {str(index): reason for index, reason in skipped.items()}
       num_seen = min(done['seen'] + images.batch_size, len(images))
       bar.update(num_seen - done['seen'])
       done |= {'batches': done['batches'] + 1, 'seen': num_seen, 'rows': rows.num_rows}
-      _write_json(folder / 'done.json', done)
+      _write_json(working / 'done.json', done)
     bar.close()
-  return done['skipped']
+  return folders, done['skipped']
 
 
-def _load_progress(folder: pathlib.Path, job: dict[str, Any], num_rows: int) -> dict[str, Any]:
-  """Returns the progress of an interrupted extraction of the same job and as many rows, or that of a new extraction."""
-  new = {'job': job, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
+def _load_progress(folder: pathlib.Path, job: dict[str, Any]) -> dict[str, Any]:
+  """Returns the progress of an interrupted extraction of the same job; removes the files of any other extraction."""
   try:
     done = json.loads((folder / 'done.json').read_text())
+    if done['job'] == job:
+      return done
+    print(f'Discarding {done["seen"]:,} images of another extraction in {folder}', flush=True)
   except (OSError, ValueError):
-    return new
-  if done['job'] != job or num_rows < done['rows']:
-    if done['seen']:
-      print(f'Discarding {done["seen"]:,} images of another extraction in {folder}', flush=True)
-    return new
-  print(f'Resuming after {done["seen"]:,} images', flush=True)
-  return done
+    pass
+  for path in folder.iterdir():
+    if path.is_dir():
+      shutil.rmtree(path)
+    elif path.name != '.lock':
+      path.unlink()
+  return _new_progress(job)
+
+
+def _new_progress(job):
+  return {'job': job, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
 
 
 class _GrowingArray:
@@ -332,6 +503,57 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   atomic_files.write_text(path, json.dumps(value, indent=0))
 
 
+# Formats of other libraries.
+
+
+def _library(name: str) -> ModuleType:
+  """Imports the library of a format.
+
+  Raises:
+    UsageError: if it is not installed.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise UsageError(f'--format={name} requires {name}; install it with pip install {name}.') from error
+
+
+def _write_zarr(zarr: ModuleType, layers: Mapping[str, Features], path: pathlib.Path) -> None:
+  """Writes a Zarr group with an array for each layer and `labels`, a block of images at a time."""
+  group = zarr.open_group(path, mode='w')
+  for layer, (features, _, _, about) in layers.items():
+    axes = ('image', 'height', 'width', 'channel') if features.ndim == 4 else ('image', 'unit')
+    rows = min(len(features), max(1, BLOCK_BYTES // features[0].nbytes))
+    chunks = (rows, *features.shape[1:])
+    array = group.create_array(
+      layer, shape=features.shape, chunks=chunks, dtype=features.dtype, dimension_names=axes, attributes=about
+    )
+    for start in range(0, len(features), rows):
+      array[start : start + rows] = features[start : start + rows]
+  _, labels, names, _ = next(iter(layers.values()))
+  group.create_array('labels', data=labels, dimension_names=('image',))
+  group.attrs['names'] = names
+
+
+def _write_torch(torch: ModuleType, layers: Mapping[str, Features], path: pathlib.Path) -> None:
+  """Writes a dict that `torch.load` reads; maps are [image, channel, height, width], as in PyTorch."""
+  tensors = {
+    layer: torch.from_numpy(np.array(np.moveaxis(features, -1, 1), order='C'))
+    for layer, (features, *_) in layers.items()
+  }
+  _, labels, names, _ = next(iter(layers.values()))
+  contents = {'features': tensors, 'labels': torch.from_numpy(labels.astype(np.int64)), 'names': names}
+  torch.save(contents | {'about': {layer: about for layer, (*_, about) in layers.items()}}, path)
+
+
+BLOCK_BYTES = 2**24  # size of a chunk of a Zarr array
+# How the features of layers are written to a path, by name of the format and of its library.
+FORMATS: dict[str, Callable[[ModuleType, Mapping[str, Features], pathlib.Path], None]] = {
+  'zarr': _write_zarr,
+  'torch': _write_torch,
+}
+
+
 # Commands.
 
 
@@ -351,7 +573,7 @@ def extract_command(options: argparse.Namespace) -> int:
   model = trained_model.load(options.workdir, batch_size=0)
   num_data = model.mesh.shape['data']
   batch_size = math.ceil(options.batch_size / num_data) * num_data
-  shape = model.layer_shape(options.layer)  # raises for an unknown layer before the dataset is opened
+  layers = layers_named(model.network, options.layer.split(','))
   images: DatasetImages | FileImages
   if paths:
     images = FileImages(paths, model.stored_size, batch_size)
@@ -364,8 +586,10 @@ def extract_command(options: argparse.Namespace) -> int:
       directory=options.data_dir,
       batch_size=batch_size,
     )
-  skipped = extract(model, images, options.layer, options.workdir, options.output)
-  print(f'{options.output}: {options.layer} of {len(images) - len(skipped):,} images, {shape} float32 each')
+  skipped = extract(model, images, layers, options.workdir, options.output, options.format)
+  for layer in layers:
+    num_values = math.prod(model.layer_shape(layer))
+    print(f'{options.output}: {layer} of {len(images) - len(skipped):,} images, {num_values:,} float32 each')
   if skipped:
     print(f'{len(skipped):,} image(s) cannot be read and were skipped, such as')
     for name, reason in itertools.islice(skipped.items(), 5):

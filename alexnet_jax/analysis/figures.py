@@ -1,8 +1,9 @@
 """The paper's figures from a run: the functions of `python -m alexnet_jax figures`."""
 
 import argparse
+import itertools
+import math
 import pathlib
-import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -12,9 +13,8 @@ import numpy as np
 import tqdm
 from matplotlib.figure import Figure
 
-from alexnet_jax.analysis import features, figure2, measures, plots
-from alexnet_jax.analysis.features import DatasetImages, Features
-from alexnet_jax.analysis.neighbours import find_nearest
+from alexnet_jax.analysis import explain, features, figure2, measures, plots, similarity, training_neighbours
+from alexnet_jax.analysis.explain import Explanation, Target
 from alexnet_jax.data import cropping, image_io, sources
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
@@ -69,6 +69,13 @@ def make_figure(options: argparse.Namespace) -> tuple[Figure, int]:
       return maps(selection, layer=options.layer, common_scale=options.common_scale)
     case 'saliency':
       return saliency(selection, threshold=options.threshold)
+    case 'explain':
+      targets = [_parse_unit(*options.unit)] if options.unit else options.target or [None]
+      if options.method == 'activation_maximisation':
+        return optimised_images(selection, targets, num_steps=options.num_steps), 0
+      return explanations(selection, options.method, targets, layer=options.layer, patch=options.patch)
+    case 'similarity':
+      return similarities(selection, options.other, measure=options.measure, by_tower=options.towers)
   raise ValueError(f"there is no figure '{options.figure}'")
 
 
@@ -254,43 +261,24 @@ def neighbours(selection: ImageSelection, *, k: int = 6, layer: str = 'fc7') -> 
 
   Raises:
     UsageError: if `k` is not 1 to the number of training images, or as `ImageSelection` describes.
-    RunError: as `ImageSelection` describes, `features.extract` or `find_nearest`.
+    RunError: as `ImageSelection` describes, or as `training_neighbours.find`.
   """
-  workdir = selection.workdir
-  model = trained_model.load(workdir, batch_size=0)
+  model = trained_model.load(selection.workdir, batch_size=0)
   model.check_layer(layer)
   images = _read_images(selection, model)
-  batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
-  dataset = features.open_dataset(workdir, model.stored_size, directory=selection.data_dir, batch_size=batch_size)
-  train = _training_features(workdir, model, dataset, layer)
-  if not 1 <= k <= len(train.features):
-    raise UsageError(f'--k={k} must be 1 to {len(train.features):,}, the number of training images.')
-  queries = model.in_batches(lambda batch: model.activations(batch, layer), images.images)
-  rows, _ = find_nearest(queries, train.features, k)
-  indices = np.array([int(name.rpartition('/')[2]) for name in train.names])  # skipped images have no row
-  nearest = [_read_examples(dataset.source, indices[query_rows]) for query_rows in rows]
+  found = training_neighbours.find(model, selection.workdir, images.images, layer, k, selection.data_dir)
   query_names = None
   if images.labels.min() >= 0:
     query_names = [model.class_names[label] for label in images.labels]
-    same_class = np.mean([near.labels == label for near, label in zip(nearest, images.labels, strict=True)])
+    same_class = np.mean(found.labels == images.labels[:, None])
     print(f'{100 * same_class:.0f} % of the neighbours have the class of their query')
   figure = plots.draw_neighbours(
     images.images,
-    np.stack([near.images for near in nearest]),
+    found.images,
     query_names,
-    [[model.class_names[label] for label in near.labels] for near in nearest],
+    [[model.class_names[label] for label in labels] for labels in found.labels],
   )
   return figure, images.num_skipped
-
-
-def _training_features(workdir: pathlib.Path, model: TrainedModel, dataset: DatasetImages, layer: str) -> Features:
-  """Loads the features of the training images, which are extracted and saved first if necessary."""
-  name = f'{layer}-step{model.num_steps}-{dataset.about["dataset"]}-{dataset.about["split"]}'
-  folder = workdir / 'features' / re.sub(r'[^A-Za-z0-9._-]+', '_', name)
-  if not folder.exists():
-    print(f'Saving {layer} of the training images to {folder}', flush=True)
-    features.extract(model, dataset, layer, workdir, folder)
-  return features.load(folder)
 
 
 def maps(selection: ImageSelection, *, layer: str = 'conv1', common_scale: bool = False) -> tuple[Figure, int]:
@@ -339,6 +327,140 @@ def saliency(selection: ImageSelection, *, threshold: float = 3.0) -> tuple[Figu
   ]
   figure = plots.draw_saliency(model.centre_crops(images.images), gradients, titles, threshold)
   return figure, images.num_skipped
+
+
+def similarities(
+  selection: ImageSelection,
+  other: pathlib.Path | None = None,
+  *,
+  measure: str = 'unbiased_cka',
+  by_tower: bool = False,
+) -> tuple[Figure, int]:
+  """Draws the similarity of every layer of a run to every layer of the same or another run, for the same images.
+
+  Prints the similarity of equally named layers of two runs, or of the towers of each layer of one run.
+
+  Args:
+    selection: the images; those of a split are the examples of the first run's dataset for both runs.
+    other: folder of the other run; None for the same run.
+    measure: name in `similarity.MEASURES`.
+    by_tower: whether each layer is split into its towers.
+
+  Raises:
+    UsageError: if there are too few images, `by_tower` is set for networks of one tower, or as `ImageSelection`
+      describes.
+  """
+  signatures, num_skipped = _signatures(selection, selection.workdir, measure, by_tower=by_tower)
+  others = signatures
+  if other:
+    others, num_skipped = _signatures(selection, other, measure, by_tower=by_tower)
+  matrix = np.stack(list(signatures.values())) @ np.stack(list(others.values())).T
+  for (row, part), (column, other_part) in itertools.product(enumerate(signatures), enumerate(others)):
+    is_printed = part == other_part if other else part.layer == other_part.layer and row < column
+    if is_printed:
+      print(f'{part} and {other_part}: {matrix[row, column]:.2f}')
+  titles = [folder.absolute().name for folder in (selection.workdir, other or selection.workdir)]
+  figure = plots.draw_similarity(matrix, list(signatures), list(others), titles, similarity.TITLES[measure])
+  return figure, num_skipped
+
+
+class LayerPart(NamedTuple):
+  """A layer, or the part of a layer that belongs to a tower.
+
+  Attributes:
+    layer: name of the layer.
+    tower: the tower; None for the whole layer.
+  """
+
+  layer: str
+  tower: int | None
+
+  def __str__(self) -> str:
+    return self.layer if self.tower is None else f'{self.layer}, tower {self.tower}'
+
+
+def _signatures(
+  selection: ImageSelection, workdir: pathlib.Path, measure: str, *, by_tower: bool
+) -> tuple[dict[LayerPart, np.ndarray], int]:
+  """Returns the signature of each layer, or of each tower in each layer, and the number of skipped images."""
+  model = trained_model.load(workdir, batch_size=0)
+  num_towers = model.network.num_towers
+  if by_tower and num_towers == 1:
+    raise UsageError(f'the network of {workdir} has one tower; omit --towers.')
+  images = _read_images(selection, model)
+  if len(images.images) < similarity.MIN_IMAGES:
+    raise UsageError(f'{len(images.images)} images are too few to compare; choose {similarity.MIN_IMAGES} or more.')
+  outputs = features.activations(model, images.images, model.network.layer_names)
+  parts = {}
+  for tower in range(num_towers) if by_tower else [None]:
+    for layer, x in outputs.items():
+      channels = math.ceil(x.shape[-1] / num_towers)
+      part = x if tower is None else x[..., tower * channels : (tower + 1) * channels]
+      parts[LayerPart(layer, tower)] = similarity.MEASURES[measure](part)
+  return parts, images.num_skipped
+
+
+def explanations(
+  selection: ImageSelection,
+  method: str,
+  targets: Sequence[Target],
+  *,
+  layer: str | None = None,
+  patch: tuple[int, int] | None = None,
+) -> tuple[Figure, int]:
+  """Draws images with the pixels on which classes or units depend.
+
+  Args:
+    selection: the images.
+    method: one of `explain.METHODS`.
+    targets: classes and units, see `explain.explain`; every image has a column for each.
+    layer: layer whose maps 'grad_cam' weights.
+    patch: (side, stride) of the patches of 'occlusion' in pixels.
+
+  Raises:
+    UsageError: as `explain.explain`, or as `ImageSelection` describes.
+  """
+  model = trained_model.load(selection.workdir, batch_size=0)
+  images = _read_images(selection, model)
+  by_target = [explain.explain(model, images.images, method, target, layer, patch) for target in targets]
+  columns = [explanation for of_image in zip(*by_target, strict=True) for explanation in of_image]
+  figure = plots.draw_explanations(
+    [column.image for column in columns],
+    [column.values for column in columns],
+    [_score_title(model, column) for column in columns],
+    in_colour=method == 'guided_backpropagation',
+  )
+  return figure, images.num_skipped
+
+
+def optimised_images(selection: ImageSelection, targets: Sequence[Target], *, num_steps: int = 256) -> Figure:
+  """Draws images that are optimised for classes or units.
+
+  Args:
+    selection: the run, and the seed of the noise; no files.
+    targets: classes and units, see `explain.maximise`.
+    num_steps: number of steps.
+
+  Raises:
+    UsageError: as `explain.maximise`, if files are named, or if there is no such run.
+  """
+  if selection.images:
+    raise UsageError('activation_maximisation begins with noise; name no image.')
+  model = trained_model.load(selection.workdir, batch_size=0)
+  optimised = [explain.maximise(model, target, num_steps, seed=selection.seed) for target in targets]
+  return plots.draw_images([row.image for row in optimised], [_score_title(model, row) for row in optimised])
+
+
+def _parse_unit(layer: str, index: str) -> Target:
+  if not index.isdecimal():
+    raise UsageError(f"--unit={layer} '{index}' is not a unit; name a layer and a number, such as --unit conv3 7.")
+  return layer, int(index)
+
+
+def _score_title(model: TrainedModel, explanation: Explanation) -> str:
+  if explanation.name in model.class_names:
+    return f'{plots.short_name(explanation.name)}, {100 * explanation.score:.0f} %'
+  return f'{explanation.name}: {explanation.score:.3g}'
 
 
 def _log_probs(model: TrainedModel, images: np.ndarray) -> np.ndarray:

@@ -9,12 +9,13 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from alexnet_jax.analysis.measures import NOISE_COLOUR_FRACTION, colour_fractions
 from alexnet_jax.runtime import atomic_files
@@ -271,6 +272,128 @@ def draw_comparison(
   return figure
 
 
+@matplotlib.rc_context(STYLE)
+def draw_conditions(
+  conditions: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+  quantity: str,
+  title: str,
+  *,
+  level: float | None = None,
+  decays: Sequence[float] = (),
+) -> Figure:
+  """Draws the mean curve of each condition in a band from the lowest to the highest seed.
+
+  Args:
+    conditions: {name of a condition: [(epochs [point], values [point]) of each seed]}.
+    quantity: name of the quantity on the vertical axis, which is in percent.
+    title: title of the figure.
+    level: value that is marked by a horizontal line.
+    decays: epochs at which the learning rate decays, marked by vertical lines.
+  """
+  figure = Figure(figsize=(9, 6), layout='constrained')
+  axes = figure.subplots()
+  for (condition, curves), (colour, style) in zip(conditions.items(), itertools.cycle(LINES), strict=False):
+    epochs = curves[0][0]
+    values = np.stack([np.interp(epochs, *curve) for curve in curves])
+    num_seeds = f'{len(curves)} seed{"s" if len(curves) > 1 else ""}'
+    axes.plot(epochs, values.mean(axis=0), style, color=colour, linewidth=2, label=f'{condition} ({num_seeds})')
+    axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+  across, down = axes.get_yaxis_transform(), axes.get_xaxis_transform()
+  if level is not None:
+    axes.axhline(level, color=BLACK, linestyle=':', linewidth=1.5)
+    axes.text(0.995, level, f'{level:g} %', transform=across, ha='right', va='bottom', fontsize=13)
+  for index, epoch in enumerate(decays):
+    axes.axvline(epoch, color='0.5', linestyle=':', linewidth=1.5)
+    if not index:
+      text = 'learning rate decays '
+      axes.text(epoch, 0.02, text, transform=down, ha='right', va='bottom', fontsize=13, color='0.3')
+  _format_curves(axes, quantity, has_legend=False)
+  figure.legend(loc='outside lower left', ncols=2, frameon=False)
+  axes.set_title(title, loc='left', fontsize=16, pad=12)
+  return figure
+
+
+OURS, OURS_ALONE = 'ours, 95 % interval', 'ours, too few seeds'
+MARKERS: dict[str, dict[str, Any]] = {  # in the legend of `draw_claims`
+  OURS: {'marker': 'o', 'color': BLUE, 'markersize': 10, 'linewidth': 2.5},
+  OURS_ALONE: {'marker': 'o', 'color': 'dimgrey', 'markersize': 10, 'linewidth': 0, 'markerfacecolor': 'white'},
+  'the paper': {
+    'marker': 'D',
+    'color': ORANGE,
+    'markersize': 11,
+    'linewidth': 0,
+    'markerfacecolor': 'none',
+    'markeredgewidth': 2.5,
+  },
+}
+
+
+class Row(NamedTuple):
+  """A row of `draw_claims`.
+
+  Attributes:
+    label: the claim.
+    ours: the measured effect.
+    interval: its confidence interval; None if there is none.
+    paper: the paper's effect; None if it gives no number.
+    verdict: the verdict.
+  """
+
+  label: str
+  ours: float
+  interval: tuple[float, float] | None
+  paper: float | None
+  verdict: str
+
+
+@matplotlib.rc_context(STYLE)
+def draw_claims(panels: Mapping[str, tuple[Sequence[Row], float, tuple[float, float]]], title: str) -> Figure:
+  """Draws the effect of each claim with its confidence interval next to the paper's, with a panel for each unit.
+
+  Args:
+    panels: {label of the horizontal axis: (rows, value of no effect, limits of the axis)}. Values beyond the limits are
+      drawn as arrows. The axis is logarithmic if no effect is 1.
+    title: title of the figure.
+  """
+  heights = [len(rows) + 2 for rows, _, _ in panels.values()]
+  figure = Figure(figsize=(14, 0.42 * sum(heights) + 1.4), layout='constrained')
+  grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+  for axes, (quantity, (rows, no_effect, (low, high))) in zip(grid.flat, panels.items(), strict=True):
+    for position, row in enumerate(rows):
+      _draw_row(axes, position, row, low, high)
+      axes.text(1.02, position, row.verdict, transform=axes.get_yaxis_transform(), va='center')
+    if no_effect == 1:
+      ticks = [tick for tick in (0.5, 1, 2, 5, 10) if low <= tick <= high]
+      axes.set_xscale('log')
+      axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+      axes.minorticks_off()
+    axes.axvline(no_effect, color=BLACK, linewidth=1)
+    axes.set(xlim=(low, high), ylim=(len(rows) - 0.5, -0.5), xlabel=quantity)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.tick_params(axis='y', length=0, pad=12)
+    axes.grid(axis='y', color='0.9')
+    axes.set_axisbelow(True)
+  handles = [Line2D([], [], label=label, **style) for label, style in MARKERS.items()]
+  figure.suptitle(title, x=0.01, ha='left', fontsize=18, weight='bold')
+  figure.legend(handles=handles, loc='outside lower left', ncols=3, frameon=False)
+  return figure
+
+
+def _draw_row(axes: Axes, position: int, row: Row, low: float, high: float) -> None:
+  """Draws the interval of a row, our effect and the paper's between the limits of the axis."""
+  for label, effect in (('the paper', row.paper), (OURS if row.interval else OURS_ALONE, row.ours)):
+    if effect is not None:
+      arrow = {'marker': '<' if effect < low else '>'} if not low <= effect <= high else {}
+      axes.plot(np.clip(effect, low, high), position, **MARKERS[label] | arrow, clip_on=False)
+      if arrow:
+        axes.text(0.97 * high, position, f'{effect:+.1f}', ha='right', va='center')
+  if row.interval:
+    axes.plot(np.clip(row.interval, low, high), [position, position], **MARKERS[OURS] | {'marker': None})
+    for limit, is_beyond, marker in ((low, row.interval[0] < low, '<'), (high, row.interval[1] > high, '>')):
+      if is_beyond:
+        axes.plot(limit, position, **MARKERS[OURS] | {'marker': marker}, clip_on=False)
+
+
 def _format_curves(axes: Axes, quantity: str, *, has_legend: bool) -> None:
   axes.set(xlabel='epochs', ylabel=quantity)
   axes.set_xlim(left=0)
@@ -324,15 +447,102 @@ def draw_saliency(images: np.ndarray, gradients: np.ndarray, titles: Sequence[st
     titles: titles of the images.
     threshold: gradients below this many standard deviations are drawn as zero; 3 in the tool of 2012.
   """
-  figure = Figure(figsize=(3.4 * len(images), 7.4), layout='constrained')
-  grid = figure.subplots(2, len(images), squeeze=False)
-  for column, (image, gradient, title) in enumerate(zip(images, gradients, titles, strict=True)):
-    _draw_image(grid[0, column], image)
-    grid[0, column].set_title(title, fontsize=14)
-    strength = strong_gradients(gradient, threshold)
-    vmax = np.percentile(strength[strength > 0], 90) if strength.any() else 1.0  # outliers would fade all others
-    _draw_image(grid[1, column], strength, cmap='Greys', vmin=0, vmax=vmax)
-    grid[1, column].spines[:].set(visible=True, color='0.8')
+  figure, grid = _draw_titled_images(images, titles, num_rows=2)
+  for axes, gradient in zip(grid[1], gradients, strict=True):
+    _draw_strength(axes, gradient, threshold)
+  return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_explanations(
+  images: Sequence[np.ndarray], values: Sequence[np.ndarray], titles: Sequence[str], *, in_colour: bool = False
+) -> Figure:
+  """Draws images, each above the values of its explanation.
+
+  Args:
+    images: [height, width, rgb] uint8 each, the crops that the network was evaluated on.
+    values: for each image, [height, width] float, drawn over the image with the range below it, red if positive and
+      blue if negative; or a gradient [height, width, rgb] float.
+    titles: titles of the images.
+    in_colour: whether gradients are drawn in their colours, with zero as mid grey; otherwise their magnitude is drawn.
+  """
+  figure, grid = _draw_titled_images(images, titles, num_rows=2)
+  for axes, image, array in zip(grid[1], images, values, strict=True):
+    if array.ndim == 2:
+      largest = np.abs(array).max() or 1.0
+      _draw_image(axes, image.mean(axis=-1), cmap='gray', vmin=0, vmax=255)
+      axes.imshow(array, cmap='RdBu_r', vmin=-largest, vmax=largest, alpha=0.8 * np.abs(array) / largest)
+      axes.set_xlabel(f'{array.min():.2g} to {array.max():.2g}', fontsize=13)
+    elif in_colour:
+      scale = np.percentile(np.abs(array), 99.5) or 1.0  # outliers would fade all others
+      _draw_image(axes, np.clip(0.5 + array / (2 * scale), 0, 1))
+    else:
+      _draw_strength(axes, array, threshold=0)
+  return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+  """Draws images [height, width, rgb] uint8 in a row, below their titles."""
+  return _draw_titled_images(images, titles, num_rows=1)[0]
+
+
+def _draw_titled_images(
+  images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str], num_rows: int
+) -> tuple[Figure, np.ndarray]:
+  """Draws images in the first of `num_rows` rows; returns the figure and its axes [row, image]."""
+  figure = Figure(figsize=(3.4 * len(images), 3.7 * num_rows), layout='constrained')
+  grid = figure.subplots(num_rows, len(images), squeeze=False)
+  for axes, image, title in zip(grid[0], images, titles, strict=True):
+    _draw_image(axes, image)
+    axes.set_title(title, fontsize=14)
+  return figure, grid
+
+
+def _draw_strength(axes: Axes, gradient: np.ndarray, threshold: float) -> None:
+  """Draws the magnitude of a gradient [height, width, rgb], darkest where it is largest."""
+  strength = strong_gradients(gradient, threshold)
+  vmax = np.percentile(strength[strength > 0], 90) if strength.any() else 1.0  # outliers would fade all others
+  _draw_image(axes, strength, cmap='Greys', vmin=0, vmax=vmax)
+  axes.spines[:].set(visible=True, color='0.8')
+
+
+@matplotlib.rc_context(STYLE)
+def draw_similarity(
+  matrix: np.ndarray,
+  rows: Sequence[tuple[str, int | None]],
+  columns: Sequence[tuple[str, int | None]],
+  titles: Sequence[str],
+  measure: str,
+) -> Figure:
+  """Draws the similarity of layers as a matrix, with its value in each cell and lines between towers.
+
+  Args:
+    matrix: [row, column] float; cells below 0 have the colour of 0, and those that are not finite are empty.
+    rows: name and tower of each row's layer; None for the whole layer. The layers of a tower are consecutive.
+    columns: those of the columns.
+    titles: names of the runs on the vertical and on the horizontal axis.
+    measure: name of the measure.
+  """
+  figure = Figure(figsize=(0.62 * len(columns) + 3.6, 0.62 * len(rows) + 2.2), layout='constrained')
+  axes = figure.subplots()
+  image = axes.imshow(matrix, cmap='viridis', vmin=0, vmax=1)
+  for row, column in np.argwhere(np.isfinite(matrix)):
+    value = matrix[row, column]
+    axes.text(
+      column, row, f'{value:.2f}', ha='center', va='center', fontsize=10, color='white' if value < 0.6 else BLACK
+    )
+  for axis, parts, title in ((axes.yaxis, rows, titles[0]), (axes.xaxis, columns, titles[1])):
+    axis.set_ticks(range(len(parts)), [layer if tower is None else f'{layer}, tower {tower}' for layer, tower in parts])
+    axis.set_label_text(title)
+    for label, (_, tower) in zip(axis.get_ticklabels(), parts, strict=True):
+      label.set_color(BLACK if tower is None else tower_colour(tower))
+  axes.tick_params(axis='x', rotation=90)
+  for line, parts in ((axes.axhline, rows), (axes.axvline, columns)):
+    for position in range(1, len(parts)):
+      if parts[position][1] != parts[position - 1][1]:
+        line(position - 0.5, color='white', linewidth=4)
+  figure.colorbar(image, label=measure, shrink=0.8)
   return figure
 
 

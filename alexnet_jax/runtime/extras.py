@@ -1,9 +1,11 @@
-"""Late imports of modules that need packages of the extra `train`, which an installation of the core lacks."""
+"""Late imports of modules that need packages of an extra, such as `train`, which an installation of the core lacks."""
 
 import pkgutil
 from typing import Any
 
 from alexnet_jax.runtime.errors import UsageError
+
+EXTRAS = {'gradio': 'explore'}  # package: extra, where it is not `train`
 
 
 def resolve(name: str) -> Any:
@@ -15,4 +17,5 @@ def resolve(name: str) -> Any:
   try:
     return pkgutil.resolve_name(name)
   except ModuleNotFoundError as error:
-    raise UsageError(f"{error.name} is not installed; install it with pip install 'alexnet_jax[train]'.") from error
+    extra = EXTRAS.get(error.name or '', 'train')
+    raise UsageError(f"{error.name} is not installed; install it with pip install 'alexnet_jax[{extra}]'.") from error

@@ -1,17 +1,23 @@
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 from alexnet_jax import __main__ as cli
 from alexnet_jax.analysis import features, neighbours
 from alexnet_jax.data import image_io
 from alexnet_jax.evaluation import trained_model
+from alexnet_jax.interop import import_export
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
 from tests import miniature
 from tests.analysis.test_neighbours import search
+from tests.interop.conftest import torchvision_network  # noqa: F401 (a fixture)
+from tests.interop.networks import assert_close, small_network
+from tests.interop.test_huggingface_files import torch_network
 
 
 @pytest.fixture(scope='module')
@@ -219,3 +225,117 @@ def test_the_nearest_neighbours_of_an_image_are_its_copies(trained_run, network,
   indices, distances = neighbours.find_nearest(rows, np.concatenate([rows, rows]), 2)
   np.testing.assert_array_equal(indices, np.stack([np.arange(60), 60 + np.arange(60)], axis=1))
   np.testing.assert_array_equal(distances, 0)
+
+
+def test_layers_are_extracted_together_as_they_are_alone(trained_run, network, tmp_path, capsys):
+  split, layers = open_split(trained_run, 'test[:21]'), ['conv1', 'pool5', 'fc8']
+  images = InterruptedImages(split.source, split._config)
+  with pytest.raises(KeyboardInterrupt):
+    features.extract(network, images, ['fc6', 'fc7'], trained_run, tmp_path / 'out')
+  with pytest.raises(KeyboardInterrupt):
+    features.extract(network, images, layers, trained_run, tmp_path / 'out')
+  assert 'Discarding 16 images' in capsys.readouterr().out
+  features.extract(network, split, layers, trained_run, tmp_path / 'out')
+  assert 'Resuming after 16 images' in capsys.readouterr().out
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(layers)
+  features.extract(network, split, 'pool5', trained_run, tmp_path / 'pool5')
+  together, alone = (features.load(folder / 'pool5') for folder in (tmp_path / 'out', tmp_path))
+  np.testing.assert_allclose(together.features, alone.features, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(together.labels, alone.labels)
+  assert together[2:] == alone[2:]
+  assert features.load(tmp_path / 'out' / 'fc8').features.shape == (21, 10)
+
+
+def extract_as(file_format, trained_run, output):
+  arguments = [str(trained_run), str(output), '--layer=conv3,relu6', '--split=test[:9]', f'--format={file_format}']
+  assert cli.main(['features', 'extract', *arguments, '--batch_size=8']) == 0
+  assert cli.main(['features', 'extract', *arguments[:1], f'{output}.npy', *arguments[2:-1], '--batch_size=8']) == 0
+  assert not output.with_name(f'{output.name}.partial').exists()
+  return [features.load(output.with_name(f'{output.name}.npy') / layer) for layer in ('conv3', 'fc6')]
+
+
+def test_torch_loads_features_in_its_order_of_axes(trained_run, tmp_path):
+  conv3, fc6 = extract_as('torch', trained_run, tmp_path / 'features.pt')
+  loaded = torch.load(tmp_path / 'features.pt', weights_only=True)
+  np.testing.assert_array_equal(loaded['features']['conv3'].permute(0, 2, 3, 1), conv3.features)
+  assert loaded['features']['conv3'].is_contiguous()
+  np.testing.assert_array_equal(loaded['features']['fc6'], fc6.features)
+  assert loaded['labels'].dtype == torch.int64  # as cross_entropy requires
+  np.testing.assert_array_equal(loaded['labels'], fc6.labels)
+  assert (loaded['names'], loaded['about']) == (fc6.names, {'conv3': conv3.about, 'fc6': fc6.about})
+
+
+def test_zarr_opens_features_with_named_axes(trained_run, tmp_path, monkeypatch):
+  zarr = pytest.importorskip('zarr')
+  monkeypatch.setattr(features, 'BLOCK_BYTES', 4 * 3 * 3 * 24 * 4)  # several chunks, the last of which is not full
+  conv3, fc6 = extract_as('zarr', trained_run, tmp_path / 'features.zarr')
+  group = zarr.open_group(tmp_path / 'features.zarr', mode='r')
+  assert sorted(group.array_keys()) == ['conv3', 'fc6', 'labels']
+  np.testing.assert_array_equal(group['conv3'][:], conv3.features)
+  np.testing.assert_array_equal(group['fc6'][:], fc6.features)
+  np.testing.assert_array_equal(group['labels'][:], fc6.labels)
+  assert group['conv3'].chunks == (4, 3, 3, 24)
+  assert group['conv3'].metadata.dimension_names == ('image', 'height', 'width', 'channel')
+  assert (group.attrs['names'], dict(group['fc6'].attrs)) == (fc6.names, fc6.about)
+
+
+@pytest.mark.parametrize('library', ['torch', 'zarr'])
+def test_a_missing_library_is_reported_before_anything_is_computed(trained_run, tmp_path, capsys, monkeypatch, library):
+  monkeypatch.setitem(sys.modules, library, None)
+  arguments = [str(trained_run), str(tmp_path / 'out'), '--split=test[:8]', f'--format={library}']
+  assert cli.main(['features', 'extract', *arguments]) == 2
+  assert f'install it with pip install {library}' in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
+# Names of other programs.
+
+
+def outputs_of(network, images):
+  """Returns the outputs of all modules of a PyTorch network by name, as arrays [image, ..., channel]."""
+  outputs = {}
+  for name, module in network.named_modules():
+    module.register_forward_hook(lambda _, inputs, output, name=name: outputs.update({name: output.clone()}))
+  with torch.no_grad():
+    network(images)
+  return {name: np.moveaxis(output.numpy(), 1, -1) for name, output in outputs.items()}
+
+
+@pytest.mark.parametrize(
+  ('variant', 'expected'),
+  [
+    ('paper', {'norm1': 'conv1', 'pool1': 'pool1', 'norm2': 'conv2', 'relu5': 'conv5', 'relu7': 'fc7'}),
+    pytest.param('as_run', {'relu1': 'conv1', 'pool1': 'pool1'}, marks=pytest.mark.slow),
+    ('bvlc_reference_caffenet', {'relu1': 'conv1', 'norm1': 'pool1', 'relu2': 'conv2', 'norm2': 'pool2'}),
+  ],
+)
+def test_names_denote_the_same_activations_in_the_exported_pytorch_network(variant, expected):
+  weights, _, images, _ = small_network(variant)
+  model = import_export.to_model(weights)
+  theirs = outputs_of(torch_network(weights), torch.tensor(images.transpose(0, 3, 1, 2)))
+  if variant == 'bvlc_reference_caffenet':  # alexnet_torch.py has the suffix, Caffe does not
+    theirs |= {name: theirs[f'{name}_pooled'] for name in ('norm1', 'norm2')}
+  names = features.other_names(model.network)
+  assert names.items() >= (expected | {'relu6': 'fc6', 'fc8': 'fc8'}).items()
+  checked = [name for name in names if not name.startswith(('features.', 'classifier.'))]
+  ours = features.activations(model, images, model.network.layer_names)
+  for name in checked:
+    assert_close(ours[names[name]], theirs[name])
+
+
+def test_names_denote_the_same_activations_in_torchvision(torchvision_network, tmp_path):  # noqa: F811
+  torch.save(torchvision_network.state_dict(), tmp_path / 'a.pth')
+  model = import_export.to_model(import_export.read_weights(tmp_path / 'a.pth', mean=None, classes=None, net=None))
+  images = np.random.default_rng(5).integers(0, 256, (2, 256, 256, 3), np.uint8)
+  x = (images[:, 16:240, 16:240] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+  theirs = outputs_of(torchvision_network, torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float32))
+  names = {name: layer for name, layer in features.other_names(model.network).items() if name in theirs}
+  ours = features.activations(model, images, model.network.layer_names)
+  assert sorted(names.values()) == sorted(ours)  # every layer has a name in torchvision
+  for name, layer in names.items():
+    assert_close(ours[layer], theirs[name])
+  assert features.layers_named(model.network, ['classifier.5', 'relu7', 'conv1', 'fc7']) == ['fc7', 'conv1']
+  with pytest.raises(UsageError, match=r"no layer 'features\.0'; in torchvision it is conv1 before its nonlinearity"):
+    features.layers_named(model.network, ['features.0'])
+  with pytest.raises(UsageError, match=r"no layer 'norm1'; its layers are conv1, .* other names relu1, features.1"):
+    features.layers_named(model.network, ['norm1'])

@@ -25,7 +25,7 @@ def test_the_training_error_is_measured_on_the_centre_crops_of_all_training_imag
   images = np.zeros((1312, 96, 96, 3), np.uint8)  # a multiple of 32
   images[: len(source)] = np.stack([source[index]['image'] for index in range(len(source))])
   labels = np.array([source[index]['label'] for index in range(len(source))])
-  logits = [network.activations(images[start : start + 32], 'fc8') for start in range(0, len(images), 32)]
+  logits = [np.asarray(network.activations(images[start : start + 32], 'fc8')) for start in range(0, len(images), 32)]
   predicted = np.concatenate(logits)[: len(source)].argmax(axis=1)
   error = measures.measure_training_error(trained_run)['training_error']
   assert error == pytest.approx(100 * np.mean(predicted != labels), abs=0.01)

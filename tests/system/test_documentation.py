@@ -34,8 +34,8 @@ NEEDS = {
   r'\.caffemodel|\.pth|runs/caffe': 'a file of another program',
   r':cifar10|configs/cifar10\.py|ilsvrc_2012': 'a download',
   r'figures curves': 'the curves of a training',
-  r'^(pip|make|\.ci/run|git clone|python -m venv|beam/bin)': 'a package index',
-  r'jupyter lab|tensorboard': 'a browser',
+  r'^((\.venv/bin/)?pip|make|\.ci/run|git clone|python -m venv|beam/bin)': 'a package index',
+  r'jupyter lab|tensorboard|alexnet_jax explore': 'a browser',
 }
 # What a training command of the documentation is given in addition, so that it trains a small network for two steps.
 SHORT = (

@@ -1,0 +1,68 @@
+"""The tab of explanations: the pixels on which a class or a unit depends, and images that are optimised for it."""
+
+import functools
+
+import gradio as gr
+
+from alexnet_jax.analysis import explain, plots
+from alexnet_jax.explore import loaded_run
+from alexnet_jax.explore.loaded_run import LoadedRun
+from alexnet_jax.explore.visitors import LONG, reported
+
+MOST_PROBABLE = 'the most probable class'
+A_UNIT = 'the unit below'
+METHODS = {  # title on the page: name of the method
+  'Saliency': 'saliency',
+  'Guided backpropagation': 'guided_backpropagation',
+  'Grad-CAM': 'grad_cam',
+  'Occlusion': 'occlusion',
+}
+
+
+def add(run: LoadedRun, stored: gr.State) -> None:
+  """Adds the components of a run to the current tab.
+
+  Args:
+    run: the run.
+    stored: the stored image of the visitor, [size, size, rgb] uint8.
+  """
+  gr.Markdown('On which pixels does a class or a unit depend? Occlusion takes the longest.')
+  with gr.Row():
+    method = gr.Radio(list(METHODS), value='Grad-CAM', label='Method')
+    target = gr.Dropdown([MOST_PROBABLE, A_UNIT, *run.model.class_names], value=MOST_PROBABLE, label='Class or unit')
+  with gr.Row(visible=False) as layer_and_unit:
+    layer = gr.Dropdown(list(run.model.network.layer_names), value='conv5', label='Layer of the unit')
+    unit = gr.Number(0, label='Unit', precision=0, minimum=0)
+  with gr.Row():
+    explain_button = gr.Button('Explain the photograph')
+    maximise_button = gr.Button('Optimise an image from noise')
+  figure = gr.Plot(label='Explanation')
+  target.change(lambda target: gr.Row(visible=target == A_UNIT), target, layer_and_unit)
+  choice = [target, layer, unit]
+  explain_button.click(reported(functools.partial(_explain, run)), [stored, method, *choice], figure, **LONG)
+  maximise_button.click(reported(functools.partial(_maximise, run)), choice, figure, **LONG)
+
+
+def _explain(run, image, method, *choice):
+  image = loaded_run.require_image(image)
+  (explanation,) = explain.explain(run.model, image[None], METHODS[method], _target(run, *choice))
+  in_colour = METHODS[method] == 'guided_backpropagation'
+  return plots.draw_explanations([explanation.image], [explanation.values], [_title(explanation)], in_colour=in_colour)
+
+
+def _maximise(run, *choice):
+  target = _target(run, *choice)
+  if target is None:
+    raise gr.Error(f'Choose a class or a unit instead of {MOST_PROBABLE}.', print_exception=False)
+  optimised = explain.maximise(run.model, target)
+  return plots.draw_images([optimised.image], [_title(optimised)])
+
+
+def _title(explanation):
+  return f'{plots.short_name(explanation.name)}: {explanation.score:.2f}'
+
+
+def _target(run, target, layer, unit):
+  if target == MOST_PROBABLE:
+    return None
+  return (layer, loaded_run.require_unit(run, layer, unit)) if target == A_UNIT else target

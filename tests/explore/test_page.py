@@ -1,0 +1,363 @@
+"""The page in a browser: what a visitor does, what the page shows, and what it must not do."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import urllib.error
+import urllib.request
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+gr = pytest.importorskip('gradio', reason='Gradio serves the page')
+sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright opens the page')
+
+from alexnet_jax.data import cropping  # noqa: E402
+from alexnet_jax.explore import loaded_run, mosaic, page, units  # noqa: E402
+from alexnet_jax.runtime.errors import UsageError  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='neither chromium nor google-chrome is installed')
+PACKAGE = pathlib.Path(page.__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def run(run):
+  """The small network with another fc8, which distributes the test images over all classes."""
+  images, _ = run.test.read_batch(list(range(60)))
+  logits = run.model.in_batches(lambda batch: run.model.activations(batch, 'fc8'), images)
+  scale = 3 / logits.std(axis=0).mean()
+  with jax.set_mesh(run.model.mesh):
+    fc8 = run.model.params['fc8']
+    bias = scale * (fc8['bias'] - logits.mean(axis=0).reshape(fc8['bias'].shape))
+    params = run.model.params | {'fc8': {'kernel': scale * fc8['kernel'], 'bias': bias}}
+  return dataclasses.replace(run, model=run.model._replace(params=params))
+
+
+@pytest.fixture(scope='module')
+def address(run):
+  served = page.make_page([run])
+  yield page.serve(served)
+  served.close(verbose=False)
+
+
+@pytest.fixture(scope='module')
+def browser():
+  with sync_api.sync_playwright() as playwright:
+    chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+  """A function that opens the page as another visitor."""
+  contexts = []
+
+  def open_page(url=address):
+    contexts.append(browser.new_context(viewport={'width': 1280, 'height': 1000}))
+    visitor = contexts[-1].new_page()
+    visitor.set_default_timeout(60_000)
+    visitor.goto(url)
+    visitor.get_by_role('button', name='Random test image').wait_for()
+    return visitor
+
+  yield open_page
+  for context in contexts:
+    context.close()
+
+
+@pytest.fixture(scope='module')
+def photographs(run, tmp_path_factory):
+  """The paths of two photographs that the network classifies differently, and their most probable classes."""
+  images, _ = run.test.read_batch(list(range(60)))
+  by_class = {best_class(run, image): image for image in images}
+  folder = tmp_path_factory.mktemp('photographs')
+  names = list(by_class)[:2]
+  paths = [folder / f'{name}.png' for name in names]
+  for path, name in zip(paths, names, strict=True):
+    PIL.Image.fromarray(by_class[name]).save(path)
+  return paths, names
+
+
+def best_class(run, image):
+  crops = cropping.TEST_TIME_CROPS[cropping.prediction_crop_set(run.config)](run.model.config.border)
+  return run.model.class_names[np.asarray(run.model.log_probs(image[None], crops))[0].argmax()]
+
+
+def drop(visitor, path):
+  visitor.locator('input[type=file]').first.set_input_files(path)
+
+
+def click(visitor, name):
+  visitor.get_by_role('button', name=name).click()
+
+
+def click_tab(visitor, name):
+  visitor.get_by_role('tab', name=name).click()
+
+
+def bars(visitor, label):
+  """The bars of a component, a class and a percentage each."""
+  return visitor.get_by_test_id('label').filter(has_text=label, visible=True).locator('.confidence-set')
+
+
+def expect_class(visitor, label, name):
+  best = visitor.get_by_test_id('label').filter(has_text=label, visible=True).get_by_test_id('label-output-value')
+  sync_api.expect(best).to_have_text(name, timeout=60_000)
+
+
+def image(visitor, title):
+  """The image below a title, or with a label."""
+  return visitor.locator('.column', has_text=title).filter(visible=True).last.locator('img')
+
+
+def click_channel(shown, channels, channel):
+  """Clicks the tile of a channel in an image that the page shows at another scale."""
+  rows, columns = np.nonzero(channels == channel)
+  box = shown.bounding_box()
+  scale = box['width'] / channels.shape[1]
+  shown.click(position={'x': (columns.mean() + 0.5) * scale, 'y': (rows.mean() + 0.5) * scale})
+
+
+def test_a_photograph_has_five_bars_and_the_page_needs_no_internet(address, visit, photographs):
+  (path, _), (name, _) = photographs
+  visitor = visit()
+  requests = []
+  visitor.on('request', lambda request: requests.append(request.url))
+  visitor.goto(address)
+  drop(visitor, path)
+  expect_class(visitor, 'most probable classes', name)
+  sync_api.expect(bars(visitor, 'most probable classes')).to_have_count(5)
+  assert len(requests) > 10
+  assert not [url for url in requests if not re.match(rf'{address}|data:|blob:', url)]
+
+
+@pytest.mark.slow
+def test_a_network_without_a_tower_predicts_something_else(run, visit, photographs):
+  (path, _), (name, _) = photographs
+  visitor = visit()
+  drop(visitor, path)
+  expect_class(visitor, 'most probable classes', name)
+  click_tab(visitor, 'Inside')
+  before, after = 'The whole network', 'Without these parts'
+  sync_api.expect(bars(visitor, after)).to_have_count(5)
+  assert bars(visitor, after).all_inner_texts() == bars(visitor, before).all_inner_texts()
+  texts = bars(visitor, before).all_inner_texts()
+  visitor.get_by_label('tower 0').check()
+  visitor.get_by_label('tower 1').check()
+  biases = np.asarray(run.model.params['fc8']['bias']).reshape(-1)  # all that is left
+  expect_class(visitor, after, run.model.class_names[biases.argmax()])
+  assert bars(visitor, after).all_inner_texts() != texts
+  assert bars(visitor, before).all_inner_texts() == texts
+
+
+@pytest.mark.slow
+def test_a_misclassified_test_image_is_drawn(run, visit):
+  visitor = visit()
+  click(visitor, 'Random misclassified test image')
+  description = visitor.get_by_text(re.compile(r'^Image \d+ of digits'))
+  index, label = re.search(r'Image (\d+) .*: (.*)', description.inner_text()).groups()
+  (image,), (expected,) = run.test.read_batch([int(index)])
+  assert label == run.class_name(expected) != best_class(run, image)
+  expect_class(visitor, 'most probable classes', best_class(run, image))
+
+
+@pytest.mark.slow
+def test_a_click_selects_the_unit_whose_strongest_images_are_found(run, visit, photographs):
+  visitor = visit()
+  drop(visitor, photographs[0][0])
+  click_tab(visitor, 'Inside')
+  shown = image(visitor, 'Maps of the layer')
+  shown.wait_for()
+  outputs = np.asarray(run.model.activations(np.zeros((1, 96, 96, 3), np.uint8), 'conv1'))[0]
+  click_channel(shown, mosaic.draw_maps(outputs, 2).channels, 4)
+  unit = visitor.get_by_label('Unit', exact=True).filter(visible=True)
+  sync_api.expect(unit).to_have_value('4')
+  click_channel(
+    image(visitor, 'Kernels of conv1'), mosaic.draw_kernels(run.model.params['conv1']['kernel']).channels, 1
+  )
+  sync_api.expect(unit).to_have_value('1')
+  click(visitor, 'Find them')
+  captions = visitor.locator('.thumbnail-item .caption-label')
+  sync_api.expect(captions).to_have_count(9, timeout=60_000)
+  strongest = run.strongest_images('conv1')
+  expected = [caption for _, caption in units.patches(run.model, run.test, 'conv1', 1, strongest)]
+  assert captions.all_inner_texts() == expected
+  click(visitor, 'Switch the selected unit off')
+  sync_api.expect(visitor.get_by_text('conv1 1', exact=True)).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_photograph_is_explained_and_an_image_is_optimised(visit, photographs):
+  visitor = visit()
+  click_tab(visitor, 'Why')
+  click(visitor, 'Explain the photograph')
+  sync_api.expect(visitor.get_by_test_id('toast-body')).to_contain_text('there is no photograph yet')
+  drop(visitor, photographs[0][0])
+  click_tab(visitor, 'Predict')
+  bars(visitor, 'most probable classes').first.wait_for()
+  click_tab(visitor, 'Why')
+  figure = visitor.get_by_test_id('matplotlib').locator('img')
+  sources = set()
+  for method in ('Grad-CAM', 'Saliency', 'Guided backpropagation', 'Occlusion'):
+    visitor.get_by_label(method).check()
+    click(visitor, 'Explain the photograph')
+    figure.wait_for()
+    visitor.wait_for_function(
+      'seen => !seen.includes(document.querySelector("[data-testid=matplotlib] img").src)', arg=list(sources)
+    )
+    sources.add(figure.get_attribute('src'))
+  assert len(sources) == 4
+
+
+@pytest.mark.slow
+def test_neighbours_and_the_map_of_the_training_set_are_shown(run, visit, photographs):
+  visitor = visit()
+  drop(visitor, photographs[0][0])
+  bars(visitor, 'most probable classes').first.wait_for()
+  click_tab(visitor, 'Alike')
+  click(visitor, 'Find the nearest training images')
+  sync_api.expect(visitor.locator('.thumbnail-item')).to_have_count(8, timeout=120_000)
+  click(visitor, 'Draw the map')
+  shown = visitor.locator('.image-frame.selectable img').filter(visible=True)
+  shown.wait_for(timeout=120_000)
+  drawn = run.training_map('fc7')
+  last = int(drawn.picture.channels.max())  # nothing covers the last image
+  click_channel(shown, drawn.picture.channels, last)
+  _, (label,) = drawn.source.read_batch([int(drawn.indices[last])])
+  enlarged = visitor.locator('.block:visible', has=visitor.locator('.image-frame:not(.selectable) img'))
+  sync_api.expect(enlarged.last).to_contain_text(run.class_name(label))
+
+
+@pytest.mark.slow
+def test_two_runs_are_compared(run, visit, photographs, tmp_path):
+  other = loaded_run.load(shutil.copytree(run.folder, tmp_path / 'other'))
+  (path, _), (name, _) = photographs
+  other_name = best_class(other, np.asarray(PIL.Image.open(path)))
+  served = page.make_page([run, other])
+  visitor = visit(page.serve(served))
+  try:
+    drop(visitor, path)
+    expect_class(visitor, f'{run.folder.name}: most probable', name)
+    expect_class(visitor, 'other: most probable', other_name)
+    agreement = f'Both runs predict {name}.' if name == other_name else f'The runs differ: {name}, {other_name}.'
+    sync_api.expect(visitor.get_by_text(agreement)).to_be_visible()
+    tabs = [f'{name}: {folder}' for name in ('Inside', 'Why', 'Alike') for folder in ('small', 'other')]
+    assert visitor.get_by_role('tab').all_inner_texts() == ['Predict', *tabs]
+  finally:
+    served.close(verbose=False)
+
+
+@pytest.mark.slow
+def test_a_hostile_image_is_classified_or_refused_in_one_sentence(visit, shared_data, photographs):
+  paths = sorted((shared_data / 'hostile_images').iterdir())
+  assert len(paths) == 28
+  outcomes = {}
+  for path in paths:
+    visitor = visit()
+    drop(visitor, path)
+    message = visitor.get_by_test_id('toast-body')
+    bars(visitor, 'most probable classes').first.or_(message.first).wait_for()
+    outcomes[path.name] = message.first.inner_text() if message.count() else ''
+    if outcomes[path.name]:
+      assert 'the image cannot be read: ' in outcomes[path.name]
+      assert outcomes[path.name].endswith('choose another image.')
+      assert 'Traceback' not in outcomes[path.name]
+    visitor.context.close()
+  assert not outcomes['hopper.webp'] + outcomes['hopper_gray.jpg'] + outcomes['1_trns.png']
+  assert outcomes['broken.png']
+  assert outcomes['decompression_bomb.gif']
+  visitor = visit()
+  drop(visitor, photographs[0][0])
+  expect_class(visitor, 'most probable classes', photographs[1][0])
+
+
+@pytest.mark.slow
+def test_visitors_do_not_affect_each_other(visit, photographs):
+  first, second = visit(), visit()
+  drop(first, photographs[0][0])
+  drop(second, photographs[0][1])
+  for visitor, name in zip((first, second), photographs[1], strict=True):
+    expect_class(visitor, 'most probable classes', name)
+  click_tab(first, 'Inside')
+  first.get_by_label('tower 0').check()
+  click_tab(second, 'Inside')
+  for visitor, name in zip((first, second), photographs[1], strict=True):
+    click_tab(visitor, 'Predict')
+    expect_class(visitor, 'most probable classes', name)
+  click_tab(second, 'Inside')
+  assert not second.get_by_label('tower 0').is_checked()
+  assert bars(second, 'Without these parts').all_inner_texts() == bars(second, 'The whole').all_inner_texts()
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_reaches_the_tabs_and_the_buttons(visit):
+  visitor = visit()
+
+  def tab_to(text):
+    for _ in range(60):
+      visitor.keyboard.press('Tab')
+      if visitor.evaluate('document.activeElement.innerText') == text:
+        return
+    raise AssertionError(f'{text} is not reached')
+
+  tab_to('Random test image')
+  visitor.keyboard.press('Enter')
+  sync_api.expect(bars(visitor, 'most probable classes')).to_have_count(5, timeout=60_000)
+  for tab, button in (('Inside', 'Find them'), ('Why', 'Explain the photograph'), ('Alike', 'Draw the map')):
+    tab_to(tab)
+    visitor.keyboard.press('Enter')
+    tab_to(button)
+    visitor.evaluate('document.activeElement.blur()')
+  visitor.reload()
+  tab_to('Inside')
+  visitor.keyboard.press('Enter')
+  tab_to('Find them')
+  visitor.keyboard.press('Enter')
+  sync_api.expect(visitor.locator('.thumbnail-item')).to_have_count(9, timeout=60_000)
+
+
+def post(url, data):
+  request = urllib.request.Request(url, json.dumps(data).encode(), {'Content-Type': 'application/json'})
+  return urllib.request.urlopen(request, timeout=30).read().decode()
+
+
+def call(address, name, *data):
+  """Calls a function of the page through its API; returns the response, in which an error is an event."""
+  event = json.loads(post(f'{address}gradio_api/call/{name}', {'data': data}))['event_id']
+  return urllib.request.urlopen(f'{address}gradio_api/call/{name}/{event}', timeout=60).read().decode()
+
+
+def is_refused(address, name, data):
+  try:
+    return call(address, name, data).startswith('event: error')
+  except urllib.error.HTTPError as error:
+    return error.code == 403
+
+
+def test_only_uploaded_files_can_be_read(address, photographs):
+  def file(path):
+    return {'path': str(path), 'meta': {'_type': 'gradio.FileData'}}
+
+  for path in ('/etc/hostname', photographs[0][0]):
+    for name, data in (('read', file(path)), ('predict_files', [file(path)])):
+      assert is_refused(address, name, data)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+      urllib.request.urlopen(f'{address}gradio_api/file={path}', timeout=30)
+    assert refused.value.code == 403
+
+
+def test_no_file_is_written_to_the_package(address):
+  call(address, 'draw_test_image')
+  written = {path.name for path in PACKAGE.rglob('*') if not path.name.endswith(('.py', '.pyc'))}
+  assert not {name for name in written if 'gradio' in name or name.endswith(('.webp', '.png', '.pem', '.csv'))}
+
+
+def test_errors_name_what_to_do(run, address):
+  with pytest.raises(UsageError, match=r'port \d+ of 127.0.0.1 is in use; choose another --port'):
+    page.serve(page.make_page([run]), port=int(address.strip('/').rpartition(':')[2]))
