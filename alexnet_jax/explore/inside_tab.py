@@ -32,7 +32,9 @@ def add(run: LoadedRun, stored: gr.State) -> None:
   with gr.Row():
     with gr.Column(min_width=300):
       gr.Markdown('**Kernels of conv1**')
-      kernels = gr.Image(kernels_of_conv1.pixels, label='Kernels of conv1', show_label=False, buttons=[])
+      kernels = gr.Image(
+        kernels_of_conv1.pixels, label='Kernels of conv1', show_label=False, interactive=False, buttons=[]
+      )
     with gr.Column(min_width=300):
       gr.Markdown('**Maps of the layer**')
       maps = gr.Image(label='Maps of the layer', show_label=False, interactive=False, buttons=[])
@@ -44,7 +46,6 @@ def add(run: LoadedRun, stored: gr.State) -> None:
       gr.Markdown('**Test images that excite the unit most**, and the patch that it sees')
       find = gr.Button('Find them')
       strongest = gr.Gallery(label='Patches', show_label=False, columns=3, object_fit='contain', interactive=False)
-  kernels.interactive = False
   gr.Markdown('### Switch parts off')
   with gr.Row():
     towers_off = gr.CheckboxGroup([f'tower {tower}' for tower in range(num_towers)], label='Towers without output')
