@@ -170,19 +170,16 @@ def _synsets(config, name):
 
 def imagenette(config: ConfigDict) -> None:
   """Selects ten easy classes of ImageNet, which TFDS downloads (1.5 GB)."""
-  config.data.name = 'imagenette/full-size-v2'
-  config.data.train_split, config.data.validation_split, config.data.test_split = (
-    'train[:95%]',
-    'train[95%:]',
-    'validation',
-  )
-  config.optimizer.rate = 0.002  # Paper: 0.01. As for cifar10; not tested yet
-  config.model.init_std.update(MIDDLE_STD_2012)  # Paper: 0.01. As for cifar10; not tested yet
+  _part_of_imagenet(config, 'imagenette/full-size-v2')
 
 
 def tiny_imagenet(config: ConfigDict) -> None:
   """Selects 200 classes of ImageNet, 64 x 64 pixels: `python -m alexnet_jax prepare tiny_imagenet FOLDER_OR_ZIP`."""
-  config.data.name = 'ilsvrc/tiny_imagenet'
+  _part_of_imagenet(config, 'ilsvrc/tiny_imagenet')
+
+
+def _part_of_imagenet(config, name):
+  config.data.name = name
   config.data.train_split, config.data.validation_split, config.data.test_split = (
     'train[:95%]',
     'train[95%:]',

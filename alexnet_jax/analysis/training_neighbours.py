@@ -52,7 +52,8 @@ def find(
     raise UsageError(f'--k={k} must be 1 to {len(train.features):,}, the number of training images.')
   queries = model.in_batches(lambda batch: model.activations(batch, layer), images)
   rows, distances = find_nearest(queries, train.features, k)
-  examples = [source.read_batch(image_indices(train)[query_rows].tolist()) for query_rows in rows]
+  indices = image_indices(train)
+  examples = [source.read_batch(indices[query_rows].tolist()) for query_rows in rows]
   near_images, near_labels = map(np.stack, zip(*examples, strict=True))
   return TrainingNeighbours(near_images, near_labels, distances)
 
