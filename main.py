@@ -12,6 +12,7 @@ by SIGTERM or Ctrl-C after saving (run the same command to resume).
 
 import os
 import pkgutil
+import sys
 
 # TFDS encodes the images of some datasets with TensorFlow. Without its oneDNN kernels it prints nothing on import.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
+  sys.stdout.reconfigure(line_buffering=True)  # a log file shows every line when it is printed
   host_memory.use_huge_pages()
   preemption.exit_on_signals()
   with exit_status.exit_on_errors():

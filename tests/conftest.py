@@ -157,6 +157,13 @@ def as_on_gpu(monkeypatch):
   jax.clear_caches()
 
 
+def scikit_digits():
+  """The digits of scikit-learn, whose import takes half a second in every process that collects the tests."""
+  from sklearn import datasets
+
+  return datasets.load_digits()
+
+
 def mostly_nightly(cases, *every_commit):
   """Returns the cases of a parametrised test; only those of `every_commit` run in `make test`, all in `test-all`."""
   assert set(every_commit) <= set(cases)

@@ -9,7 +9,6 @@ trusted.
 """
 
 import contextlib
-import io
 import os
 import pkgutil
 import signal
@@ -20,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 
 from alexnet_jax.runtime.errors import RunError, Stopped, UsageError, first_line
 
@@ -205,10 +204,7 @@ def _initialise(jax: Any, process: ProcessInfo, heartbeat: float) -> None:
     raise RunError(f'The processes cannot be connected ({first_line(error)}); choose another port.') from error
   os.write(0, CONNECTED)
   _index, _count = jax.process_index(), jax.process_count()
-  if _index == 0:
-    # The process may end without flushing its buffers.
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
-  else:
+  if _index > 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

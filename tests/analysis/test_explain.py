@@ -226,13 +226,14 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize('flags', mostly_nightly(FLAGS, *FLAGS[:2]))
+@pytest.mark.parametrize('flags', mostly_nightly(FLAGS, FLAGS[1]))
 def test_each_method_is_drawn(trained_run, photograph, tmp_path, flags):
   flags = flags.format(photograph=photograph).split()
   assert cli.main(['figures', 'explain', str(trained_run), *flags, f'--output={tmp_path / "why.svg"}']) == 0
   assert (tmp_path / 'why.svg').stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_every_image_has_a_column_for_each_class(trained_run):
   arguments = ['figures', 'explain', str(trained_run), '--num_images=2', '--target', '3', '8']
   figure, num_skipped = figures.make_figure(cli.parser().parse_args(arguments))

@@ -39,6 +39,7 @@ def test_each_figure_of_a_run_is_drawn(trained_run, tmp_path, name, flags):
   assert output.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_features_are_extracted_once_for_all_figures_of_neighbours(trained_run, tmp_path, capsys):
   arguments = ['neighbours', str(trained_run), '--num_images=1', '--k=2', f'--output={tmp_path / "near.svg"}']
   assert cli.main(['figures', *arguments]) == 0

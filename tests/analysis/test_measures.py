@@ -31,6 +31,7 @@ def test_the_training_error_is_measured_on_the_centre_crops_of_all_training_imag
   assert error == pytest.approx(100 * np.mean(predicted != labels), abs=0.01)
 
 
+@pytest.mark.slow
 def test_classes_of_neighbours_are_those_of_a_brute_force_search(trained_run, monkeypatch):
   monkeypatch.setattr(measures, 'MAX_QUERIES', 20)
   monkeypatch.setattr(measures, 'MAX_SEARCHED', 150)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-import sklearn.datasets
 
 from alexnet_jax.analysis import neighbours
 from alexnet_jax.runtime.errors import RunError
+from tests.conftest import scikit_digits
 
 
 def search(queries, train, k):
@@ -28,7 +28,7 @@ def close_together(rng):
 
 
 def digits(rng):
-  return sklearn.datasets.load_digits().data.astype(np.float32)  # integers, with equal distances
+  return scikit_digits().data.astype(np.float32)  # integers, with equal distances
 
 
 ROWS = {

@@ -117,6 +117,7 @@ def draw(*arguments):
   return figures.make_figure(cli.parser().parse_args(['figures', 'similarity', *map(str, arguments)]))[0]
 
 
+@pytest.mark.slow
 def test_the_matrix_of_a_run_with_its_towers(trained_run, capsys):
   figure = draw(trained_run, '--num_images=9', '--towers', '--seed=3', '--measure=cka')
   axes = figure.axes[0]

@@ -226,6 +226,7 @@ def start(tmp_path, name, *, pipe=None):
   )
 
 
+@pytest.mark.slow
 def test_training_writes_a_submission_for_images_without_labels(prepared, tmp_path, config):
   config.data.name, config.data.dir, config.data.test_split = 'ilsvrc/2012', str(prepared[1]), 'test'
   config.data.train_split, config.data.validation_split = 'train', 'validation'

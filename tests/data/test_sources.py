@@ -4,10 +4,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
-from sklearn import datasets
 
 from alexnet_jax.data import sources
 from alexnet_jax.runtime.errors import RunError, UsageError
+from tests.conftest import scikit_digits
 from tests.data.conftest import encode_example
 
 
@@ -18,7 +18,7 @@ def test_digits_are_those_of_scikit_learn(config):
   records = tfds.data_source('digits', data_dir=config.data.dir)
   images = np.concatenate([[record['image'][:, :, 0] for record in records[split]] for split in ('train', 'test')])
   labels = np.concatenate([[record['label'] for record in records[split]] for split in ('train', 'test')])
-  digits = datasets.load_digits()
+  digits = scikit_digits()
   examples = sorted((label, image.tobytes()) for label, image in zip(labels, images, strict=True))
   pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)
   assert examples == sorted((label, image.tobytes()) for label, image in zip(digits.target, pixels, strict=True))
@@ -34,7 +34,7 @@ def test_selected_classes_have_all_their_examples_and_new_labels(config):
   examples = [all_classes[index] for index in range(len(all_classes))]
   expected = [example for example in examples if example['label'] in (7, 1, 4)]
   assert len(test) == len(expected)
-  assert len(train) + len(test) == sum(label in (7, 1, 4) for label in datasets.load_digits().target)
+  assert len(train) + len(test) == sum(label in (7, 1, 4) for label in scikit_digits().target)
   for index, example in enumerate(expected):
     np.testing.assert_array_equal(test[index]['image'], example['image'])
     assert (7, 1, 4)[test[index]['label']] == example['label']

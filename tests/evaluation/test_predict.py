@@ -121,6 +121,7 @@ def test_no_readable_image_is_an_error(trained_run, images, config):
     predict.predict_files([str(images / '17-broken.jpg')], trained_run, config)
 
 
+@pytest.mark.slow
 def test_activations_of_every_layer(trained_run, config):
   network = trained_model.load(trained_run, batch_size=4, num_data=2, num_tower=2)
   image = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)

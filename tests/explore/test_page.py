@@ -1,6 +1,7 @@
 """The page in a browser: what a visitor does, what the page shows, and what it must not do."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import re
@@ -13,16 +14,23 @@ import numpy as np
 import PIL.Image
 import pytest
 
-gr = pytest.importorskip('gradio', reason='Gradio serves the page')
-sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright opens the page')
+import alexnet_jax
+from alexnet_jax.data import cropping
+from alexnet_jax.explore import loaded_run, mosaic, units
+from alexnet_jax.runtime.errors import UsageError
 
-from alexnet_jax.data import cropping  # noqa: E402
-from alexnet_jax.explore import loaded_run, mosaic, page, units  # noqa: E402
-from alexnet_jax.runtime.errors import UsageError  # noqa: E402
+sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright opens the page')
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='neither chromium nor google-chrome is installed')
-PACKAGE = pathlib.Path(page.__file__).parents[1]
+PACKAGE = pathlib.Path(alexnet_jax.__file__).parent
+
+
+@pytest.fixture(scope='module')
+def page():
+  """The module of the page. Gradio takes two seconds to import, which not every process of the tests has to spend."""
+  pytest.importorskip('gradio', reason='Gradio serves the page')
+  return importlib.import_module('alexnet_jax.explore.page')
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +47,7 @@ def run(run):
 
 
 @pytest.fixture(scope='module')
-def address(run):
+def address(page, run):
   served = page.make_page([run])
   yield page.serve(served)
   served.close(verbose=False)
@@ -235,7 +243,7 @@ def test_neighbours_and_the_map_of_the_training_set_are_shown(run, visit, photog
 
 
 @pytest.mark.slow
-def test_two_runs_are_compared(run, visit, photographs, tmp_path):
+def test_two_runs_are_compared(page, run, visit, photographs, tmp_path):
   other = loaded_run.load(shutil.copytree(run.folder, tmp_path / 'other'))
   (path, _), (name, _) = photographs
   other_name = best_class(other, np.asarray(PIL.Image.open(path)))
@@ -358,6 +366,6 @@ def test_no_file_is_written_to_the_package(address):
   assert not {name for name in written if 'gradio' in name or name.endswith(('.webp', '.png', '.pem', '.csv'))}
 
 
-def test_errors_name_what_to_do(run, address):
+def test_errors_name_what_to_do(page, run, address):
   with pytest.raises(UsageError, match=r'port \d+ of 127.0.0.1 is in use; choose another --port'):
     page.serve(page.make_page([run]), port=int(address.strip('/').rpartition(':')[2]))

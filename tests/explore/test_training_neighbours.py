@@ -9,6 +9,7 @@ from alexnet_jax.runtime.errors import UsageError
 from tests.analysis.test_neighbours import search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layer', ['fc7', 'pool5'])
 def test_neighbours_are_those_of_a_search_over_all_activations(run, layer):
   queries, _ = run.test.read_batch([0, 5, 9])

@@ -186,7 +186,8 @@ def test_the_number_of_all_gathers_is_that_of_the_variant(variant):
   assert program.count(' all-gather(') + program.count(' all-gather-start(') == EXPECTED[variant][1]
 
 
-@pytest.mark.parametrize('variant', mostly_nightly(EXPECTED, 'as_run'))
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', EXPECTED)
 def test_one_step_gives_every_layer_a_velocity(variant, one_device):
   config = of(variant)
   config.optimizer.weight_decay = 0.0  # or every kernel would decay
@@ -323,8 +324,8 @@ def test_variants_compute_the_same_on_every_mesh(variant):
     np.testing.assert_allclose(logits, found[1, 1], rtol=1e-5, atol=1e-6 * np.abs(logits).max())
 
 
-@pytest.mark.parametrize('computes_shapes', mostly_nightly([False, True], False))
-def test_every_pair_of_variants_is_a_network_or_a_usage_error(one_device, computes_shapes):
+@pytest.mark.slow
+def test_every_pair_of_variants_is_a_network_or_a_usage_error(one_device):
   models = set()
   for first, second in itertools.combinations_with_replacement(recipes.VARIANTS, 2):
     try:
@@ -336,8 +337,6 @@ def test_every_pair_of_variants_is_a_network_or_a_usage_error(one_device, comput
       continue
     models.add(repr(config.model))
     config_checks.check(config)
-    if not computes_shapes:
-      continue
     network = build(config.model, 1000)
     params = jax.eval_shape(network.init, jax.random.key(0))
     x = image_shape(one_device, 4, config.model.image_size)

@@ -92,6 +92,7 @@ def test_every_experiment_takes_its_trainings_in_order_with_valid_configs(experi
   assert f'## {experiment.title}' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_run_are_drawn_once(folders, trained_run, monkeypatch):
   monkeypatch.setattr(runner, 'require_run', lambda training, folders: trained_run)
   experiment = EXPERIMENTS['photographs']
@@ -115,6 +116,7 @@ def test_the_network_that_a_condition_is_initialised_from_is_trained_first(folde
   assert f'--config.init_from={origin}' in made.command
 
 
+@pytest.mark.slow
 def test_an_average_retrains_networks_whose_runs_were_deleted(folders, monkeypatch, capsys):
   experiment = shorter(monkeypatch, EXPERIMENTS['ensemble'])
   runner.run_experiment(experiment, folders)

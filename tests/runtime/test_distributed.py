@@ -374,16 +374,6 @@ def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('distributed')
 
 
-@pytest.fixture(scope='module')
-def survivor(folder, data_dir):
-  """The process that remains after the other one was killed."""
-  return lose_process(1, signal.SIGKILL, folder / 'two', data_dir, '--config.heartbeat=6')
-
-
-def test_the_loss_of_a_process_ends_the_others_with_a_message(survivor):
-  assert_error_message(survivor, heartbeat=6)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 @pytest.mark.parametrize(('signal_number', 'heartbeat'), [(signal.SIGKILL, 60), (signal.SIGSTOP, 4)])
@@ -433,53 +423,56 @@ def test_both_processes_stop_if_one_is_signalled(signalled, data_dir, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def alone(survivor, folder, data_dir):
-  """The last step and the results of a run in one process, five steps longer than that of two processes."""
-  last_step = checkpoints.newest_step(folder / 'two') + 5
-  return last_step, train_in_one_process(data_dir, folder / 'one', last_step)
-
-
-def test_two_processes_have_the_losses_of_one(survivor, alone, folder):
-  last_step, _ = alone
-  expected = losses(folder / 'one')
-  assert {number: value for number, value in survivor.printed_losses.items() if number <= last_step - 5} == {
-    number: pytest.approx(value, abs=6e-5) for number, value in expected.items() if number <= last_step - 5
-  }
+def together(folder, data_dir):
+  """A run of ten steps in two processes."""
+  run_command(folder / 'two', data_dir, '--config.num_steps=10', '--config.mesh.tower=2')
 
 
 @pytest.fixture(scope='module')
-def resumed(alone, folder, data_dir):
-  """Resumes for five steps: in one process from a checkpoint of two processes, and in two from one of one process."""
-  last_step, results = alone
-  for first, second in (('two', 'one'), ('one', 'two')):
-    ignored = shutil.ignore_patterns(str(last_step), 'tensorboard')
-    shutil.copytree(folder / first, folder / f'{first} then {second}', ignore=ignored)
-  train_in_one_process(data_dir, folder / 'two then one', last_step)
-  outputs = run_command(folder / 'one then two', data_dir, f'--config.num_steps={last_step}', '--config.mesh.data=2')
-  return last_step, results, outputs
+def alone(folder, data_dir):
+  """The results of a run of 15 steps in one process."""
+  return train_in_one_process(data_dir, folder / 'one', 15)
 
 
 @pytest.mark.slow
-def test_one_process_resumes_from_checkpoints_of_two_and_two_from_those_of_one(resumed, folder, data_dir):
-  last_step, expected, _ = resumed
+def test_two_processes_have_the_losses_of_one(together, alone, folder):
+  expected = losses(folder / 'one')
+  assert losses(folder / 'two') == {number: pytest.approx(expected[number], rel=1e-5) for number in range(2, 11)}
+
+
+@pytest.fixture(scope='module')
+def resumed(together, alone, folder, data_dir):
+  """Resumes for five steps: in one process from a checkpoint of two processes, and in two from one of one process.
+
+  Returns what the two processes print.
+  """
+  for first, second in (('two', 'one'), ('one', 'two')):
+    ignored = shutil.ignore_patterns('15', 'tensorboard')
+    shutil.copytree(folder / first, folder / f'{first} then {second}', ignore=ignored)
+  train_in_one_process(data_dir, folder / 'two then one', 15)
+  return run_command(folder / 'one then two', data_dir, '--config.num_steps=15', '--config.mesh.data=2')
+
+
+@pytest.mark.slow
+def test_one_process_resumes_from_checkpoints_of_two_and_two_from_those_of_one(resumed, alone, folder, data_dir):
   expected_losses = losses(folder / 'one')
   for run in ('two then one', 'one then two'):
     assert losses(folder / run) == {  # the curve has no point for the first step after a start
-      number: pytest.approx(expected_losses[number], rel=1e-5) for number in range(last_step - 3, last_step + 1)
+      number: pytest.approx(expected_losses[number], rel=1e-5) for number in range(12, 16)
     }
     trees = (jax.tree.leaves(parameters(folder / name, data_dir)) for name in (run, 'one'))
     for x, y in zip(*trees, strict=True):
       np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
     results = json.loads((folder / run / 'results.json').read_text())
     assert results['num_examples'] == 360
-    log_prob = pytest.approx(expected['centre']['log_prob'], rel=1e-5)
-    assert results['centre'] == expected['centre'] | {'log_prob': log_prob}
+    log_prob = pytest.approx(alone['centre']['log_prob'], rel=1e-5)
+    assert results['centre'] == alone['centre'] | {'log_prob': log_prob}
 
 
 @pytest.mark.slow
 def test_only_process_0_prints(resumed):
-  last_step, _, ((output, _), other) = resumed
-  assert f'step {last_step}/{last_step}' in output
+  (output, _), other = resumed
+  assert 'step 15/15' in output
   assert other == ('', '')
 
 

@@ -156,9 +156,9 @@ def test_valid_files_are_decoded():
   assert all(map(decode, valid_files(image_io.FORMATS).values()))
 
 
-def test_a_thousand_corrupt_jpegs_and_pngs_are_decoded_or_rejected():
+def test_corrupt_jpegs_and_pngs_are_decoded_or_rejected():
   files = list(valid_files(('JPEG', 'PNG')).values())
-  num_decoded, count = count_true(decode, 1000, file=corrupted(files))
+  num_decoded, count = count_true(decode, 300, file=corrupted(files))
   assert 0.1 * count < num_decoded < 0.9 * count
 
 
@@ -350,7 +350,7 @@ FIELDS = list(config_files.flatten(recipes.get_config()))
 
 def test_malformed_values_are_rejected_with_one_line():
   strategies = {'field': st.sampled_from(FIELDS), 'value': st.sampled_from(MALFORMED)}
-  num_rejected, count = count_true(is_rejected, 250, **strategies)
+  num_rejected, count = count_true(is_rejected, 100, **strategies)
   assert 0.6 * count < num_rejected < count
 
 

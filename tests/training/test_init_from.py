@@ -127,6 +127,7 @@ def test_the_chain_of_the_networks_with_a_star(data_dir, origin, tmp_path, capsy
   assert 'bottleneck' not in load_params(tmp_path / 'run146_2012')
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_initialises_like_the_run(data_dir, origin, tmp_path):
   import_export.export_run(origin, tmp_path / 'digits.safetensors')
   config = learning_config(data_dir, 'digits,finetune')
