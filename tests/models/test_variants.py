@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.models import alexnet, device_mesh, towers
+from alexnet_jax.models import alexnet, classifier, device_mesh, towers
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import config_checks, config_files
 from alexnet_jax.training import optimizer, step
@@ -261,8 +261,9 @@ def test_logits_and_gradients_are_those_of_a_grouped_network_in_torch(one_device
 
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', AT_FULL_WIDTH)
-def test_logits_and_gradients_at_full_width_are_those_of_torch(one_device, variant):
+def test_logits_and_gradients_at_full_width_are_those_of_torch(one_device, variant, monkeypatch):
   """In double precision: of the millions of maxima some are ties to single precision, and go either way."""
+  monkeypatch.setitem(classifier.DTYPES, 'float32', jnp.float64)
   with jax.enable_x64(True):
     compare_with_torch(variant, image_size=224, width=1.0, num_classes=1000, dtype=np.float64)
 
