@@ -1,6 +1,6 @@
 """Compares the speed of the published network with that of PyTorch, and with the machine's peak matmul rate.
 
-    make bench      or      python benchmarks/speed.py --batch_sizes=32,128 --rounds=7
+    make bench      or      python benchmarks/speed.py --batch_sizes=32,128 --rounds=7 --peers='torch compiled,openvino'
     python benchmarks/speed.py --scaling          two devices, with a tower or half of the batch each, against one
     python benchmarks/speed.py --feeding          batches copied from the host against batches on the device
     python benchmarks/speed.py --layers           the time of each layer
@@ -19,6 +19,10 @@ are on the device. PyTorch's pixels are float32 and ready to use; ours are uint8
 in the step. All sides use huge pages if ours does (see alexnet_jax/runtime/host_memory.py), which PyTorch alone would
 not; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 disables them.
 
+On a CPU, inference is compared with more peers: PyTorch compiled with frozen weights, and OpenVINO (in float32) and
+ONNX Runtime, both of which run the graph that `weights export` writes. 'plain jax' is this network as its layers define
+it, without fast kernels. The table names the fastest peer of each row.
+
 On a GPU, both compute in bfloat16 (`model.dtype`, autocast), the batch sizes include 512 and 2048, and the memory is
 the GPU's. The steps of a turn are queued and awaited together, which measures the device instead of the host.
 
@@ -31,6 +35,7 @@ import argparse
 import contextlib
 import datetime
 import functools
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -44,6 +49,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from alexnet_jax.kernels import dispatch
 from alexnet_jax.runtime import host_memory
 
 CLASSES = 1000
@@ -51,7 +57,14 @@ GFLOP = {'train': 4.136, 'inference': 1.449}  # per image
 BATCH_SIZES = {'cpu': (1, 32, 128), 'gpu': (1, 32, 128, 512, 2048)}
 MATMUL_SIDES = {'cpu': 2048, 'gpu': 8192}
 SECONDS_PER_TURN, MAX_STEPS = 0.5, 200
-AGAINST_TORCH = ('ours', 'torch', 'torch compiled')
+PEERS = {
+  ('cpu', 'train'): ('torch', 'torch compiled', 'plain jax'),
+  ('cpu', 'inference'): ('torch', 'torch compiled', 'torch frozen', 'openvino', 'onnxruntime', 'plain jax'),
+  ('gpu', 'train'): ('torch', 'torch compiled'),
+  ('gpu', 'inference'): ('torch', 'torch compiled'),
+}
+ONNX_RUNTIMES = ('openvino', 'onnxruntime')
+REQUIRED = ('torch', *ONNX_RUNTIMES)
 SCALING = ('ours', 'ours, tower 2', 'ours, data 2')
 FEEDING = ('ours', 'ours, from the host')
 DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; the others use 1 x 1
@@ -64,6 +77,7 @@ def main():
   parser.add_argument('--batch_sizes', help='comma-separated; by default 1,32,128, on a GPU also 512,2048')
   parser.add_argument('--tasks', default='train,inference', help='train, inference or both')
   parser.add_argument('--rounds', type=int, default=7, help='number of rounds (%(default)s)')
+  parser.add_argument('--peers', help='comma-separated sides to compare with (default: all)')
   parser.add_argument('--scaling', action='store_true', help='compare two simulated CPU devices with one')
   parser.add_argument('--feeding', action='store_true', help='compare batches from the host with batches on the device')
   parser.add_argument('--layers', action='store_true', help='print the time of each layer')
@@ -74,8 +88,8 @@ def main():
     with contextlib.suppress(BrokenPipeError):  # the main process has exited
       serve(*options.side)
     return
-  if not (options.layers or importlib.util.find_spec('torch')):
-    sys.exit('PyTorch is not installed; `make bench` sets it up, or: pip install -e .[bench]')
+  if not options.layers and (missing := [name for name in REQUIRED if not importlib.util.find_spec(name)]):
+    sys.exit(f'{", ".join(missing)} is not installed; `make bench` sets it up, or: pip install -e .[bench]')
   probe = Side('matmul ours', '', 0)
   platform = probe.receive()
   probe.close()
@@ -84,37 +98,46 @@ def main():
     for batch_size in batch_sizes:
       print_layer_times(batch_size, options.rounds)
   else:
-    names = SCALING if options.scaling else FEEDING if options.feeding else AGAINST_TORCH
     options.tasks = 'train' if options.feeding else options.tasks
-    report(options, batch_sizes, names, MATMUL_SIDES[platform])
+    report(options, batch_sizes, platform)
 
 
-def report(options, batch_sizes, names, matmul_side):
-  """Prints a Markdown table, row by row as measured, and writes the times of all rounds as JSON."""
-  others = names[1:]
-  header = ['', 'batch', *(f'{name}, images/s' for name in names), f'{names[0]} of the peak matmul rate']
-  header += [*(f'{names[0]} / {name}' for name in others), 'first step, s', 'peak memory, GiB']
-  print('| ' + ' | '.join(header) + ' |')
-  print('| --- ' * len(header) + '|', flush=True)
+def select_sides(options, task, platform):
+  """Returns the names of the sides to compare; the first is ours."""
+  if options.scaling or options.feeding:
+    return SCALING if options.scaling else FEEDING
+  peers = PEERS[platform, task]
+  return ('ours', *(name for name in peers if name in (options.peers or ','.join(peers)).split(',')))
+
+
+def report(options, batch_sizes, platform):
+  """Prints a Markdown table for each task, row by row as measured, and writes the times of all rounds as JSON."""
   cases = []
-  for task, batch_size in itertools.product(options.tasks.split(','), batch_sizes):
-    cases.append(compare(task, batch_size, names, options.rounds, matmul_side))
-    print('| ' + ' | '.join(make_row(cases[-1], names)) + ' |', flush=True)
-    if options.output:
-      options.output.write_text(json.dumps(summarise(options, cases), indent=1) + '\n')
+  for task in options.tasks.split(','):
+    names = select_sides(options, task, platform)
+    header = [task, *(f'{name}, images/s' for name in names), 'ours of the peak matmul rate']
+    header += [*(f'ours / {name}' for name in names[1:]), 'fastest peer', 'first step, s', 'peak memory, GiB']
+    print('| ' + ' | '.join(header) + ' |')
+    print('| --- ' * len(header) + '|', flush=True)
+    for batch_size in batch_sizes:
+      cases.append(compare(task, batch_size, names, options.rounds, MATMUL_SIDES[platform]))
+      print('| ' + ' | '.join(make_row(cases[-1], names)) + ' |', flush=True)
+      if options.output:
+        options.output.write_text(json.dumps(summarise(options, cases), indent=1) + '\n')
+    print()
   peaks = [case['matmul_gflops'] for case in cases]
-  print(f'\npeak matmul rate: {statistics.median(peaks):.0f} GFLOP/s ({min(peaks):.0f} to {max(peaks):.0f})')
+  print(f'peak matmul rate: {statistics.median(peaks):.0f} GFLOP/s ({min(peaks):.0f} to {max(peaks):.0f})')
 
 
 def make_row(case, names):
   """Returns the cells of a row."""
   sides = case['sides']
   return [
-    case['task'],
     str(case['batch_size']),
     *(f'{sides[name]["images_per_second"]:.1f}' for name in names),
     f'{100 * case["fraction_of_limit"]:.0f} %',
     *(f'{sides[name]["ratio"]:.2f}' for name in names[1:]),
+    min(names[1:], key=lambda name: sides[name]['ratio']),
     ' / '.join(f'{sides[name]["first_step_seconds"]:.0f}' for name in names),
     ' / '.join(f'{sides[name]["peak_memory_gib"]:.2f}' for name in names),
   ]
@@ -180,7 +203,13 @@ class Side:
     data, tower = DEVICES.get(name, (1, 1))
     self._process = subprocess.Popen(
       [sys.executable, __file__, '--side', name, task, str(batch_size)],
-      env=os.environ | {'JAX_NUM_CPU_DEVICES': str(data * tower), 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
+      env=os.environ
+      | {
+        'JAX_NUM_CPU_DEVICES': str(data * tower),
+        'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+        'TORCHINDUCTOR_FREEZING': str(int(name == 'torch frozen')),
+        dispatch.VARIABLE: str(int(name != 'plain jax')),
+      },
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -212,7 +241,11 @@ class Side:
 
 def serve(name, task, batch_size):
   """Sends the platform, and then answers the queries of `Side.query`, one per line."""
-  about, wait = (about_torch, wait_for_torch) if 'torch' in name else (about_jax, wait_for_jax)
+  about, wait = about_jax, wait_for_jax
+  if 'torch' in name:
+    about, wait = about_torch, wait_for_torch
+  elif name in ONNX_RUNTIMES:
+    about, wait = functools.partial(about_runtime, name), lambda _: None
   platform = about()['platform']
   print(json.dumps(platform), flush=True)
   if not sys.stdin.readline():  # the main process closed the pipe: it needs only the platform, or another side failed
@@ -221,7 +254,9 @@ def serve(name, task, batch_size):
   if kind == 'matmul':
     step = make_matmul(framework)
   elif kind == 'torch':
-    step = make_torch_step(task, int(batch_size), compiled=framework == 'compiled')
+    step = make_torch_step(task, int(batch_size), compiled=framework != '')
+  elif name in ONNX_RUNTIMES:
+    step = make_onnx_step(name, int(batch_size))
   else:
     step = make_our_step(task, int(batch_size), *DEVICES.get(name, (1, 1)), from_host='host' in name)
 
@@ -265,6 +300,11 @@ def about_torch():
   return {'version': f'torch {torch.__version__}', 'platform': 'gpu' if has_gpu else 'cpu', 'memory': memory}
 
 
+def about_runtime(name):
+  """Returns version, platform and peak memory (GiB) of a runtime of ONNX graphs."""
+  return {'version': f'{name} {importlib.metadata.version(name)}', 'platform': 'cpu', 'memory': peak_memory()}
+
+
 def wait_for_jax(result):
   """Waits until JAX has computed a result."""
   import jax
@@ -305,7 +345,8 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
   from alexnet_jax.training import optimizer, step
   from configs import alexnet as recipes
 
-  onednn.enable()
+  if dispatch.is_enabled():
+    onednn.enable()
   host_memory.trim_after_compiling()
   mesh = device_mesh.make_mesh(num_data, num_tower, num_towers=2, batches={'batch_size': batch_size})
   jax.set_mesh(mesh)
@@ -396,6 +437,35 @@ def make_torch_step(task, batch_size, *, compiled):
       call(images)
 
   return train if task == 'train' else infer
+
+
+def make_onnx_step(name, batch_size):
+  """Returns a function that computes the forward pass of the exported graph in ONNX Runtime or OpenVINO."""
+  import numpy as np
+
+  from alexnet_jax.interop import layout, onnx_files
+  from configs import alexnet as recipes
+
+  config, rng = recipes.paper(), np.random.default_rng(0)
+  shapes = layout.tensor_shapes(config.model, CLASSES)
+  tensors = {name: rng.normal(0, 0.01, shape).astype(np.float32) for name, shape in shapes.items()}
+  mean_image = np.full((256, 256, 3), 120, np.float32)
+  class_names = [str(label) for label in range(CLASSES)]
+  graph = onnx_files.make_model(layout.Weights(config, tensors, mean_image, class_names, 0)).SerializeToString()
+  images = rng.integers(0, 256, (batch_size, 224, 224, 3)).astype(np.float32)
+  if name == 'onnxruntime':
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=['CPUExecutionProvider'])
+    return lambda: session.run(['logits'], {'images': images})
+  import openvino
+
+  core = openvino.Core()
+  model = core.read_model(graph)
+  model.reshape(images.shape)
+  hints = {'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
+  request = core.compile_model(model, 'CPU', hints).create_infer_request()
+  return lambda: request.infer({'images': images}, share_inputs=True)
 
 
 def make_matmul(framework):
