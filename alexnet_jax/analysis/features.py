@@ -7,8 +7,6 @@ which records the run, the step, the layer and the images.
 import argparse
 import concurrent.futures
 import contextlib
-import functools
-import importlib
 import itertools
 import json
 import math
@@ -17,12 +15,9 @@ import pathlib
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
@@ -32,9 +27,8 @@ from alexnet_jax.data import image_io, pipeline, sources
 from alexnet_jax.data.pipeline import Batch
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
-from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
-from alexnet_jax.interop import torchvision_files
-from alexnet_jax.models import device_mesh
+from alexnet_jax.evaluation.trained_model import TrainedModel
+from alexnet_jax.interop import feature_files, torchvision_files
 from alexnet_jax.models.registry import Network
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runtime import atomic_files
@@ -160,44 +154,6 @@ def _advice(name, network) -> str:
     return f'in torchvision it is {before[name]} before its nonlinearity, so name {before[name]}, which is after it'
   others = ', '.join(other_names(network))
   return f'its layers are {", ".join(network.layer_names)}' + (f', with the other names {others}' if others else '')
-
-
-def activations(
-  model: TrainedModel, images: np.ndarray, layers: Sequence[str], images_per_device: int = IMAGES_PER_DEVICE
-) -> dict[str, np.ndarray]:
-  """Computes the outputs of several layers for the centre crop of each image, in one pass.
-
-  Args:
-    model: the network.
-    images: stored images [image, size, size, rgb] uint8, one or more.
-    layers: names of the layers.
-    images_per_device: number of images per device in a batch. The last batch is padded with black images, whose outputs
-      are dropped.
-
-  Returns:
-    {layer: [image, height, width, channel] or [image, unit] float32}.
-  """
-  outputs: dict[str, np.ndarray] = {}
-  batch_size = model.mesh.shape['data'] * images_per_device
-  mean, crops = model.centre_crops(np.asarray(model.mean_image)), model.centre_crops(images)
-  with jax.set_mesh(model.mesh):
-    for start in range(0, len(images), batch_size):
-      batch = crops[start : start + batch_size]
-      padded = np.pad(batch, [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)])
-      batch_outputs = _outputs(
-        model.params, device_mesh.put_batch(model.mesh, padded), mean, network=model.network, layers=tuple(layers)
-      )
-      for layer, x in batch_outputs.items():
-        if layer not in outputs:
-          outputs[layer] = np.empty((len(images), *x.shape[1:]), np.float32)
-        outputs[layer][start : start + len(batch)] = np.asarray(x)[: len(batch)]
-  return {layer: outputs[layer] for layer in layers}  # jit sorts the keys
-
-
-@functools.partial(jax.jit, static_argnames=('network', 'layers'))
-def _outputs(params, crops, mean, *, network, layers):
-  outputs = network.activations(params, crops.astype(jnp.float32) - mean)
-  return {layer: outputs[layer] for layer in layers}
 
 
 # Images.
@@ -339,7 +295,7 @@ def extract(
     run: folder of the network's run, to be recorded in about.json.
     output: what to create. 'npy': the folder of the layer or, of several layers, a folder with a folder for each.
       'zarr': a Zarr group. 'torch': a file.
-    file_format: 'npy', 'zarr' or 'torch', see `FORMATS`.
+    file_format: 'npy', or a name in `feature_files.WRITERS`.
 
   Returns:
     {name: reason} of the images that could not be read and were skipped.
@@ -349,7 +305,7 @@ def extract(
       writing to the same folder.
     RunError: if the disk is full, the data cannot be read, or no image can be read.
   """
-  library = None if file_format == 'npy' else _library(file_format)
+  write = None if file_format == 'npy' else feature_files.writer(file_format)
   shapes = {layer: model.layer_shape(layer) for layer in ([layers] if isinstance(layers, str) else layers)}
   about = {'run': str(run.absolute()), 'step': model.num_steps, **images.about}
   abouts = [about | {'layer': layer, 'shape': list(shape)} for layer, shape in shapes.items()]
@@ -358,7 +314,7 @@ def extract(
   try:
     working.mkdir(parents=True, exist_ok=True)
     with atomic_files.exclusive_lock(working / '.lock', message):
-      folders, skipped = _extract_arrays(model, images, working, abouts, num_copies=2 if library else 1)
+      folders, skipped = _extract_arrays(model, images, working, abouts, num_copies=2 if write else 1)
       if len(skipped) == len(images):
         shutil.rmtree(working)
         raise RunError(f'none of the {len(images):,} images can be read.')
@@ -366,8 +322,8 @@ def extract(
       for folder, layer_about in zip(folders, abouts, strict=True):
         _write_json(folder / 'names.json', names)
         _write_json(folder / 'about.json', layer_about)
-      if library:
-        FORMATS[file_format](library, dict(zip(shapes, map(load, folders), strict=True)), working / 'output')
+      if write:
+        write(_contents(folders), working / 'output')
         os.replace(working / 'output', output)
         shutil.rmtree(working)
       else:
@@ -379,6 +335,15 @@ def extract(
       f'{working} cannot be written ({error.strerror}); free some space and run the same command to resume.'
     ) from error
   return {images.name(int(index)): reason for index, reason in skipped.items()}
+
+
+def _contents(folders: Sequence[pathlib.Path]) -> feature_files.Contents:
+  """Returns the features in the folders of layers, whose images are the same."""
+  loaded = {of_layer.about['layer']: of_layer for of_layer in map(load, folders)}
+  _, labels, names, _ = next(iter(loaded.values()))
+  arrays = {layer: of_layer.features for layer, of_layer in loaded.items()}
+  abouts = {layer: of_layer.about for layer, of_layer in loaded.items()}
+  return feature_files.Contents(arrays, abouts, labels, names)
 
 
 def _extract_arrays(
@@ -422,9 +387,9 @@ def _extract_arrays(
     bar = tqdm.tqdm(total=len(images), initial=done['seen'], unit=' images', desc=', '.join(layers), mininterval=1)
     for batch, skipped in images.batches(done['batches']):
       is_image = batch['weight'] > 0
-      outputs = activations(model, batch['image'], layers, images_per_device)
-      for layer, (rows, labels) in zip(layers, arrays, strict=True):
-        rows.append(outputs[layer][is_image])
+      outputs = model.in_batches(lambda images: model.activations(images, layers), batch['image'], images_per_device)
+      for (rows, labels), x in zip(arrays, outputs, strict=True):
+        rows.append(x[is_image])
         labels.append(batch['label'][is_image])
       done['skipped'] |= {str(index): reason for index, reason in skipped.items()}
       num_seen = min(done['seen'] + images.batch_size, len(images))
@@ -501,57 +466,6 @@ class _GrowingArray:
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
   atomic_files.write_text(path, json.dumps(value, indent=0))
-
-
-# Formats of other libraries.
-
-
-def _library(name: str) -> ModuleType:
-  """Imports the library of a format.
-
-  Raises:
-    UsageError: if it is not installed.
-  """
-  try:
-    return importlib.import_module(name)
-  except ImportError as error:
-    raise UsageError(f'--format={name} requires {name}; install it with pip install {name}.') from error
-
-
-def _write_zarr(zarr: ModuleType, layers: Mapping[str, Features], path: pathlib.Path) -> None:
-  """Writes a Zarr group with an array for each layer and `labels`, a block of images at a time."""
-  group = zarr.open_group(path, mode='w')
-  for layer, (features, _, _, about) in layers.items():
-    axes = ('image', 'height', 'width', 'channel') if features.ndim == 4 else ('image', 'unit')
-    rows = min(len(features), max(1, BLOCK_BYTES // features[0].nbytes))
-    chunks = (rows, *features.shape[1:])
-    array = group.create_array(
-      layer, shape=features.shape, chunks=chunks, dtype=features.dtype, dimension_names=axes, attributes=about
-    )
-    for start in range(0, len(features), rows):
-      array[start : start + rows] = features[start : start + rows]
-  _, labels, names, _ = next(iter(layers.values()))
-  group.create_array('labels', data=labels, dimension_names=('image',))
-  group.attrs['names'] = names
-
-
-def _write_torch(torch: ModuleType, layers: Mapping[str, Features], path: pathlib.Path) -> None:
-  """Writes a dict that `torch.load` reads; maps are [image, channel, height, width], as in PyTorch."""
-  tensors = {
-    layer: torch.from_numpy(np.array(np.moveaxis(features, -1, 1), order='C'))
-    for layer, (features, *_) in layers.items()
-  }
-  _, labels, names, _ = next(iter(layers.values()))
-  contents = {'features': tensors, 'labels': torch.from_numpy(labels.astype(np.int64)), 'names': names}
-  torch.save(contents | {'about': {layer: about for layer, (*_, about) in layers.items()}}, path)
-
-
-BLOCK_BYTES = 2**24  # size of a chunk of a Zarr array
-# How the features of layers are written to a path, by name of the format and of its library.
-FORMATS: dict[str, Callable[[ModuleType, Mapping[str, Features], pathlib.Path], None]] = {
-  'zarr': _write_zarr,
-  'torch': _write_torch,
-}
 
 
 # Commands.

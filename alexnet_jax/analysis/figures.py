@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from alexnet_jax.analysis import explain, features, figure2, measures, plots, similarity, training_neighbours
 from alexnet_jax.analysis.explain import Explanation, Target
-from alexnet_jax.data import cropping, image_io, sources
+from alexnet_jax.data import cropping, image_io
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.evaluation.predict import Prediction
@@ -241,7 +241,11 @@ def predictions(selection: ImageSelection, *, only_errors: bool = False) -> tupl
     images = _read_images(selection, model)
     log_probs = _log_probs(model, images.images)
   elif not selection.images:
-    images, log_probs = _read_errors(selection, model)
+    source, order = _open_split(selection, model)
+    errors, log_probs = find_errors(model, source, order, selection.num_images)
+    if not len(errors):
+      raise RunError(f'none of the {len(source):,} images is known to be misclassified; omit --only_errors.')
+    images = _read_examples(source, errors)
   else:
     raise UsageError('--only_errors requires images whose classes are known, those of a split; name no files.')
   figure = plots.draw_predictions(images.images, log_probs, model.class_names, images.labels)
@@ -390,10 +394,11 @@ def _signatures(
   images = _read_images(selection, model)
   if len(images.images) < similarity.MIN_IMAGES:
     raise UsageError(f'{len(images.images)} images are too few to compare; choose {similarity.MIN_IMAGES} or more.')
-  outputs = features.activations(model, images.images, model.network.layer_names)
+  layers = model.network.layer_names
+  outputs = model.in_batches(lambda batch: model.activations(batch, layers), images.images)
   parts = {}
   for tower in range(num_towers) if by_tower else [None]:
-    for layer, x in outputs.items():
+    for layer, x in zip(layers, outputs, strict=True):
       channels = math.ceil(x.shape[-1] / num_towers)
       part = x if tower is None else x[..., tower * channels : (tower + 1) * channels]
       parts[LayerPart(layer, tower)] = similarity.MEASURES[measure](part)
@@ -485,32 +490,40 @@ def _read_images(selection: ImageSelection, model: TrainedModel) -> Images:
   return Images(np.stack(images), np.full(len(images), -1, np.int32), num_skipped)
 
 
-def _read_errors(selection: ImageSelection, model: TrainedModel) -> tuple[Images, np.ndarray]:
-  """Evaluates a split in random order until enough examples are misclassified; returns them and their log_probs."""
-  source, order = _open_split(selection, model)
-  errors: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+def find_errors(
+  model: TrainedModel, source: Source, order: np.ndarray, num_errors: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Evaluates the centre crops of a split in a given order until enough images are misclassified.
+
+  Args:
+    model: the network.
+    source: the split.
+    order: [image] int64, indices of the images.
+    num_errors: number of misclassified images.
+
+  Returns:
+    Indices [error] int64 of up to `num_errors` images, and their log-probabilities [error, class] float32.
+  """
+  errors: list[tuple[int, np.ndarray]] = []
   batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
-  with tqdm.tqdm(total=len(source), unit=' images', desc='Finding errors', leave=False, mininterval=1) as bar:
+  with tqdm.tqdm(total=len(order), unit=' images', desc='Finding errors', leave=False, mininterval=1) as bar:
     for start in range(0, len(order), batch_size):
-      examples = _read_examples(source, order[start : start + batch_size])
-      log_probs = _log_probs(model, examples.images)
-      is_error = (log_probs.argmax(axis=1) != examples.labels) & (examples.labels >= 0)
-      errors += zip(examples.images[is_error], examples.labels[is_error], log_probs[is_error], strict=True)
-      bar.update(len(examples.images))
-      if len(errors) >= selection.num_images:
+      indices = order[start : start + batch_size]
+      images, labels = source.read_batch(indices.tolist())
+      log_probs = _log_probs(model, images)
+      is_error = (log_probs.argmax(axis=1) != labels) & (labels >= 0)
+      errors += zip(indices[is_error], log_probs[is_error], strict=True)
+      bar.update(len(indices))
+      if len(errors) >= num_errors:
         break
-  if not errors:
-    raise RunError(f'none of the {len(source):,} images is known to be misclassified; omit --only_errors.')
-  images, labels, log_probs = map(np.stack, zip(*errors[: selection.num_images], strict=True))
-  return Images(images, labels, len(source.skipped)), log_probs
+  found = errors[:num_errors]
+  return np.array([index for index, _ in found], np.int64), np.array([row for _, row in found], np.float32)
 
 
 def _open_split(selection: ImageSelection, model: TrainedModel) -> tuple[Source, np.ndarray]:
   """Opens the selected split; returns it with all indices in random order."""
-  config = run_folder.load_config(selection.workdir)
-  config.data.dir = selection.data_dir or config.data.dir
-  split = selection.split or config.data.test_split
-  (source,) = sources.open_splits(config.data, model.stored_size, [split], allow_unlabelled=[split])
+  split = selection.split or run_folder.load_config(selection.workdir).data.test_split
+  source = features.open_dataset(selection.workdir, model.stored_size, split=split, directory=selection.data_dir).source
   return source, np.random.default_rng(selection.seed).permutation(len(source))
 
 

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax.analysis import neighbours
+from alexnet_jax.analysis import neighbours, training_neighbours
 from alexnet_jax.data import sources
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import evaluate, trained_model
@@ -72,16 +72,10 @@ def measure_same_class(folder: pathlib.Path) -> dict[str, dict[str, float]]:
   test, train = sources.open_splits(config.data, model.stored_size, splits)
   queries, query_labels = _sample(test, MAX_QUERIES)
   searched, labels = _sample(train, MAX_SEARCHED)
-
-  def fc7(images):
-    return model.in_batches(lambda batch: model.activations(batch, 'fc7'), images)
-
-  def pixels(images):
-    return model.centre_crops(images).astype(np.float32).reshape(len(images), -1)
-
   percentages = {}
-  for name, features in (('fc7', fc7), ('pixels', pixels)):
-    nearest, _ = neighbours.find_nearest(features(queries), features(searched), min(NUM_NEIGHBOURS, len(searched)))
+  for name in ('fc7', training_neighbours.PIXELS):
+    rows, train_rows = (training_neighbours.represent(model, images, name) for images in (queries, searched))
+    nearest, _ = neighbours.find_nearest(rows, train_rows, min(NUM_NEIGHBOURS, len(searched)))
     percentages[name] = round(100 * float(np.mean(labels[nearest] == query_labels[:, None])), 2)
   return {'same_class': percentages}
 

@@ -41,7 +41,7 @@ def log_probs(
   return jax.nn.log_softmax(network.apply(params, _network_inputs(images, mean_image, crop, mean_crop, image_size)))
 
 
-@functools.partial(jax.jit, static_argnames=('network', 'image_size', 'layer'))
+@functools.partial(jax.jit, static_argnames=('network', 'image_size', 'layers'))
 def activations(
   params: dict,
   images: jax.Array,
@@ -51,16 +51,17 @@ def activations(
   *,
   network: Network,
   image_size: int,
-  layer: str,
-) -> jax.Array:
-  """Computes the output of one layer, such as 'fc7', for a crop of every image.
+  layers: tuple[str, ...],
+) -> tuple[jax.Array, ...]:
+  """Computes the outputs of layers, such as 'fc7', for a crop of every image.
 
   The other arguments are those of `log_probs`.
 
   Returns:
-    [batch, height, width, channel] or [batch, unit] float32, see `registry.Network`.
+    For each layer, [batch, height, width, channel] or [batch, unit] float32, see `registry.Network`.
   """
-  return network.activations(params, _network_inputs(images, mean_image, crop, mean_crop, image_size))[layer]
+  outputs = network.activations(params, _network_inputs(images, mean_image, crop, mean_crop, image_size))
+  return tuple(outputs[layer] for layer in layers)
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'image_size'))

@@ -3,7 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -75,50 +75,65 @@ class TrainedModel(NamedTuple):
 
   def in_batches(
     self,
-    function: Callable[[np.ndarray], jax.Array],
+    function: Callable[[np.ndarray], Any],
     images: np.ndarray | StoredImages,
     images_per_device: int = IMAGES_PER_DEVICE,
-  ) -> np.ndarray:
+  ) -> Any:
     """Applies a function to any number of images, batch by batch.
 
     Args:
-      function: function of a batch of stored images, such as a method of this class. The last batch is padded with
-        black images, whose outputs are dropped.
+      function: function of a batch of stored images, such as a method of this class, that returns an array [batch, ...]
+        or a tuple of such arrays. The last batch is padded with black images, whose outputs are dropped.
       images: stored images, one or more.
       images_per_device: largest number of images per device in a batch.
 
     Returns:
-      [image, ...], the outputs of the function.
+      [image, ...], the outputs of the function, or a tuple of such arrays.
     """
     num_data = self.mesh.shape['data']
     batch_size = num_data * min(images_per_device, -(-len(images) // num_data))
-    outputs = []
+    outputs: Any = None
     for start in range(0, len(images), batch_size):
       batch = images[start : start + batch_size]
       padding = np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)
-      outputs.append(np.asarray(function(np.concatenate([batch, padding])))[: len(batch)])
-    return np.concatenate(outputs)
+      of_batch = function(np.concatenate([batch, padding]))
+      if outputs is None:
+        outputs = jax.tree.map(lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), of_batch)
+      for array, x in zip(jax.tree.leaves(outputs), jax.tree.leaves(of_batch), strict=True):
+        array[start : start + batch_size] = np.asarray(x)[: len(batch)]
+    return outputs
 
-  def activations(self, images: np.ndarray | jax.Array, layer: str, crop: cropping.Crop | None = None) -> jax.Array:
-    """Computes the output of a layer for a crop of each image.
+  @overload
+  def activations(self, images: np.ndarray | jax.Array, layer: str, crop: cropping.Crop | None = None) -> jax.Array: ...
+
+  @overload
+  def activations(
+    self, images: np.ndarray | jax.Array, layer: list[str] | tuple[str, ...], crop: cropping.Crop | None = None
+  ) -> tuple[jax.Array, ...]: ...
+
+  def activations(self, images, layer, crop=None):
+    """Computes the output of a layer, or of several in one pass, for a crop of each image.
 
     Args:
       images: stored images, on the devices or this process's shard of them on the host.
-      layer: 'conv1', 'pool1', 'conv2', ... 'fc7', 'fc8', see `layer_shapes`.
+      layer: 'conv1', 'pool1', 'conv2', ... 'fc7', 'fc8', see `layer_shapes`, or several of these names.
       crop: the crop; by default the centre crop.
 
     Returns:
-      [batch, height, width, channel] or [batch, unit] float32, see `registry.Network`.
+      [batch, height, width, channel] or [batch, unit] float32, see `registry.Network`; of several names, a tuple.
 
     Raises:
       UsageError: if the network has no such layer.
     """
-    self.check_layer(layer)
+    layers = (layer,) if isinstance(layer, str) else tuple(layer)
+    for name in layers:
+      self.check_layer(name)
     compute = functools.partial(
-      inference.activations, network=self.network, image_size=self.config.image_size, layer=layer
+      inference.activations, network=self.network, image_size=self.config.image_size, layers=layers
     )
     with jax.set_mesh(self.mesh):
-      return compute(self.params, self._put(images), self.mean_image, *self._crop_arrays(crop))
+      outputs = compute(self.params, self._put(images), self.mean_image, *self._crop_arrays(crop))
+    return outputs[0] if isinstance(layer, str) else outputs
 
   def saliency(self, images: np.ndarray | jax.Array, crop: cropping.Crop | None = None) -> jax.Array:
     """Computes the gradient of the log-probability of each image's top class with respect to the pixels of a crop.

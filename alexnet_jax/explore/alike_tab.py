@@ -5,7 +5,7 @@ import functools
 import gradio as gr
 
 from alexnet_jax.analysis import training_neighbours
-from alexnet_jax.explore import loaded_run
+from alexnet_jax.explore import loaded_run, training_map
 from alexnet_jax.explore.loaded_run import LoadedRun
 from alexnet_jax.explore.visitors import LONG, TQDM, reported
 
@@ -20,39 +20,44 @@ def add(run: LoadedRun, stored: gr.State) -> None:
     stored: the stored image of the visitor, [size, size, rgb] uint8.
   """
   gr.Markdown(
-    'The training images whose activations are nearest to those of the photograph, with their classes and distances. '
-    'The activations of the training set are computed once, and saved to the folder of the run.'
+    'The training images whose activations, or whose pixels, are nearest to those of the photograph, with their '
+    'classes and distances. The activations of the training set are computed once, and saved to the folder of the run.'
   )
-  layer = gr.Dropdown(list(run.model.network.layer_names), value='fc7', label='Layer')
+  layers = [training_neighbours.PIXELS, *run.model.network.layer_names]
+  layer = gr.Dropdown(layers, value='fc7', label='Layer, or the pixels')
   find = gr.Button('Find the nearest training images')
-  nearest = gr.Gallery(label='Nearest training images', show_label=False, columns=4, interactive=False)
+  nearest = gr.Gallery(label='Nearest training images', show_label=False, columns=3, interactive=False)
   gr.Markdown(
-    '### Map of the training set\nTraining images at the first two principal components of their activations. Click an '
+    '### Map of the training set\nTraining images with similar activations, or pixels, are near each other. Click an '
     'image to enlarge it.'
   )
+  names = training_map.projections()
+  projection = gr.Radio(names, value=names[0], label='Projection', visible=len(names) > 1)
   draw = gr.Button('Draw the map')
   with gr.Row():
     picture = gr.Image(label='Map', interactive=False, buttons=[], scale=2)
     clicked = gr.Image(label='Image of the map', interactive=False, buttons=[], scale=1)
 
-  def select(layer, event: gr.SelectData):
-    drawn = run.training_map(layer)
+  def select(layer, projection, event: gr.SelectData):
+    drawn = run.training_map(layer, projection)
     index = drawn.picture.channel_at(*event.index)
     if index < 0:
       return gr.skip()
     (image,), (label,) = drawn.source.read_batch([int(drawn.indices[index])])
     return gr.Image(image, label=run.class_name(label))
 
-  draw.click(reported(functools.partial(_draw_map, run)), layer, picture, **LONG)
-  picture.select(select, layer, clicked)
-  layer.change(lambda: (None, None), None, [picture, clicked])
+  choice = [layer, projection]
+  draw.click(reported(functools.partial(_draw_map, run)), choice, picture, **LONG)
+  picture.select(select, choice, clicked)
+  gr.on([layer.change, projection.change], lambda: (None, None), None, [picture, clicked])
   find.click(reported(functools.partial(_find, run)), [stored, layer], nearest, **LONG)
 
 
-def _draw_map(run, layer, progress=TQDM):
+def _draw_map(run, layer, projection, progress=TQDM):
   del progress
-  drawn = run.training_map(layer)
-  return gr.Image(drawn.picture.pixels, label=f'Map of {layer}, {100 * drawn.explained:.0f} % of the variance')
+  drawn = run.training_map(layer, projection)
+  label = f'Map of {layer}: {projection}, {100 * drawn.explained:.0f} % of the variance'
+  return gr.Image(drawn.picture.pixels, label=label)
 
 
 def _find(run, image, layer, progress=TQDM):

@@ -10,7 +10,7 @@ from alexnet_jax.data import cropping
 from alexnet_jax.explore import ablation, loaded_run, mosaic, units
 from alexnet_jax.explore.ablation import Ablation
 from alexnet_jax.explore.loaded_run import LoadedRun
-from alexnet_jax.explore.visitors import LONG, TQDM, reported
+from alexnet_jax.explore.visitors import LONG, TQDM, clip_unit, reported
 from alexnet_jax.runtime.errors import UsageError
 
 ENLARGED = 330  # side of an enlarged map, pixels
@@ -65,12 +65,11 @@ def add(run: LoadedRun, stored: gr.State) -> None:
     return channel if channel >= 0 else gr.skip()
 
   parts: list[Any] = [towers_off, norms_off, units_off]
-  gr.on(
-    [stored.change, layer.change, unit.change, *(part.change for part in parts)],
-    reported(functools.partial(_show_layer, run)),
-    [stored, layer, unit, *parts],
-    [maps, enlarged, before, after],
-  )
+  clipped = layer.change(functools.partial(clip_unit, run), [layer, unit], unit)
+  show = reported(functools.partial(_show_layer, run))
+  shown = [stored, layer, unit, *parts], [maps, enlarged, before, after]
+  clipped.then(show, *shown)
+  gr.on([stored.change, unit.change, *(part.change for part in parts)], show, *shown)
   kernels.select(select_kernel, None, [layer, unit])
   maps.select(select_map, layer, unit)
   find.click(reported(functools.partial(_find_strongest, run)), [layer, unit], strongest, **LONG)
@@ -90,12 +89,14 @@ def _show_layer(run, image, layer, unit, *parts):
   )
   model = ablation.apply(run.model, switched_off) if any(switched_off) else run.model
   outputs = np.asarray(model.activations(image[None], layer))[0]
-  crops = cropping.centre_crop_only(run.model.config.border)
-  before, after = (
-    loaded_run.best_classes(run.model, loaded_run.probabilities(network, image, crops)[0])
-    for network in (run.model, model)
-  )
+  before = _predict(run.model, image)
+  after = before if model is run.model else _predict(model, image)
   return mosaic.draw_maps(outputs, run.model.network.num_towers).pixels, _enlarge(outputs, unit), before, after
+
+
+def _predict(model, image):
+  crops = cropping.centre_crop_only(model.config.border)
+  return loaded_run.best_classes(model, loaded_run.probabilities(model, image, crops)[0])
 
 
 def _enlarge(outputs, unit):

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import cropping, sources
+from alexnet_jax.analysis import features
+from alexnet_jax.data import cropping
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import metrics, trained_model
 from alexnet_jax.evaluation.trained_model import TrainedModel
@@ -43,8 +44,7 @@ class LoadedRun:
     Raises:
       UsageError, RunError: if the dataset of the run is not there.
     """
-    split = self.config.data.test_split
-    return sources.open_splits(self.config.data, self.model.stored_size, [split], allow_unlabelled=[split])[0]
+    return features.open_dataset(self.folder, self.model.stored_size, split=self.config.data.test_split).source
 
   @functools.cache  # noqa: B019, a run is loaded until the process ends
   def strongest_images(self, layer: str) -> StrongestImages:
@@ -52,9 +52,9 @@ class LoadedRun:
     return units.find_strongest_images(self.model, self.test, layer)
 
   @functools.cache  # noqa: B019
-  def training_map(self, layer: str) -> TrainingMap:
+  def training_map(self, layer: str, projection: str) -> TrainingMap:
     """Draws the map of the training set; the second call returns the result at once."""
-    return training_map.draw(self.model, self.folder, layer)
+    return training_map.draw(self.model, self.folder, layer, projection)
 
   def class_name(self, label: int) -> str:
     """Returns the name of a class; that of the label -1 is 'unknown class'."""
@@ -71,6 +71,20 @@ def load(folder: pathlib.Path) -> LoadedRun:
   config = run_folder.load_config(folder)
   alexnet.require_alexnet(config.model, 'this page')
   return LoadedRun(folder, config, trained_model.load(folder, batch_size=1, num_data=1, num_tower=1))
+
+
+def by_title(runs: Sequence[LoadedRun]) -> Mapping[str, LoadedRun]:
+  """Returns runs by title: the names of their folders, with those of the folders above where the names are equal.
+
+  Raises:
+    UsageError: if two runs are the same.
+  """
+  paths = [run.folder.absolute().parts for run in runs]
+  for num_parts in range(1, max(map(len, paths)) + 1):
+    titles = [str(pathlib.PurePath(*parts[-num_parts:])) for parts in paths]
+    if len(set(titles)) == len(runs):
+      return dict(zip(titles, runs, strict=True))
+  raise UsageError(f'{runs[0].folder} is named twice; name another run, or this one alone.')
 
 
 def probabilities(model: TrainedModel, image: np.ndarray, crops: Sequence[cropping.Crop]) -> np.ndarray:

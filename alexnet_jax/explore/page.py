@@ -1,18 +1,21 @@
 """The page of `python -m alexnet_jax explore`, made of Gradio's components."""
 
 import argparse
+import contextlib
 import functools
 import pathlib
+import pkgutil
 from collections.abc import Sequence
 
 import gradio as gr
 import numpy as np
 
-from alexnet_jax.data import cropping, image_io
-from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE
+from alexnet_jax.analysis import figures
+from alexnet_jax.data import image_io
 from alexnet_jax.explore import alike_tab, inside_tab, loaded_run, mosaic, predict_tab, why_tab
 from alexnet_jax.explore.loaded_run import LoadedRun
 from alexnet_jax.explore.visitors import LONG, add_photograph, reported
+from alexnet_jax.runtime import host_memory
 from alexnet_jax.runtime.errors import UsageError
 
 MAX_UPLOAD = '100mb'
@@ -35,10 +38,26 @@ def command(options: argparse.Namespace) -> int:
   """
   if len(options.workdirs) > MAX_RUNS:
     raise UsageError(f'{len(options.workdirs)} runs are too many; name one, or two to compare them.')
+  host_memory.return_large_blocks()
+  host_memory.trim_after_compiling()
   page = make_page([loaded_run.load(folder) for folder in options.workdirs])
   print(f'{serve(page, options.host, options.port)}  (end with Ctrl-C)', flush=True)
+  if link := colab_link(options.port):
+    print(f'On Colab: {link}', flush=True)
   page.block_thread()
   return 0
+
+
+def colab_link(port: int) -> str | None:
+  """Returns the link to a port of this computer in Colab's proxy, how to get it, or None if this is not Colab."""
+  try:
+    output = pkgutil.resolve_name('google.colab:output')  # only Colab has it
+  except ImportError:
+    return None
+  try:
+    return output.eval_js(f'google.colab.kernel.proxyPort({port})')
+  except AttributeError:  # only the process of the notebook is connected to the browser
+    return "for a link, run `from alexnet_jax import __main__; __main__.main(['explore', 'WORKDIR'])` in a cell"
 
 
 def serve(page: gr.Blocks, host: str = '127.0.0.1', port: int | None = None) -> str:
@@ -75,12 +94,13 @@ def make_page(runs: Sequence[LoadedRun]) -> gr.Blocks:
   """Returns the page for one run, or for two runs that are compared.
 
   Raises:
-    UsageError: if the runs store images of different sizes.
+    UsageError: if the runs store images of different sizes, or two are the same.
   """
   sizes = [run.model.stored_size for run in runs]
   if len(set(sizes)) > 1:
     raise UsageError(f'the runs read images of {sizes[0]} and {sizes[1]} pixels; compare runs with the same size.')
-  title = ' and '.join(run.folder.name for run in runs)
+  by_title = loaded_run.by_title(runs)
+  title = ' and '.join(by_title)
   with gr.Blocks(title=f'{title} - AlexNet', analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
     gr.Markdown(INTRODUCTION.format(runs=title))
     stored = gr.State()  # of each visitor: [size, size, rgb] uint8
@@ -93,11 +113,12 @@ def make_page(runs: Sequence[LoadedRun]) -> gr.Blocks:
         description = gr.Markdown()
       with gr.Column(scale=3, min_width=320):
         with gr.Tab('Predict'):
-          predict_tab.add(runs, stored)
+          predict_tab.add(by_title, stored)
         for name, tab in (('Inside', inside_tab), ('Why', why_tab), ('Alike', alike_tab)):
-          for run in runs:
-            with gr.Tab(name if len(runs) == 1 else f'{name}: {run.folder.name}'):
-              tab.add(run, stored)
+          with gr.Tab(name):
+            for run_title, run in by_title.items():
+              with gr.Tab(run_title) if len(runs) > 1 else contextlib.nullcontext():
+                tab.add(run, stored)
     image = [stored, shown, description]
     photograph.change(reported(functools.partial(_read, sizes[0])), photograph, image)
     random_image.click(reported(functools.partial(_draw_test_image, runs[0])), None, image)
@@ -123,15 +144,10 @@ def _draw_test_image(run):
 def _draw_error(run):
   """Classifies the centre crops of test images in random order until one is misclassified."""
   order = np.random.default_rng().permutation(len(run.test))
-  crops = cropping.centre_crop_only(run.model.config.border)
-  for start in range(0, len(order), IMAGES_PER_DEVICE):
-    indices = order[start : start + IMAGES_PER_DEVICE]
-    images, labels = run.test.read_batch(indices.tolist())
-    log_probs = run.model.in_batches(lambda batch: run.model.log_probs(batch, crops), images)
-    errors = indices[(log_probs.argmax(axis=1) != labels) & (labels >= 0)]
-    if len(errors):
-      return _show_test_image(run, int(errors[0]))
-  raise UsageError(f'none of the {len(order):,} test images is known to be misclassified; draw any other.')
+  errors, _ = figures.find_errors(run.model, run.test, order, 1)
+  if not len(errors):
+    raise UsageError(f'none of the {len(order):,} test images is known to be misclassified; draw any other.')
+  return _show_test_image(run, int(errors[0]))
 
 
 def _show_test_image(run, index):

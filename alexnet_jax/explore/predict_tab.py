@@ -2,41 +2,49 @@
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.image_utils import encode_image_array_to_base64
 
 from alexnet_jax.data import cropping, image_io
-from alexnet_jax.explore import loaded_run, mosaic
+from alexnet_jax.explore import loaded_run
 from alexnet_jax.explore.loaded_run import LoadedRun
 from alexnet_jax.explore.visitors import reported
 
 MAX_FILES = 100
-PICTURE_SIDE, FRAME = 512, 4  # pixels
+CROPS = """<figure style="margin: 0">
+<svg viewBox="0 0 {side} {side}" role="img" aria-label="Crops"
+style="display: block; width: 100%; max-height: 420px">
+<image href="{image}" width="{side}" height="{side}" style="image-rendering: pixelated"/>
+<g fill="none" stroke-width="{line}" font-size="{font}" font-weight="bold" dominant-baseline="central">
+{frames}</g></svg>
+<figcaption>The crops and their numbers. A mirrored crop has the frame of another one.</figcaption></figure>"""
 
 
-def add(runs: Sequence[LoadedRun], stored: gr.State) -> None:
+def add(by_title: Mapping[str, LoadedRun], stored: gr.State) -> None:
   """Adds the components of one run or two to the current tab.
 
   Args:
-    runs: the runs.
+    by_title: the runs by their titles.
     stored: the stored image of the visitor, [size, size, rgb] uint8.
   """
+  runs = list(by_title.values())
   agreement = gr.Markdown(visible=len(runs) > 1)
   outputs: list[Any] = [agreement]
   with gr.Row():
-    for run in runs:
+    for title in by_title:
       with gr.Column(min_width=300):
-        bars = gr.Label(label=f'{run.folder.name}: most probable classes', num_top_classes=loaded_run.NUM_CLASSES)
-        crops = gr.AnnotatedImage(label='Crops; a mirrored crop has the frame of another one', height=420)
+        bars = gr.Label(label=f'{title}: most probable classes', num_top_classes=loaded_run.NUM_CLASSES)
+        crops = gr.HTML(label='Crops')
         table = gr.Dataframe(headers=['crop', 'mirrored', 'class', 'probability'], interactive=False, label='Each crop')
         outputs += [bars, crops, table]
   stored.change(reported(functools.partial(_predict, runs)), stored, outputs)
   with gr.Accordion('Several photographs', open=False):
     files = gr.File(file_count='multiple', label='Photographs')
-    headers = ['file', *(f'{column} {run.folder.name}' for run in runs for column in ('class,', 'probability,'))]
+    headers = ['file', *(f'{column} {title}' for title in by_title for column in ('class,', 'probability,'))]
     classes = gr.Dataframe(headers=[*headers, *(['differ'] if len(runs) > 1 else [])], interactive=False)
     files.change(reported(functools.partial(_predict_files, runs)), files, classes)
 
@@ -53,7 +61,7 @@ def _predict(runs, image):
       [number, 'yes' if crop.mirrored else 'no', run.model.class_names[row.argmax()], _percent(row.max())]
       for number, (crop, row) in enumerate(zip(crops, by_crop, strict=True), 1)
     ]
-    outputs += [classes, _frames(image, crops, run.model.config.image_size), rows]
+    outputs += [classes, _draw_crops(image, crops, run.model.config.image_size), rows]
   agreement = (
     f'Both runs predict **{best[0]}**.' if len(set(best)) == 1 else f'The runs differ: **{"**, **".join(best)}**.'
   )
@@ -71,22 +79,29 @@ def _percent(fraction):
   return f'{100 * fraction:.1f} %'
 
 
-def _frames(image: np.ndarray, crops: Sequence[cropping.Crop], size: int) -> tuple[np.ndarray, list]:
-  """Returns the magnified image, and the mask and the numbers of the crops of each frame."""
-  scale = PICTURE_SIDE / len(image)
+def _draw_crops(image: np.ndarray, crops: Sequence[cropping.Crop], size: int) -> str:
+  """Draws the frames of the crops, with their numbers, into an image [side, side, rgb] uint8; returns HTML.
+
+  The image is part of the HTML: Gradio would write the frames, which are the same for all images, to the same files for
+  all visitors, and send a visitor a file that is being written for another.
+  """
+  side, font = len(image), len(image) / 16
   numbers: dict[tuple[int, int], list[str]] = {}
   for number, crop in enumerate(crops, 1):
-    numbers.setdefault((int(crop.top), int(crop.left)), []).append(str(number))
-  masks = []
-  for (top, left), found in numbers.items():
-    first_row, first_column, last_row, last_column = (
-      round(scale * edge) for edge in (top, left, top + size, left + size)
+    numbers.setdefault((int(crop.left), int(crop.top)), []).append(str(number))
+  frames = []
+  for index, (corner, found) in enumerate(numbers.items()):
+    fractions = [start / (side - size) if side > size else 0 for start in corner]  # of the way to the last position
+    x, y = (start + f * size + (1 - 2 * f) * 3 * font for start, f in zip(corner, fractions, strict=True))
+    hue, anchor = 360 * index // len(numbers), ('start', 'middle', 'end')[round(2 * fractions[0])]
+    frames.append(
+      f'<rect x="{corner[0]}" y="{corner[1]}" width="{size}" height="{size}" stroke="hsl({hue} 90% 60%)"/>'
+      f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="hsl({hue} 90% 60%)" stroke="black" paint-order="stroke">'
+      f'{", ".join(found)}</text>'
     )
-    mask = np.zeros((PICTURE_SIDE, PICTURE_SIDE))
-    mask[first_row:last_row, first_column:last_column] = 1
-    mask[first_row + FRAME : last_row - FRAME, first_column + FRAME : last_column - FRAME] = 0
-    masks.append((mask, f'crop {" and ".join(found)}'))
-  return mosaic.magnify(image, PICTURE_SIDE), masks
+  return CROPS.format(
+    side=side, image=encode_image_array_to_base64(image), font=font, line=side / 128, frames=''.join(frames)
+  )
 
 
 def _predict_files(runs, paths):

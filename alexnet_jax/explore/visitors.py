@@ -8,7 +8,9 @@ from typing import Any
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # read when Gradio is imported
 
 import gradio as gr
+import numpy as np
 
+from alexnet_jax.explore.loaded_run import LoadedRun
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 LONG: dict[str, Any] = {'concurrency_id': 'long', 'concurrency_limit': 1}  # options of events that run one at a time
@@ -23,6 +25,12 @@ def add_photograph() -> gr.Image:
   photograph = gr.Image(label='Photograph', sources=['upload', 'clipboard', 'webcam'], height=260)
   photograph.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
   return photograph
+
+
+def clip_unit(run: LoadedRun, layer: str, unit: float | None) -> Any:
+  """Returns the number of the nearest unit that a layer has, or no change if it has the unit."""
+  nearest = int(np.clip(unit or 0, 0, run.model.layer_shape(layer)[-1] - 1))
+  return gr.skip() if nearest == unit else nearest
 
 
 def reported(function: Callable) -> Callable:

@@ -7,10 +7,11 @@ import gradio as gr
 from alexnet_jax.analysis import explain, plots
 from alexnet_jax.explore import loaded_run
 from alexnet_jax.explore.loaded_run import LoadedRun
-from alexnet_jax.explore.visitors import LONG, reported
+from alexnet_jax.explore.visitors import LONG, clip_unit, reported
 
 MOST_PROBABLE = 'the most probable class'
 A_UNIT = 'the unit below'
+NARROW = 320  # pixels; on a phone, components of this width are below each other
 METHODS = {  # title on the page: name of the method
   'Saliency': 'saliency',
   'Guided backpropagation': 'guided_backpropagation',
@@ -28,8 +29,9 @@ def add(run: LoadedRun, stored: gr.State) -> None:
   """
   gr.Markdown('On which pixels does a class or a unit depend? Occlusion takes the longest.')
   with gr.Row():
-    method = gr.Radio(list(METHODS), value='Grad-CAM', label='Method')
-    target = gr.Dropdown([MOST_PROBABLE, A_UNIT, *run.model.class_names], value=MOST_PROBABLE, label='Class or unit')
+    method = gr.Radio(list(METHODS), value='Grad-CAM', label='Method', min_width=NARROW)
+    targets = [MOST_PROBABLE, A_UNIT, *run.model.class_names]
+    target = gr.Dropdown(targets, value=MOST_PROBABLE, label='Class or unit', min_width=NARROW)
   with gr.Row(visible=False) as layer_and_unit:
     layer = gr.Dropdown(list(run.model.network.layer_names), value='conv5', label='Layer of the unit')
     unit = gr.Number(0, label='Unit', precision=0, minimum=0)
@@ -37,6 +39,7 @@ def add(run: LoadedRun, stored: gr.State) -> None:
     explain_button = gr.Button('Explain the photograph')
     maximise_button = gr.Button('Optimise an image from noise')
   figure = gr.Plot(label='Explanation')
+  layer.change(functools.partial(clip_unit, run), [layer, unit], unit)
   target.change(lambda target: gr.Row(visible=target == A_UNIT), target, layer_and_unit)
   choice = [target, layer, unit]
   explain_button.click(reported(functools.partial(_explain, run)), [stored, method, *choice], figure, **LONG)

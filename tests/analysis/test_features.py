@@ -10,7 +10,7 @@ from alexnet_jax import __main__ as cli
 from alexnet_jax.analysis import features, neighbours
 from alexnet_jax.data import image_io
 from alexnet_jax.evaluation import trained_model
-from alexnet_jax.interop import import_export
+from alexnet_jax.interop import feature_files, import_export
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
 from tests import miniature
@@ -267,7 +267,7 @@ def test_torch_loads_features_in_its_order_of_axes(trained_run, tmp_path):
 
 def test_zarr_opens_features_with_named_axes(trained_run, tmp_path, monkeypatch):
   zarr = pytest.importorskip('zarr')
-  monkeypatch.setattr(features, 'BLOCK_BYTES', 4 * 3 * 3 * 24 * 4)  # several chunks, the last of which is not full
+  monkeypatch.setattr(feature_files, 'BLOCK_BYTES', 4 * 3 * 3 * 24 * 4)  # several chunks, the last of which is not full
   conv3, fc6 = extract_as('zarr', trained_run, tmp_path / 'features.zarr')
   group = zarr.open_group(tmp_path / 'features.zarr', mode='r')
   assert sorted(group.array_keys()) == ['conv3', 'fc6', 'labels']
@@ -318,7 +318,8 @@ def test_names_denote_the_same_activations_in_the_exported_pytorch_network(varia
   names = features.other_names(model.network)
   assert names.items() >= (expected | {'relu6': 'fc6', 'fc8': 'fc8'}).items()
   checked = [name for name in names if not name.startswith(('features.', 'classifier.'))]
-  ours = features.activations(model, images, model.network.layer_names)
+  layers = model.network.layer_names
+  ours = dict(zip(layers, model.activations(images, layers), strict=True))
   for name in checked:
     assert_close(ours[names[name]], theirs[name])
 
@@ -330,7 +331,8 @@ def test_names_denote_the_same_activations_in_torchvision(torchvision_network, t
   x = (images[:, 16:240, 16:240] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
   theirs = outputs_of(torchvision_network, torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float32))
   names = {name: layer for name, layer in features.other_names(model.network).items() if name in theirs}
-  ours = features.activations(model, images, model.network.layer_names)
+  layers = model.network.layer_names
+  ours = dict(zip(layers, model.activations(images, layers), strict=True))
   assert sorted(names.values()) == sorted(ours)  # every layer has a name in torchvision
   for name, layer in names.items():
     assert_close(ours[layer], theirs[name])

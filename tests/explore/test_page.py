@@ -1,11 +1,16 @@
 """The page in a browser: what a visitor does, what the page shows, and what it must not do."""
 
+import concurrent.futures
 import dataclasses
 import importlib
 import json
 import pathlib
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import types
 import urllib.error
 import urllib.request
 
@@ -15,8 +20,9 @@ import PIL.Image
 import pytest
 
 import alexnet_jax
+from alexnet_jax.analysis import training_neighbours
 from alexnet_jax.data import cropping
-from alexnet_jax.explore import loaded_run, mosaic, units
+from alexnet_jax.explore import loaded_run, mosaic, training_map, units
 from alexnet_jax.runtime.errors import UsageError
 
 sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright opens the page')
@@ -24,6 +30,7 @@ sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright opens t
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='neither chromium nor google-chrome is installed')
 PACKAGE = pathlib.Path(alexnet_jax.__file__).parent
+MAX_GROWTH = 30  # MB; the decoded test split is 10 MB
 
 
 @pytest.fixture(scope='module')
@@ -107,6 +114,12 @@ def click(visitor, name):
 
 def click_tab(visitor, name):
   visitor.get_by_role('tab', name=name).click()
+
+
+def choose(visitor, label, option):
+  """Chooses an option of the visible list with a label."""
+  visitor.get_by_label(label, exact=True).filter(visible=True).click()
+  visitor.get_by_role('option', name=option, exact=True).click()
 
 
 def bars(visitor, label):
@@ -201,6 +214,26 @@ def test_a_click_selects_the_unit_whose_strongest_images_are_found(run, visit, p
 
 
 @pytest.mark.slow
+def test_a_unit_that_the_chosen_layer_lacks_becomes_its_last(run, visit, photographs):
+  visitor = visit()
+  drop(visitor, photographs[0][0])
+  bars(visitor, 'most probable classes').first.wait_for()
+  click_tab(visitor, 'Inside')
+  choose(visitor, 'Layer', 'fc6')
+  unit = visitor.get_by_label('Unit', exact=True).filter(visible=True)
+  unit.fill('200')
+  choose(visitor, 'Layer', 'conv1')
+  sync_api.expect(unit).to_have_value('5')  # of 6 kernels
+  sync_api.expect(bars(visitor, 'The whole network')).to_have_count(5)
+  click_tab(visitor, 'Why')
+  choose(visitor, 'Class or unit', 'the unit below')
+  unit.fill('23')
+  choose(visitor, 'Layer of the unit', 'conv1')
+  sync_api.expect(unit).to_have_value('5')
+  assert not visitor.get_by_test_id('toast-body').count()
+
+
+@pytest.mark.slow
 def test_a_photograph_is_explained_and_an_image_is_optimised(visit, photographs):
   visitor = visit()
   click_tab(visitor, 'Why')
@@ -231,10 +264,20 @@ def test_neighbours_and_the_map_of_the_training_set_are_shown(run, visit, photog
   click_tab(visitor, 'Alike')
   click(visitor, 'Find the nearest training images')
   sync_api.expect(visitor.locator('.thumbnail-item')).to_have_count(8, timeout=120_000)
+  choose(visitor, 'Layer, or the pixels', 'pixels')
+  click(visitor, 'Find the nearest training images')
+  photograph = np.asarray(PIL.Image.open(photographs[0][0]))[None]
+  found = training_neighbours.find(run.model, run.folder, photograph, 'pixels', 8)
+  captions = [
+    f'{run.class_name(label)}, {distance:.3g}'
+    for label, distance in zip(found.labels[0], found.distances[0], strict=True)
+  ]
+  sync_api.expect(visitor.locator('.thumbnail-item .caption-label')).to_have_text(captions, timeout=120_000)
+  choose(visitor, 'Layer, or the pixels', 'fc7')
   click(visitor, 'Draw the map')
   shown = visitor.locator('.image-frame.selectable img').filter(visible=True)
   shown.wait_for(timeout=120_000)
-  drawn = run.training_map('fc7')
+  drawn = run.training_map('fc7', training_map.PRINCIPAL_COMPONENTS)
   last = int(drawn.picture.channels.max())  # nothing covers the last image
   click_channel(shown, drawn.picture.channels, last)
   _, (label,) = drawn.source.read_batch([int(drawn.indices[last])])
@@ -244,19 +287,23 @@ def test_neighbours_and_the_map_of_the_training_set_are_shown(run, visit, photog
 
 @pytest.mark.slow
 def test_two_runs_are_compared(page, run, visit, photographs, tmp_path):
-  other = loaded_run.load(shutil.copytree(run.folder, tmp_path / 'other'))
+  other = loaded_run.load(shutil.copytree(run.folder, tmp_path / 'other' / 'small'))
+  titles = [f'{run.folder.parent.name}/small', 'other/small']
   (path, _), (name, _) = photographs
   other_name = best_class(other, np.asarray(PIL.Image.open(path)))
   served = page.make_page([run, other])
   visitor = visit(page.serve(served))
   try:
     drop(visitor, path)
-    expect_class(visitor, f'{run.folder.name}: most probable', name)
-    expect_class(visitor, 'other: most probable', other_name)
+    expect_class(visitor, f'{titles[0]}: most probable', name)
+    expect_class(visitor, 'other/small: most probable', other_name)
     agreement = f'Both runs predict {name}.' if name == other_name else f'The runs differ: {name}, {other_name}.'
     sync_api.expect(visitor.get_by_text(agreement)).to_be_visible()
-    tabs = [f'{name}: {folder}' for name in ('Inside', 'Why', 'Alike') for folder in ('small', 'other')]
-    assert visitor.get_by_role('tab').all_inner_texts() == ['Predict', *tabs]
+    tabs = ['Predict', 'Inside', 'Why', 'Alike']
+    assert visitor.get_by_role('tab').filter(visible=True).all_inner_texts() == tabs
+    for tab in tabs[1:]:
+      click_tab(visitor, tab)
+      assert visitor.get_by_role('tab').filter(visible=True).all_inner_texts() == [*tabs, *titles]
   finally:
     served.close(verbose=False)
 
@@ -330,6 +377,11 @@ def test_the_keyboard_alone_reaches_the_tabs_and_the_buttons(visit):
   sync_api.expect(visitor.locator('.thumbnail-item')).to_have_count(9, timeout=60_000)
 
 
+def free_port():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
 def post(url, data):
   request = urllib.request.Request(url, json.dumps(data).encode(), {'Content-Type': 'application/json'})
   return urllib.request.urlopen(request, timeout=30).read().decode()
@@ -369,3 +421,59 @@ def test_no_file_is_written_to_the_package(address):
 def test_errors_name_what_to_do(page, run, address):
   with pytest.raises(UsageError, match=r'port \d+ of 127.0.0.1 is in use; choose another --port'):
     page.serve(page.make_page([run]), port=int(address.strip('/').rpartition(':')[2]))
+  with pytest.raises(UsageError, match='is named twice'):
+    page.make_page([run, run])
+
+
+@pytest.mark.parametrize(
+  ('folders', 'titles'),
+  [
+    (['/runs/digits', '/runs/tanh'], ['digits', 'tanh']),
+    (['/a/runs/digits', '/b/runs/digits'], ['a/runs/digits', 'b/runs/digits']),
+    (['/digits', '/old/digits'], ['/digits', 'old/digits']),
+    (['/runs/digits'], ['digits']),
+  ],
+)
+def test_titles_of_runs_differ(run, folders, titles):
+  runs = [dataclasses.replace(run, folder=pathlib.Path(folder)) for folder in folders]
+  assert list(loaded_run.by_title(runs).items()) == list(zip(titles, runs, strict=True))
+
+
+def test_colab_prints_a_link_of_its_proxy(page, monkeypatch):
+  assert page.colab_link(7860) is None
+  colab = types.ModuleType('google.colab')
+  colab.output = types.SimpleNamespace()
+  monkeypatch.setitem(sys.modules, 'google.colab', colab)
+  links = {'google.colab.kernel.proxyPort(7860)': 'https://7860.googleusercontent.com/'}
+  colab.output.eval_js = links.__getitem__
+  assert page.colab_link(7860) == 'https://7860.googleusercontent.com/'
+  colab.output.eval_js = lambda script: None.kernel  # as in a process that the notebook starts
+  assert 'in a cell' in page.colab_link(7860)
+
+
+@pytest.mark.soak
+def test_five_hundred_predictions_by_two_visitors_leave_memory_as_it_was(run):
+  """Reads the resident memory of the command while two visitors classify random test images."""
+  gradio_client = pytest.importorskip('gradio_client')
+  command = [sys.executable, '-m', 'alexnet_jax', 'explore', str(run.folder), '--port', str(free_port())]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    try:
+      address = process.stdout.readline().split()[0]
+
+      def classify(num_images):
+        visitor = gradio_client.Client(address, verbose=False, download_files=False)
+        for _ in range(num_images):
+          visitor.predict(api_name='/draw_test_image')
+          (_, best, *_) = visitor.predict(api_name='/predict')
+          assert best['label'] in run.model.class_names
+
+      megabytes = []
+      for _ in range(5):
+        with concurrent.futures.ThreadPoolExecutor(2) as visitors:
+          list(visitors.map(classify, [50, 50]))
+        status = pathlib.Path(f'/proc/{process.pid}/status').read_text()
+        megabytes.append(int(re.search(r'VmRSS:\s+(\d+)', status)[1]) / 1024)
+      print('resident memory after 100, 200, ... 500 predictions, MB:', megabytes)
+      assert megabytes[-1] - megabytes[0] < MAX_GROWTH
+    finally:
+      process.terminate()

@@ -10,7 +10,7 @@ from tests.analysis.test_neighbours import search
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('layer', ['fc7', 'pool5'])
+@pytest.mark.parametrize('layer', ['fc7', 'pool5', 'pixels'])
 def test_neighbours_are_those_of_a_search_over_all_activations(run, layer):
   queries, _ = run.test.read_batch([0, 5, 9])
   found = training_neighbours.find(run.model, run.folder, queries, layer, 4)
@@ -18,6 +18,8 @@ def test_neighbours_are_those_of_a_search_over_all_activations(run, layer):
   images, labels = train.read_batch(list(range(len(train))))
 
   def compute(images):
+    if layer == 'pixels':
+      return images[:, 16:80, 16:80].astype(np.float32).reshape(len(images), -1)
     return run.model.in_batches(lambda x: run.model.activations(x, layer), images).reshape(len(images), -1)
 
   rows, distances = search(compute(queries), compute(images), 4)
@@ -26,11 +28,12 @@ def test_neighbours_are_those_of_a_search_over_all_activations(run, layer):
   np.testing.assert_allclose(found.distances, distances, rtol=1e-4)
 
 
-def test_a_training_image_is_nearest_to_itself(run):
-  source, train = training_neighbours.open_training_set(run.model, run.folder, 'fc7')
-  np.testing.assert_array_equal(training_neighbours.image_indices(train), np.arange(len(source)))
+@pytest.mark.parametrize('layer', ['fc7', 'pixels'])
+def test_a_training_image_is_nearest_to_itself(run, layer):
+  source, _, indices = training_neighbours.open_training_rows(run.model, run.folder, layer)
+  np.testing.assert_array_equal(indices, np.arange(len(source)))
   images, labels = source.read_batch([3, 70])
-  found = training_neighbours.find(run.model, run.folder, images, 'fc7', 1)
+  found = training_neighbours.find(run.model, run.folder, images, layer, 1)
   np.testing.assert_array_equal(found.images[:, 0], images)
   np.testing.assert_array_equal(found.labels[:, 0], labels)
 
