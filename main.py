@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
   if process and not distributed.is_child():
     return distributed.run_in_child()
   modes = pkgutil.resolve_name('alexnet_jax.modes')  # imports jax, which --help must not load
-  modes.check_arguments(MODE.value, arguments[1:], WORKDIR.value or [], process is not None)
+  has_output_flags = bool(OUTPUT.value or EXIF.value)
+  modes.check_arguments(MODE.value, arguments[1:], WORKDIR.value or [], process is not None, has_output_flags)
   config, folders = modes.load_run(CONFIG.value, WORKDIR.value or [])
   with distributed.connection(process, config.heartbeat):
     num_skipped = modes.run(MODE.value, config, folders, arguments[1:], OUTPUT.value, EXIF.value)

@@ -24,11 +24,34 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import logging
 
 from alexnet_jax.runtime import compilation_cache, exit_status, extras, host_memory
+from alexnet_jax.runtime.errors import UsageError
 
 DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # the default of TFDS
 CURVES = ('error', 'loss', 'validation')
 EXPLANATIONS = ('saliency', 'guided_backpropagation', 'grad_cam', 'occlusion', 'activation_maximisation')
 SIMILARITIES = ('cka', 'unbiased_cka', 'rsa')
+# Options that a subcommand or figure does not read in some case: its name, the case, the options, and the reason.
+UNREAD = (
+  ('prepare', lambda options: options.layout != 'synsets', ('seed',), 'only the layout synsets is split at random'),
+  ('prepare', lambda options: options.encoding == 'raw', ('quality',), '--encoding=raw stores no JPEG files'),
+  ('prepare', lambda options: not options.beam, ('beam_options',), 'there is no --beam'),
+  ('prepare', lambda options: options.beam, ('workers',), '--beam_options configure the processes of --beam'),
+  (
+    'figures',
+    lambda options: getattr(options, 'images', ()),
+    ('split', 'data_dir', 'num_images', 'seed'),
+    'the named images replace the dataset',
+  ),
+  ('kernels', lambda options: options.source.is_dir(), ('towers', 'bgr'), 'only an .npz file needs it'),
+  ('explain', lambda options: options.unit, ('target',), '--unit replaces the classes'),
+  (
+    'explain',
+    lambda options: options.method != 'activation_maximisation',
+    ('num_steps',),
+    'only --method=activation_maximisation takes steps',
+  ),
+  ('architecture', lambda options: options.workdir, ('config', 'num_classes'), 'WORKDIR determines it'),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +63,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.ERROR)  # Orbax and TFDS log every step they take
   compilation_cache.enable()
   with exit_status.interrupt_on_sigterm():
-    return exit_status.exit_status_of(lambda: extras.resolve(options.function)(options))
+    return exit_status.exit_status_of(lambda: _run(options))
+
+
+def _run(options):
+  check_options_are_read(options)
+  return extras.resolve(options.function)(options)
+
+
+def check_options_are_read(options: argparse.Namespace) -> None:
+  """Checks that every option that is set has an effect.
+
+  Raises:
+    UsageError: if one has none.
+  """
+  names = {options.subcommand, getattr(options, 'figure', None)}
+  for name, is_unread, unread, reason in UNREAD:
+    if name in names and is_unread(options):
+      for option in unread:
+        if getattr(options, option, None) != options.subparser.get_default(option):
+          raise UsageError(f'--{option} has no effect here, because {reason}; omit it.')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,7 +103,7 @@ def _subcommand(subcommands, name, description, **defaults):
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  subparser.set_defaults(**defaults)
+  subparser.set_defaults(subparser=subparser, **defaults)
   return subparser
 
 

@@ -1,6 +1,7 @@
 """The modes of main.py: train, eval and predict."""
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -11,8 +12,17 @@ from alexnet_jax.runtime import extras, host_memory, preemption
 from alexnet_jax.runtime.errors import UsageError
 
 
-def check_arguments(mode: str, images: Sequence[str], workdirs: Sequence[str], is_distributed: bool) -> None:
+def check_arguments(
+  mode: str, images: Sequence[str], workdirs: Sequence[str], is_distributed: bool, has_output_flags: bool
+) -> None:
   """Checks that the command line fits the mode.
+
+  Args:
+    mode: 'train', 'eval' or 'predict'.
+    images: arguments that are not flags.
+    workdirs: folders of runs.
+    is_distributed: whether this is one of several processes.
+    has_output_flags: whether `--output` or `--exif` is set, which apply to predictions alone.
 
   Raises:
     UsageError: if it does not.
@@ -21,6 +31,8 @@ def check_arguments(mode: str, images: Sequence[str], workdirs: Sequence[str], i
     raise UsageError(
       f"'{' '.join(images)}' is not a flag. Flags begin with --; image files require --mode=predict. See --help."
     )
+  if has_output_flags and mode != 'predict':
+    raise UsageError(f'--output and --exif require --mode=predict, not {mode}; omit them.')
   if is_distributed and mode == 'predict':
     raise UsageError('--mode=predict runs in one process; omit the flags for several processes.')
   if len(workdirs) > 1 and mode != 'eval':
@@ -73,6 +85,8 @@ def run(
     RunError: if it fails at run time.
     Stopped: if a signal stopped the training, after a checkpoint was saved.
   """
+  if mode != 'train':
+    _warn_of_ignored_fields(config, folders)
   if mode == 'predict':
     predict_files = extras.resolve('alexnet_jax.evaluation.predict:predict_files')
     draw = extras.resolve('alexnet_jax.analysis.figures:draw_file_predictions')
@@ -88,3 +102,10 @@ def run(
   else:
     results = extras.resolve('alexnet_jax.evaluation.evaluate:evaluate_run')(config, folders[0])
   return sum(results['skipped'].values())
+
+
+def _warn_of_ignored_fields(config, folders):
+  for folder in folders:
+    if ignored := run_folder.ignored_fields(folder, config):
+      more = f'; {len(ignored) - 3} more fields' if len(ignored) > 3 else ''
+      print(f'warning: the network is that of {folder} ({"; ".join(ignored[:3])}{more}).', file=sys.stderr)

@@ -458,6 +458,14 @@ CONFLICTS: dict[tuple[str, ...], str] = {
 }
 
 
+def split_names(variants: str) -> list[str]:
+  """Splits names at their commas; raises `ValueError` if one of several names is empty."""
+  names = [name.strip() for name in variants.split(',')] if variants else []
+  if '' in names:
+    raise ValueError(f"'{variants}' contains an empty name; remove a comma")
+  return names
+
+
 def get_config(variants: str = '') -> ConfigDict:
   """Returns the paper's recipe with variants applied.
 
@@ -465,9 +473,9 @@ def get_config(variants: str = '') -> ConfigDict:
     variants: names of a dataset and of variants, separated by commas, in any order; the default dataset is `digits`.
 
   Raises:
-    ValueError: if a name is unknown, or names exclude each other.
+    ValueError: if a name is unknown or empty, or names exclude each other.
   """
-  names = [name.strip() for name in variants.split(',') if name.strip()]
+  names = split_names(variants)
   for name in names:
     if name not in DATASETS | VARIANTS:
       raise ValueError(

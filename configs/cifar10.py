@@ -169,9 +169,9 @@ def get_config(variants: str = '') -> ConfigDict:
     variants: names of a network and of variants, separated by commas, in any order; the default network is `13pct`.
 
   Raises:
-    ValueError: if a name is unknown, or names exclude each other.
+    ValueError: if a name is unknown or empty, or names exclude each other.
   """
-  names = [name.strip() for name in variants.split(',') if name.strip()]
+  names = alexnet.split_names(variants)
   for name in names:
     if name not in NETWORKS | VARIANTS:
       raise ValueError(

@@ -74,6 +74,7 @@ def test_digits_are_the_default_dataset_and_are_not_mirrored():
   [
     ('nonsense', 'there are as_run, .*, and the datasets digits, '),
     ('digits,cifar10', 'are 2 datasets; name one'),
+    ('digits,,tanh', "'digits,,tanh' contains an empty name; remove a comma"),
     ('one_tower,run150', 'one_tower and run150 exclude each other: a single tower'),
     ('without_conv5,without_conv3,without_conv4', 'needs one of these layers'),
   ],

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+from filelock import FileLock
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -152,8 +153,8 @@ class Source:
       if self._skip_unreadable:
         return self._skip(index, first_line(error))
       raise RunError(
-        f'{self._describe(index)} cannot be read or decoded ({error}); prepare the dataset again, or skip unreadable '
-        'images with --config.data.unreadable=skip.'
+        f'{self._describe(index)} cannot be read or decoded ({first_line(error)}); prepare the dataset in '
+        f'{self.directory} again, or skip unreadable images with --config.data.unreadable=skip.'
       ) from error
     if not self._min_label <= label < self.num_classes:
       raise RunError(f'{self._describe(index)} has no valid label ({label}); choose a split with labels.')
@@ -277,6 +278,7 @@ def open_splits(
   builder = _make_builder(config)
   if not builder.is_prepared():
     _prepare(builder, config)
+    builder = _make_builder(config)  # another process may have prepared the dataset meanwhile
   sources = {
     split: Source(
       builder,
@@ -305,13 +307,15 @@ def _make_builder(config):
       + (f'similar names are {", ".join(similar)}; ' if similar else '')
       + f'choose {SUGGESTED_DATASETS}, or any other TFDS dataset of labelled images.'
     ) from error
-  except (ValueError, AssertionError) as error:  # the dataset has no such config or version
+  except Exception as error:  # it has no such config or version, or its folder is damaged: errors of many types
     if config.name.startswith(f'{Ilsvrc.name}/'):
       raise UsageError(
         f"'{config.name}' does not exist in {directory or tfds.core.constants.DATA_DIR}; "
         f'{_preparation_hint(config.name)}.'
       ) from error
-    raise UsageError(f"data.name='{config.name}' cannot be opened: {first_line(error)}") from error
+    raise UsageError(
+      f"data.name='{config.name}' cannot be opened in {directory or tfds.core.constants.DATA_DIR}: {first_line(error)}"
+    ) from error
 
 
 def _prepare(builder, config):
@@ -329,8 +333,11 @@ def _prepare(builder, config):
       f"data.dir='{config.dir}' contains no prepared '{config.name}' (expected in {builder.data_path}); name another "
       "folder, or omit data.dir to let TFDS download the dataset to TFDS's default folder."
     )
+  folder = pathlib.Path(builder.data_path).parent
   try:
-    builder.download_and_prepare()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / '.lock'):  # of another process that prepares it: this one then uses the result
+      builder.download_and_prepare()
   except Exception as error:  # network, disk, missing manual download: TFDS raises errors of many types
     raise RunError(
       f"the dataset '{config.name}' could not be prepared in {builder.data_path}: {first_line(error)}"

@@ -1,5 +1,6 @@
 """Top-1 and top-5 error on a held-out split, for the centre crop or averaged over ten crops (section 4.1)."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -11,7 +12,7 @@ from alexnet_jax.data import cropping, pipeline, sources
 from alexnet_jax.evaluation import metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel, load
 from alexnet_jax.models import device_mesh
-from alexnet_jax.runs import checkpoints, config_checks, run_folder
+from alexnet_jax.runs import checkpoints, config_checks, environment, run_folder
 from alexnet_jax.runs.saved_predictions import Block, PredictionFiles, SavedPredictions
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UsageError
@@ -39,7 +40,8 @@ def evaluate_run(config: ConfigDict, folder: pathlib.Path) -> dict:
   model = open_run(config, folder)
   print(device_mesh.describe_mesh(model.mesh))
   source = open_split(config, config.data.test_split, model.stored_size, model.network.num_classes, folder)
-  return evaluate_and_report(model, source, config, folder)
+  name = run_folder.results_name(folder, config, source.dataset, source.split)
+  return evaluate_and_report(model, source, config, folder, results_name=name)
 
 
 def open_run(config: ConfigDict, folder: pathlib.Path) -> TrainedModel:
@@ -70,11 +72,12 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
       f'{source.dataset} has {source.num_classes} classes, but the network in {folder} has {num_classes}; name the '
       'dataset that it was trained on, and its data.classes if it was trained on selected classes.'
     )
-  if source.classes and list(source.classes) != (class_names := run_folder.load_classes(folder)):
-    raise UsageError(
-      f'data.classes={source.classes} differs from the classes of the network in {folder}, which are '
-      f'{", ".join(class_names)}; name these.'
-    )
+  for label, (name, known) in enumerate(zip(source.class_names, run_folder.load_classes(folder), strict=True)):
+    if name != known and not run_folder.is_imported(folder):  # an imported file may name no classes
+      raise UsageError(
+        f"label {label} is '{name}' in {source.dataset}, but '{known}' for the network in {folder}; name the dataset "
+        'that it was trained on, and its data.classes if it was trained on selected classes.'
+      )
   return source
 
 
@@ -85,8 +88,11 @@ def evaluate_and_report(
   folder: pathlib.Path,
   *,
   also_read: Sequence[sources.Source] = (),
+  results_name: str = 'results.json',
 ) -> dict:
-  """Evaluates a split, prints a table and writes `results.json`, and predictions and submission if `eval` selects them.
+  """Evaluates a split, prints a table and writes its results, and predictions and submission if `eval` selects them.
+
+  Crop sets that were evaluated earlier, for the same checkpoint and split, remain in the results.
 
   Args:
     model: the trained network.
@@ -94,9 +100,10 @@ def evaluate_and_report(
     config: the whole config.
     folder: folder of the run.
     also_read: splits read earlier, whose skipped images are reported as well.
+    results_name: name of the file of the results, in the folder of the run.
 
   Returns:
-    The content of `results.json`.
+    The content of the file of the results.
 
   Raises:
     UsageError: if `eval.submission` is set and the classes have no ILSVRC ids.
@@ -114,7 +121,12 @@ def evaluate_and_report(
     results[crop_set], results['num_examples'] = counter.result(), counter.num_examples
   if counter.num_skipped:
     results['skipped'][source.split] = counter.num_skipped
-  write_results(results, folder)
+  with contextlib.suppress(UsageError):  # a damaged file is replaced
+    earlier = run_folder.load_results(folder, model.num_steps, results_name)
+    if (earlier.get('dataset'), earlier.get('split')) == (source.dataset, source.split):
+      results |= {name: earlier[name] for name in cropping.CROP_SET_TITLES if name in earlier and name not in results}
+  write_results(results, folder, results_name)
+  environment.record_evaluation(folder, model.mesh, source, results_name)
   if saved and config.eval.submission:
     write_submission(saved.blocks(), source, folder)
   return results
@@ -253,10 +265,10 @@ def write_submission(blocks: Iterable[Block], source: sources.Source, folder: pa
     print(f'{folder}/submission.txt: five ILSVRC ids for each of {len(lines):,} images')
 
 
-def write_results(results: dict, folder: pathlib.Path) -> None:
-  """Writes `results.json` and prints its content as a table; raises `RunError` if the file cannot be written."""
+def write_results(results: dict, folder: pathlib.Path, name: str = 'results.json') -> None:
+  """Writes results to a file of a run and prints them as a table; raises `RunError` if it cannot be written."""
   if distributed.is_main_process():
-    run_folder.write_results(folder, results)
+    run_folder.write_results(folder, results, name)
     print(format_table(results), flush=True)
 
 

@@ -1,5 +1,6 @@
 """Reads Caffe's files: the parameters of a network (.caffemodel) and a mean image (.binaryproto or .npy)."""
 
+import math
 import pathlib
 import re
 
@@ -8,7 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from alexnet_jax.interop import layout
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line, printable
 
 # The part of caffe.proto that is needed, with its field numbers; the parser skips all other fields. `layers` is the
 # older form of `layer`, and num, channels, height and width are the older form of `shape`.
@@ -63,16 +64,17 @@ def read_tensors(path: pathlib.Path) -> tuple[str | None, dict[str, np.ndarray]]
   if not layers:
     raise UsageError(f'{path} is not a Caffe model: it contains no layers; choose a .caffemodel file.')
   tensors = {}
-  for layer in layers:
+  names = [_to_text(layer.name) for layer in layers]
+  for name, layer in zip(names, layers, strict=True):
     for part, blob in zip(('weight', 'bias'), layer.blobs, strict=False):
-      x = _to_array(blob, f'{layer.name}.{part} of {path}')
-      num_axes = 1 if part == 'bias' else 2 if layer.name.startswith('fc') else 4
+      x = _to_array(blob, f'{printable(name)}.{part} of {path}')
+      num_axes = 1 if part == 'bias' else 2 if name.startswith('fc') else 4
       if set(x.shape[:-num_axes]) == {1}:  # older files have 1 x 1 x out x in
         x = x.reshape(x.shape[-num_axes:])
-      tensors[f'{layer.name}.{part}'] = x
-  if (weight := tensors.get('conv1.weight')) is not None:
+      tensors[f'{name}.{part}'] = x
+  if (weight := tensors.get('conv1.weight')) is not None and weight.ndim == 4:
     tensors['conv1.weight'] = np.ascontiguousarray(weight[:, ::-1])
-  return _identify(model.name, [layer.name for layer in layers]), tensors
+  return _identify(_to_text(model.name), names), tensors
 
 
 def read_mean_image(path: pathlib.Path) -> np.ndarray:
@@ -86,10 +88,10 @@ def read_mean_image(path: pathlib.Path) -> np.ndarray:
   """
   if path.suffix == '.npy':
     try:
-      mean = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+      mean = np.load(path, mmap_mode='r', allow_pickle=False)  # the size in a damaged file may exceed the memory
+    except Exception as error:  # on damaged files numpy raises errors of many types
       raise UsageError(
-        f'The mean image {path} cannot be read ({error}); choose a .npy or .binaryproto file.'
+        f'The mean image {path} cannot be read ({first_line(error)}); choose a .npy or .binaryproto file.'
       ) from error
   else:
     mean = _to_array(_parse('BlobProto', path), f'The mean image {path}')
@@ -99,6 +101,8 @@ def read_mean_image(path: pathlib.Path) -> np.ndarray:
       f'The mean image {path} is {mean.dtype} {layout.format_shape(mean.shape)} and should be 3 x height x width, '
       'floating point, BGR; choose another file.'
     )
+  if not np.isfinite(mean).all():
+    raise UsageError(f'The mean image {path} contains values that are not finite; choose another file.')
   return mean[::-1].transpose(1, 2, 0).astype(np.float64)
 
 
@@ -130,6 +134,11 @@ def _message_class(name):
   return message_factory.GetMessageClass(pool.FindMessageTypeByName(f'caffe.{name}'))
 
 
+def _to_text(value):
+  """Converts a string field, which protobuf returns as bytes if it is not valid UTF-8."""
+  return value.decode(errors='replace') if isinstance(value, bytes) else value
+
+
 def _to_array(blob, name):
   """Converts a BlobProto to a float32 array; `name` is for the message."""
   if blob.HasField('shape'):
@@ -137,7 +146,7 @@ def _to_array(blob, name):
   else:
     shape = (blob.num, blob.channels, blob.height, blob.width)
   x = np.array(blob.data, np.float32) if len(blob.data) else np.array(blob.double_data, np.float32)
-  if not shape or min(shape) < 1 or x.size != np.prod(shape):
+  if not shape or min(shape) < 1 or x.size != math.prod(shape):
     raise UsageError(
       f'{name} has {x.size:,} values for the shape {layout.format_shape(shape)}; choose a complete file.'
     )

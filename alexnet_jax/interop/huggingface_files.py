@@ -24,7 +24,7 @@ from alexnet_jax.data import cropping, image_io
 from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.interop import layout, weight_files
 from alexnet_jax.models.registry import build
-from alexnet_jax.runtime.errors import RunError, UsageError
+from alexnet_jax.runtime.errors import RunError, UsageError, printable
 
 CARD, PROBE, EXPECTED, TORCH_FILE = 'README.md', 'probe.png', 'probe.json', 'alexnet_torch.py'
 TOLERANCE = 1e-3  # of the largest logit; for differences between machines, not between weights
@@ -143,19 +143,23 @@ def read_expected(folder: pathlib.Path) -> tuple[np.ndarray, float]:
     expected = json.loads((folder / EXPECTED).read_text('utf-8'))
     logits, tolerance = np.array(expected['logits'], np.float32), float(expected['tolerance'])
     checksums = dict(expected['sha256'])
+    if logits.ndim != 1 or any(name != pathlib.PurePath(name).name for name in checksums):
+      raise ValueError('logits is not a list, or a name is that of a file elsewhere')
   except OSError as error:
     raise UsageError(
       f'{folder} contains no readable {EXPECTED}; choose a folder written by `weights export --format=huggingface`.'
     ) from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
     raise RunError(f'{folder / EXPECTED} is damaged; export the run again.') from error
   for name, checksum in checksums.items():
     try:
       actual = _sha256(folder / name)
     except OSError as error:
-      raise RunError(f'{folder / name} cannot be read ({error.strerror}); export the run again.') from error
+      raise RunError(f'{folder / printable(name)} cannot be read ({error.strerror}); export the run again.') from error
     if actual != checksum:
-      raise RunError(f'{folder / name} is not the exported file (its SHA-256 differs); export the run again.')
+      raise RunError(
+        f'{folder / printable(name)} is not the exported file (its SHA-256 differs); export the run again.'
+      )
   return logits, tolerance
 
 

@@ -25,9 +25,10 @@ from alexnet_jax.models import device_mesh
 from alexnet_jax.models.alexnet import require_alexnet
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs import config_checks, config_files
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line, printable
 
-FORMAT, FORMAT_VERSION = 'alexnet_jax', 1
+FORMAT = 'alexnet_jax'
+MAX_ERRORS = 20  # of tensors, that a message lists
 
 
 class Weights(NamedTuple):
@@ -156,7 +157,7 @@ def tensor_shapes(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, 
 
 
 def check_shapes(path: object, tensors: Mapping[str, np.ndarray], expected: Mapping[str, Sequence[int]]) -> None:
-  """Checks that a file contains exactly the tensors of its network.
+  """Checks that a file contains exactly the tensors of its network, with finite numbers.
 
   Args:
     path: the file, for the message.
@@ -164,15 +165,22 @@ def check_shapes(path: object, tensors: Mapping[str, np.ndarray], expected: Mapp
     expected: the shapes of the network's tensors.
 
   Raises:
-    UsageError: naming every tensor that is missing, unexpected or of a wrong shape.
+    UsageError: naming the tensors, up to `MAX_ERRORS`, that are missing, unexpected, of a wrong shape or not finite.
   """
   errors = [f'{name} is missing' for name in expected if name not in tensors]
-  errors += [f'{name} is unexpected' for name in tensors if name not in expected]
+  errors += [f'{printable(name)} is unexpected' for name in tensors if name not in expected]
   errors += [
     f'{name} is {format_shape(tensors[name].shape)} and should be {format_shape(shape)}'
     for name, shape in expected.items()
     if name in tensors and tensors[name].shape != tuple(shape)
   ]
+  errors += [
+    f'{name} contains values other than finite floating-point numbers'
+    for name, x in tensors.items()
+    if name in expected and not (np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all())
+  ]
+  if len(errors) > MAX_ERRORS:
+    errors[MAX_ERRORS:] = [f'and {len(errors) - MAX_ERRORS:,} more']
   if errors:
     raise UsageError(
       f'{path} does not contain the tensors of its network: {"; ".join(errors)}; choose a complete file.'
@@ -194,7 +202,7 @@ def to_metadata(weights: Weights) -> dict[str, str]:
   )
   return {
     'format': FORMAT,
-    'format_version': str(FORMAT_VERSION),
+    'format_version': str(config_files.FORMAT_VERSION),
     'config': json.dumps(weights.config.to_dict()),
     'class_names': json.dumps(list(weights.class_names)),
     'num_steps': str(weights.num_steps),
@@ -235,18 +243,25 @@ def from_metadata(path: object, metadata: Mapping[str, str], arrays: Mapping[str
     raise UsageError(
       f'{path} was not exported by this project; export a run with `python -m alexnet_jax weights export`.'
     )
-  if metadata.get('format_version') != str(FORMAT_VERSION):
+  readable = [str(version + 1) for version in range(config_files.FORMAT_VERSION)]
+  if (version := metadata.get('format_version')) not in readable:
     raise UsageError(
-      f'{path} has format version {metadata.get("format_version")}, and this program reads version {FORMAT_VERSION}; '
-      'use the version of the project that wrote it.'
+      f'{path} has format version {printable(version)}, and this program reads version {", ".join(readable)}; use the '
+      'version of the project that wrote it.'
     )
   try:
     config = config_files.add_missing_fields(ConfigDict(json.loads(metadata['config'])))
     class_names, num_steps = json.loads(metadata['class_names']), int(metadata['num_steps'])
     config_checks.check(config)
+    if not (isinstance(class_names, list) and class_names and all(isinstance(name, str) for name in class_names)):
+      raise ValueError('class_names is not a list of names')
+    if not 0 <= num_steps <= config_checks.MAX_STEPS:
+      raise ValueError(f'num_steps={num_steps}')
     expected = tensor_shapes(config.model, len(class_names))
-  except (KeyError, ValueError, TypeError, AttributeError, UsageError) as error:
-    raise UsageError(f'The metadata of {path} is damaged ({str(error).rstrip(".")}); export it again.') from error
+  except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
+    raise UsageError(
+      f'The metadata of {path} is damaged ({first_line(error).rstrip(".")}); export it again.'
+    ) from error
   size = config.model.image_size + config.model.border
   check_shapes(path, arrays, expected | {'mean_image': (size, size, 3)})
   tensors = {name: x for name, x in arrays.items() if name != 'mean_image'}

@@ -11,12 +11,11 @@ import pathlib
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
 from alexnet_jax.interop import layout
 from alexnet_jax.models.alexnet import LINEAR, POOLS, WINDOWS, both_sides
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line
 
 OPSET, IR_VERSION = 13, 7  # of 2020; all current runtimes read them
 POOL_STRIDE = 2  # section 3.4
@@ -29,11 +28,15 @@ def read(path: pathlib.Path) -> layout.Weights:
     UsageError: if the file cannot be read, or was not exported by this project.
   """
   try:
-    model = onnx.load(path)
-  except (DecodeError, OSError) as error:
-    raise UsageError(f'{path} is not an ONNX file, or is truncated ({error}); choose a complete file.') from error
+    model = onnx.load(path, load_external_data=False)
+    if any(array.data_location == onnx.TensorProto.EXTERNAL for array in model.graph.initializer):
+      raise ValueError('its tensors are in other files, which this project does not write')
+    arrays = {array.name: numpy_helper.to_array(array) for array in model.graph.initializer}
+  except Exception as error:  # on damaged files onnx raises errors of many types
+    raise UsageError(
+      f'{path} is not an ONNX file, or is damaged ({first_line(error)}); choose a complete file.'
+    ) from error
   metadata = {entry.key: entry.value for entry in model.metadata_props}
-  arrays = {array.name: numpy_helper.to_array(array) for array in model.graph.initializer}
   return layout.from_metadata(path, metadata, arrays)
 
 

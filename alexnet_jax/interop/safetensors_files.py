@@ -10,7 +10,7 @@ import safetensors
 from safetensors.numpy import save
 
 from alexnet_jax.interop import layout, torchvision_files
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line
 
 
 def read(path: pathlib.Path) -> layout.Weights:
@@ -23,7 +23,9 @@ def read(path: pathlib.Path) -> layout.Weights:
     with safetensors.safe_open(path, framework='numpy') as file:
       metadata, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
-    raise UsageError(f'{path} is not a safetensors file, or is truncated ({error}); choose a complete file.') from error
+    raise UsageError(
+      f'{path} is not a safetensors file, or is truncated ({first_line(error)}); choose a complete file.'
+    ) from error
   if metadata.get('format') != layout.FORMAT and torchvision_files.is_state_dict(arrays):
     return torchvision_files.from_state_dict(path, arrays)
   return layout.from_metadata(path, metadata, arrays)

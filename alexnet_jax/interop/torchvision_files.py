@@ -1,13 +1,13 @@
 """Reads the AlexNet of torchvision, without torchvision."""
 
 import pathlib
-import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from alexnet_jax.interop import layout
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, printable
 
 MODULES = {  # torchvision's name of each layer
   'conv1': 'features.0',
@@ -80,14 +80,30 @@ def _load_state_dict(path):
       f'Reading {path} requires PyTorch; install torch, or convert the file to .safetensors on a machine that has it.'
     ) from error
   try:
+    _check_is_not_compressed(path)
     state_dict = torch.load(path, map_location='cpu', weights_only=True)
   except OSError as error:
     raise UsageError(f'{path} cannot be read ({error.strerror}); choose another file.') from error
-  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+  except Exception as error:  # on damaged files torch raises errors of many types
     raise UsageError(
       f'{path} is truncated or contains objects other than tensors, which torch does not load with weights_only=True; '
       'save the state dict of the network alone.'
     ) from error
   if not isinstance(state_dict, dict) or not all(isinstance(x, torch.Tensor) for x in state_dict.values()):
     raise UsageError(f'{path} does not contain a state dict (tensors by name); save network.state_dict() alone.')
-  return {name: x.to(torch.float32).numpy() for name, x in state_dict.items()}
+  for name, x in state_dict.items():
+    is_dense = isinstance(name, str) and (x.layout, x.device.type) == (torch.strided, 'cpu')
+    if not is_dense or x.is_quantized or x.numel() * x.element_size() > x.untyped_storage().nbytes():
+      raise UsageError(
+        f'{printable(name)} of {path} is sparse, quantized, expanded or on no device; save the state dict of '
+        "torchvision's network as it is."
+      )
+  return {name: x.detach().to(torch.float32).resolve_conj().resolve_neg().numpy() for name, x in state_dict.items()}
+
+
+def _check_is_not_compressed(path):
+  """Raises `ValueError` if a file of `torch.save` is compressed, and would take much more memory than its size."""
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+        raise ValueError('it is compressed')

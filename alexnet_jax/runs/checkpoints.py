@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
 MAX_REASON_LENGTH = 200  # characters of the message of a library's exception
@@ -24,8 +25,8 @@ class Checkpoints:
   A checkpoint contains a pytree of arrays (the state of training) and a JSON object. The number of steps is also the
   position in the data, because a batch depends on the seed and the step alone.
 
-  Saving runs in the background and is atomic: an interrupted save leaves no checkpoint. Each checkpoint contains a
-  fingerprint of every array, by which damaged checkpoints are detected.
+  Saving runs in the background and is atomic: an interrupted save leaves no checkpoint, even if the machine stops. Each
+  checkpoint contains a fingerprint of every array, by which damaged checkpoints are detected.
   """
 
   def __init__(self, workdir: pathlib.Path, num_newest: int = 3):
@@ -36,6 +37,7 @@ class Checkpoints:
       num_newest: number of newest checkpoints to keep, in addition to the one with the lowest validation error.
     """
     self._folder = (workdir / 'checkpoints').absolute()
+    self._step = -1  # of the checkpoint that is being saved
 
     def validation_error(metrics):
       return metrics['top1_error']
@@ -51,6 +53,7 @@ class Checkpoints:
       best_mode='min',
       preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
       enable_async_checkpointing=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._sync_partial),  # before Orbax renames the folder
       cleanup_tmp_directories=True,
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=('state', 'run'))
@@ -76,11 +79,23 @@ class Checkpoints:
     run = run | {'fingerprints': fingerprints(state)}
     metrics = results and {'top1_error': results['top1_error']}
     with self._write_errors():
+      self._manager.wait_until_finished()
+      self._step = step
       self._manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
         metrics=metrics,
       )
+
+  def check(self) -> None:
+    """Checks the checkpoint that was saved last, unless it is still being saved.
+
+    Raises:
+      RunError: if it could not be written.
+    """
+    if not self._manager.is_saving_in_progress():
+      with self._write_errors():
+        self._manager.wait_until_finished()
 
   def restore(self, layout: Callable[[dict], Any], mesh: Mesh) -> tuple[Any, dict] | None:
     """Loads the newest readable checkpoint onto a mesh, which may differ from the one that it was saved from.
@@ -127,7 +142,25 @@ class Checkpoints:
     """
     with self._write_errors():
       self._manager.wait_until_finished()
+      self._sync_names()
     self._manager.close()
+
+  def _sync_partial(self) -> None:
+    """Waits until the disk contains all files of the checkpoint that is being saved.
+
+    Orbax waits for the arrays alone. It deletes older checkpoints only after this method has returned.
+    """
+    if jax.process_index() == 0:
+      partial = self._folder / f'{self._step}{ocp.utils.TMP_DIR_SUFFIX}'
+      for path in (partial, *partial.rglob('*')):
+        atomic_files.sync(path)
+      self._sync_names()
+
+  def _sync_names(self) -> None:
+    """Waits until the disk contains the names of all checkpoints."""
+    if jax.process_index() == 0:
+      for folder in (self._folder, self._folder.parent):
+        atomic_files.sync(folder)
 
   @contextlib.contextmanager
   def _write_errors(self) -> Iterator[None]:

@@ -13,6 +13,10 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.runtime.errors import UsageError
 
+# Version of the files of runs and of exported weights. Increase it with every change that an older version of this
+# project would misread, such as a new field, and add the files of the new version by tests/fixtures/make.py.
+FORMAT_VERSION = 1
+
 # Fields that configs of older versions lack, with values that preserve the behaviour of those versions.
 DEFAULTS_OF_LATER_FIELDS = {'data.classes': (), 'model.dtype': 'float32'}
 
@@ -54,7 +58,15 @@ def parse_flags(arguments: list[str], config: flags.FlagHolder, mode: flags.Flag
       raise UsageError('name a config, such as --config=configs/alexnet.py.')
     config.value.lock()  # a config file that failed to load raises its error on first access
     return remaining
+  except SyntaxError as error:
+    raise UsageError(
+      f'the file of --config is not valid Python: {error}; name one such as configs/alexnet.py.'
+    ) from error
   except (AttributeError, KeyError) as error:  # --config.field of an unknown field, or of an unknown part of the config
+    if "'get_config'" in str(error):
+      raise UsageError(
+        'the file of --config has no function get_config; name one such as configs/alexnet.py.'
+      ) from error
     sys.argv = [argument for argument in arguments if not argument.startswith('--config.')]  # ml_collections reads it
     flags.FLAGS(sys.argv)
     name = re.search(r"'(\w+)\W", str(error))

@@ -9,6 +9,8 @@ from tensorboard import summary
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
+from alexnet_jax.runtime.errors import RunError, first_line
+
 # TensorBoard reads and writes files with TensorFlow, whose import takes five seconds, unless this module exists.
 sys.modules.setdefault('tensorboard.compat.notf', types.ModuleType('notf'))
 
@@ -36,14 +38,29 @@ def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]
 
   Returns:
     {tag: (steps [point] int, values [point] float)}, ordered by step; empty if the run has no curves yet.
+
+  Raises:
+    RunError: if a file is damaged.
   """
   if not (folder / 'tensorboard').is_dir():
     return {}
   max_points = {event_accumulator.TENSORS: 0, event_accumulator.SCALARS: 0}  # 0: no maximum
-  events = event_accumulator.EventAccumulator(str(folder / 'tensorboard'), max_points).Reload()
   curves = {}
-  for tag in events.Tags()[event_accumulator.TENSORS]:
-    points = {event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
-    steps = sorted(points)
-    curves[tag] = np.array(steps), np.array([points[step] for step in steps])
+  try:
+    events = event_accumulator.EventAccumulator(str(folder / 'tensorboard'), max_points).Reload()
+    for tag in events.Tags()[event_accumulator.TENSORS]:
+      points = {event.step: _to_float(event.tensor_proto) for event in events.Tensors(tag)}
+      steps = sorted(points)
+      curves[tag] = np.array(steps), np.array([points[step] for step in steps])
+  except Exception as error:  # on damaged files TensorBoard raises errors of many types
+    raise RunError(
+      f'the curves in {folder}/tensorboard cannot be read ({first_line(error)}); restore them, or remove that folder.'
+    ) from error
   return curves
+
+
+def _to_float(tensor):
+  """Converts a scalar; for other shapes, TensorBoard would allocate whatever size a damaged file contains."""
+  if tensor.tensor_shape.dim:
+    raise ValueError('a value is not a scalar')
+  return float(tensor_util.make_ndarray(tensor))

@@ -11,13 +11,13 @@ only once it is complete.
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from alexnet_jax.runs import run_folder
 from alexnet_jax.runtime.errors import RunError
 
 Block = tuple[np.ndarray, np.ndarray]  # log-probabilities [image, class] float32, labels [image] int32
@@ -62,19 +62,19 @@ class PredictionFiles(NamedTuple):
   @property
   def folder(self) -> pathlib.Path:
     """The folder of the files."""
-    return (
-      self.run_folder / 'predictions' / re.sub(r'[^A-Za-z0-9._-]+', '_', f'{self.dataset}-{self.split}') / self.crop_set
-    )
+    return self.run_folder / 'predictions' / run_folder.file_name(f'{self.dataset}-{self.split}') / self.crop_set
 
   def load(self) -> SavedPredictions | None:
     """Loads the predictions; returns None if they are missing or damaged."""
     try:
       about = json.loads((self.folder / 'about.json').read_text())
       log_probs = np.load(self.folder / 'log_probs.npy', mmap_mode='r', allow_pickle=False)
-      labels = np.load(self.folder / 'labels.npy', allow_pickle=False)
+      labels = np.array(np.load(self.folder / 'labels.npy', mmap_mode='r', allow_pickle=False))
       is_same = (about['dataset'], about['split'], about['protocol']) == (self.dataset, self.split, self.crop_set)
-      is_complete = log_probs.ndim == 2 and labels.shape == log_probs.shape[:1]
-      return SavedPredictions(log_probs, labels, about['step']) if is_same and is_complete else None
+      num_images, num_classes = log_probs.shape
+      is_complete = labels.shape == (num_images,) and (log_probs.dtype, labels.dtype) == (np.float32, np.int32)
+      is_valid = is_complete and ((labels >= -2) & (labels < num_classes)).all() and isinstance(about['step'], int)
+      return SavedPredictions(log_probs, labels, about['step']) if is_same and is_valid else None
     except Exception:  # on damaged files numpy and json raise errors of many types
       return None
 

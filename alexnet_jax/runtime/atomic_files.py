@@ -1,4 +1,4 @@
-"""Atomic writes and exclusive locks of files."""
+"""Atomic and durable writes of files, and exclusive locks."""
 
 import contextlib
 import os
@@ -14,14 +14,30 @@ from alexnet_jax.runtime.errors import LockedError
 def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a temporary path to write to, and renames it to `path` on success, so readers never see a partial file.
 
-  If the write fails, the temporary file is removed and an existing file at `path` is unchanged.
+  If the write fails, the temporary file is removed and an existing file at `path` is unchanged. After the context, the
+  file is on the disk. If the machine stops earlier, the existing file or the new one is complete.
   """
   partial = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
   try:
     yield partial
+    sync(partial)
     partial.replace(path)
+    sync(path.parent)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def sync(path: pathlib.Path) -> None:
+  """Waits until the disk contains a file, or the names of the files in a folder.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.trained_model import TrainedModel
-from alexnet_jax.runs import run_folder
+from alexnet_jax.runs import environment, run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import RunError, Stopped
@@ -53,6 +53,7 @@ def train(setup: RunSetup) -> TrainedModel:
   ):
     run_setup.write_metadata(setup)
     state, first_step, evaluated_step = run_setup.restore_or_initialise(setup, run_checkpoints, progress)
+    environment.record_training(folder, setup.mesh, setup.train, first_step)
     has_plateaued = schedules.has_ended(state.opt_state, config.optimizer.plateau_drops)
     batches = setup.batches(first_step)
 
@@ -82,6 +83,7 @@ def train(setup: RunSetup) -> TrainedModel:
       )
       shifts_colour = config.augment.colour_std > 0 and num_steps < setup.num_colour_steps
       progress.step_dispatched(num_steps + 1, metrics, shifts_colour)
+      run_checkpoints.check()
   if not is_last:
     raise Stopped(f'Stopped after step {num_steps:,} of {last_step:,}; its checkpoint is saved in {folder}')
   if has_plateaued:

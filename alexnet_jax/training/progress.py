@@ -20,7 +20,7 @@ from alexnet_jax.runtime.errors import RunError
 from alexnet_jax.training.optimizer import describe_learning_rates
 
 CHANCE_WINDOW = 100  # steps that the loss must stay at chance level to cause a warning
-STALL_SECONDS = 60  # without a batch, to cause a warning
+STALL_SECONDS = 45  # without a batch, to cause a warning; it appears at most a quarter later, within a minute
 
 
 class Progress:

@@ -90,6 +90,8 @@ def test_members_must_have_the_same_classes(config, tmp_path):
   for name, classes in (('a', 'cat\ndog\n'), ('b', 'cat\nship\n')):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'classes.txt').write_text(classes)
+  with pytest.raises(UsageError, match='nowhere contains no run'):
+    ensemble.evaluate_ensemble(config, [tmp_path / 'a', tmp_path / 'nowhere'])
   with pytest.raises(UsageError, match=r'b and .*a have different classes; choose runs on the same data'):
     ensemble.evaluate_ensemble(config, [tmp_path / 'a', tmp_path / 'b'])
 

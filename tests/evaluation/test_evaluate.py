@@ -1,13 +1,18 @@
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import modes
 from alexnet_jax.data import cropping, sources
 from alexnet_jax.evaluation import ensemble, evaluate, metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.models import device_mesh
 from alexnet_jax.models.registry import build
+from alexnet_jax.runs import run_folder
 from alexnet_jax.runs.saved_predictions import PredictionFiles
 from alexnet_jax.runtime.errors import UsageError
 from tests.conftest import mesh
@@ -162,3 +167,48 @@ def test_the_table_contains_the_evaluated_crop_sets():
   assert '37.50 %' in text
   assert 'maillot for maillot, tank suit (9)' in text
   assert 'centre' not in text
+
+
+@pytest.fixture
+def copied_run(trained_run, tmp_path):
+  return shutil.copytree(trained_run, tmp_path / 'run')
+
+
+def test_results_of_the_training_are_retained(config, copied_run):
+  """An evaluation replaces its own crop sets only, and results of another split have a file of their own."""
+  path = copied_run / 'results.json'
+  ten_view = {'top1_error': 5, 'top5_error': 1, 'log_prob': -1, 'confused': []}
+  record = {'dataset': 'digits/1.0.0', 'split': 'test', 'num_examples': 360, 'step': 7, 'ten_view': ten_view}
+  path.write_text(json.dumps(record))
+  config.eval.ten_view = False
+  results = evaluate.evaluate_run(config, copied_run)
+  written = json.loads(path.read_text())
+  assert written == json.loads(json.dumps(results))
+  assert written['ten_view'] == ten_view
+  assert written['centre']['top1_error'] > 0
+  config.data.test_split = 'test[:9]'
+  assert evaluate.evaluate_run(config, copied_run)['num_examples'] == 9
+  assert json.loads(path.read_text()) == written
+  other = json.loads((copied_run / 'results-digits_1.0.0-test_9_.json').read_text())
+  assert (other['split'], 'ten_view' in other) == ('test[:9]', False)
+
+
+def test_data_whose_classes_have_other_names_is_a_usage_error(config, copied_run):
+  names = [*'012345678', 'nine']
+  (copied_run / 'classes.txt').write_text('\n'.join(names) + '\n')
+  message = r"label 9 is '9' in digits/1\.0\.0, but 'nine' for the network in .*; name the dataset"
+  with pytest.raises(UsageError, match=message):
+    evaluate.open_split(config, 'test', 96, 10, copied_run)
+  statistics = run_folder.load_statistics(copied_run)
+  statistics._replace(num_images=0).save(copied_run / 'statistics.npz')  # as of imported weights
+  assert len(evaluate.open_split(config, 'test', 96, 10, copied_run)) == 360
+
+
+def test_fields_that_an_evaluation_ignores_are_reported(config, copied_run, monkeypatch, capsys):
+  monkeypatch.setattr(evaluate, 'evaluate_run', lambda config, folder: {'skipped': {}})
+  modes.run('eval', config, [copied_run], [], None)
+  assert capsys.readouterr().err == ''
+  config.model.nonlinearity = 'tanh'
+  modes.run('eval', config, [copied_run], [], None)
+  expected = f'warning: the network is that of {copied_run} (model.nonlinearity: relu in the run, tanh given).\n'
+  assert capsys.readouterr().err == expected

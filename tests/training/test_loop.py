@@ -195,7 +195,9 @@ def test_an_evaluation_that_does_not_fit_the_run_is_reported(config, tmp_path):
   with pytest.raises(UsageError, match=r'digits/.* has 10 classes, but the network in .*run has 3'):
     evaluate.open_split(config, 'test', 96, 3, tmp_path / 'run')
   config.data.classes = tuple('1234567890')  # the same number of classes, in another order
-  with pytest.raises(UsageError, match=r'differs from the classes of the network in .*, which are 0, 1, 2'):
+  with pytest.raises(
+    UsageError, match=r"label 0 is '1' in digits/1.0.0, but '0' for the network in .*; name the dataset"
+  ):
     evaluate.open_split(config, 'test', 96, 10, tmp_path / 'run')
   config.data.classes = ()
   (tmp_path / 'run' / 'classes.txt').write_text('one\ntwo\nthree\n')

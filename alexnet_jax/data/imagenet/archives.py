@@ -6,6 +6,7 @@ official archives contain JPEGs and are not compressed.
 """
 
 import errno
+import gzip
 import io
 import os
 import pathlib
@@ -19,12 +20,13 @@ from typing import NamedTuple
 import numpy as np
 import scipy.io
 import tqdm
-from scipy.io.matlab import MatReadError
 
-from alexnet_jax.runtime.errors import RunError, UsageError
+from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
 MAX_IMAGE_BYTES = 2**26  # of an image in a zip archive
+MAX_KIT_BYTES = 2**26  # of an unpacked development kit; the real ones have a few hundred kilobytes
 ZIP_SIGNATURE = b'PK\x03\x04'
+GZIP_SIGNATURE = b'\x1f\x8b'
 ZIP_HEADER = struct.Struct('<4s22xHH')  # of a file: signature, ..., lengths of the name and of the extra field
 
 
@@ -212,7 +214,10 @@ def index_tiny_imagenet(source: pathlib.Path) -> Contents:
   def read_lines(name):
     if name not in files:
       raise UsageError(f'{source} contains no {name}; SOURCE must be tiny-imagenet-200.zip or its unpacked folder.')
-    return files[name].read().decode(errors='replace').splitlines()
+    try:
+      return files[name].read().decode(errors='replace').splitlines()
+    except OSError as error:
+      raise RunError(f'{files[name]} cannot be read ({error.strerror}); download it again.') from error
 
   words = dict(line.split('\t', 1) for line in read_lines('words.txt') if '\t' in line)
   wnids = sorted(line for line in read_lines('wnids.txt') if line)
@@ -257,8 +262,10 @@ class _DevelopmentKit:
     self._members = self._read_members()
     try:
       table = np.atleast_1d(scipy.io.loadmat(io.BytesIO(self._read('meta.mat')), squeeze_me=True)['synsets'])
-    except (ValueError, KeyError, TypeError, NotImplementedError, OSError, MatReadError) as error:
-      raise RunError(f'meta.mat of {path} is damaged ({error}); download it again.') from error
+    except UsageError:
+      raise
+    except Exception as error:  # on damaged files scipy raises errors of many types
+      raise RunError(f'meta.mat of {path} is damaged ({first_line(error)}); download it again.') from error
     try:
       rows = [row for row in table if row['num_children'] == 0]
       rows.sort(key=lambda row: row['WNID'])
@@ -281,14 +288,20 @@ class _DevelopmentKit:
 
   def _read_members(self):
     try:
-      with tarfile.open(self._path, 'r:*') as tar:  # a few hundred kilobytes, compressed
+      with open(self._path, 'rb') as archive:
+        is_compressed = archive.read(2) == GZIP_SIGNATURE
+      with gzip.open(self._path) if is_compressed else open(self._path, 'rb') as unpacked:
+        content = unpacked.read(MAX_KIT_BYTES + 1)
+      if len(content) > MAX_KIT_BYTES:
+        raise OSError(f'it is larger than {MAX_KIT_BYTES:,} bytes')
+      with tarfile.open(fileobj=io.BytesIO(content), mode='r:') as tar:
         return {
           pathlib.PurePath(member.name).name: file.read()
           for member in tar
-          if member.isreg() and (file := tar.extractfile(member))
+          if member.isreg() and not member.issparse() and (file := tar.extractfile(member))
         }
-    except (tarfile.TarError, OSError, EOFError) as error:
-      raise RunError(f'{self._path} is damaged or not an archive ({error}); download it again.') from error
+    except (tarfile.TarError, zlib.error, ValueError, OSError, EOFError) as error:
+      raise RunError(f'{self._path} is damaged or not an archive ({first_line(error)}); download it again.') from error
 
   def _read(self, name):
     if name in self._members:
@@ -393,6 +406,8 @@ def _list_zip(path):
         if signature != ZIP_SIGNATURE:
           raise zipfile.BadZipFile(f'the header of {member.filename} is missing')
         offset = member.header_offset + ZIP_HEADER.size + name_length + extra_length
+        if offset + member.compress_size > path.stat().st_size:
+          raise zipfile.BadZipFile(f'it ends in the middle of {name}')
         is_deflated = member.compress_type == zipfile.ZIP_DEFLATED
         files[name] = ArchivedImage(name, -1, str(path), offset, member.compress_size, is_deflated)
   except (zipfile.BadZipFile, struct.error, OSError) as error:

@@ -1,0 +1,42 @@
+"""Options of `python -m alexnet_jax` that would have no effect."""
+
+import pytest
+
+from alexnet_jax import __main__ as cli
+from alexnet_jax.runtime.errors import UsageError
+
+
+@pytest.mark.parametrize(
+  ('command', 'option'),
+  [
+    ('prepare 2012 archives --seed=4', 'seed'),
+    ('prepare folder photographs --encoding=raw --quality=3', 'quality'),
+    ('prepare folder photographs --beam_options=a=b', 'beam_options'),
+    ('prepare folder photographs --beam=DirectRunner --workers=100', 'workers'),
+    ('figures predictions run cat.jpg --split=train', 'split'),
+    ('figures saliency run cat.jpg --num_images=3', 'num_images'),
+    ('figures explain run cat.jpg --seed=3', 'seed'),
+    ('figures similarity run --images 1.jpg 2.jpg 3.jpg 4.jpg --data_dir=datasets', 'data_dir'),
+    ('figures kernels tests --towers=4', 'towers'),
+    ('figures kernels tests --bgr', 'bgr'),
+    ('figures explain run --unit conv3 1 --target 3', 'target'),
+    ('figures explain run --num_steps=3', 'num_steps'),
+    ('figures architecture run --num_classes=4', 'num_classes'),
+    ('figures architecture run --config=configs/cifar10.py', 'config'),
+  ],
+)
+def test_an_option_without_effect_is_an_error(command, option):
+  arguments = command.split()
+  with pytest.raises(UsageError, match=f'--{option} has no effect here, because .*; omit it'):
+    cli.check_options_are_read(cli.parser().parse_args(arguments))
+  without = [argument for argument in arguments if not argument.startswith(f'--{option}')]
+  without = without[:-1] if option == 'target' else without
+  cli.check_options_are_read(cli.parser().parse_args(without))
+
+
+def test_every_such_option_exists():
+  subparsers = cli.parser()._subparsers._group_actions[0].choices
+  figures = subparsers['figures']._subparsers._group_actions[0].choices
+  for name, _, options, _ in cli.UNREAD:
+    parser = figures['saliency'] if name == 'figures' else (subparsers | figures)[name]
+    assert set(options) <= {action.dest for action in parser._actions}
