@@ -254,8 +254,10 @@ def load_results(folder: pathlib.Path, num_steps: int, name: str = 'results.json
   """
   try:
     results = json.loads((folder / name).read_text())
+    if results['step'] != num_steps:
+      return {}
     _check_results(results)
-    return results if results['step'] == num_steps else {}
+    return results
   except FileNotFoundError:
     return {}
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -19,6 +19,7 @@ def test_the_colour_of_a_tower_is_the_mean_over_its_kernels(trained_run):
   assert all(abs(percentage - noise) < 5 for percentage in percentages)
 
 
+@pytest.mark.slow
 def test_the_training_error_is_measured_on_the_centre_crops_of_all_training_images(trained_run):
   network, config = trained_model.load(trained_run, batch_size=32), run_folder.load_config(trained_run)
   (source,) = sources.open_splits(config.data, 96, [config.data.train_split])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.explore import mosaic, training_map
+from tests.conftest import mostly_nightly
 
 
 @pytest.mark.parametrize('shape', [(30, 200), (200, 30), (2, 5), (40, 1)])
@@ -26,7 +27,7 @@ def test_equal_rows_are_all_at_the_origin():
   assert explained == 0
 
 
-@pytest.mark.parametrize('layer', ['fc7', 'pixels'])
+@pytest.mark.parametrize('layer', mostly_nightly(['fc7', 'pixels'], 'pixels'))
 def test_the_map_shows_training_images_at_their_indices(run, monkeypatch, layer):
   monkeypatch.setattr(training_map, 'MAX_IMAGES', 40)
   drawn = training_map.draw(run.model, run.folder, layer)

@@ -7,6 +7,7 @@ from alexnet_jax.analysis import training_neighbours
 from alexnet_jax.data import sources
 from alexnet_jax.runtime.errors import UsageError
 from tests.analysis.test_neighbours import search
+from tests.conftest import mostly_nightly
 
 
 @pytest.mark.slow
@@ -28,7 +29,7 @@ def test_neighbours_are_those_of_a_search_over_all_activations(run, layer):
   np.testing.assert_allclose(found.distances, distances, rtol=1e-4)
 
 
-@pytest.mark.parametrize('layer', ['fc7', 'pixels'])
+@pytest.mark.parametrize('layer', mostly_nightly(['fc7', 'pixels'], 'pixels'))
 def test_a_training_image_is_nearest_to_itself(run, layer):
   source, _, indices = training_neighbours.open_training_rows(run.model, run.folder, layer)
   np.testing.assert_array_equal(indices, np.arange(len(source)))
