@@ -42,6 +42,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_trained_on_more_devices_predicts_on_the_devices_of_this_machine(trained_run, tmp_path):
   folder = shutil.copytree(trained_run, tmp_path / 'run')
   config = json.loads((folder / 'config.json').read_text())

@@ -9,7 +9,7 @@ import pytest
 from alexnet_jax.models.registry import build
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.training import loop, optimizer, step
-from tests.conftest import mesh, mostly_nightly, small_config, velocities
+from tests.conftest import mesh, small_config, velocities
 
 
 def restore(config, folder):
@@ -37,7 +37,8 @@ def save_in_old_layout(config, folder):
     checkpoints.save(int(state.step), state, {'schedule': schedule, 'evaluated': saved['evaluated']})
 
 
-@pytest.mark.parametrize('variants', mostly_nightly(['', 'as_run'], ''))
+@pytest.mark.slow
+@pytest.mark.parametrize('variants', ['', 'as_run'])
 def test_a_run_resumes_from_an_old_checkpoint_with_the_same_bits(variants, data_dir, tmp_path):
   config = small_config(data_dir, variants)
   config.optimizer.rate, config.optimizer.plateau_patience = 1e-7, 1  # the first evaluations are a plateau
