@@ -72,12 +72,14 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
       f'{source.dataset} has {source.num_classes} classes, but the network in {folder} has {num_classes}; name the '
       'dataset that it was trained on, and its data.classes if it was trained on selected classes.'
     )
-  for label, (name, known) in enumerate(zip(source.class_names, run_folder.load_classes(folder), strict=True)):
-    if name != known and not run_folder.is_imported(folder):  # an imported file may name no classes
-      raise UsageError(
-        f"label {label} is '{name}' in {source.dataset}, but '{known}' for the network in {folder}; name the dataset "
-        'that it was trained on, and its data.classes if it was trained on selected classes.'
-      )
+  pairs = zip(source.class_names, run_folder.load_classes(folder), strict=True)
+  differences = [(label, name, known) for label, (name, known) in enumerate(pairs) if name != known]
+  if differences and not run_folder.is_imported(folder):  # an imported file may name no classes
+    label, name, known = differences[0]
+    raise UsageError(
+      f"label {label} is '{name}' in {source.dataset}, but '{known}' for the network in {folder}; name the dataset "
+      'that it was trained on, and its data.classes if it was trained on selected classes.'
+    )
   return source
 
 

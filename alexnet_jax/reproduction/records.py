@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import subprocess
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet_jax.models import device_mesh
+from alexnet_jax.runs import environment
 from alexnet_jax.runtime import atomic_files, host_memory
 from alexnet_jax.runtime.errors import RunError, UsageError
 
@@ -140,15 +140,9 @@ def _commit():
 
 
 def _processor():
-  cpu = pathlib.Path('/proc/cpuinfo')
-  lines = cpu.read_text().splitlines() if cpu.exists() else []
-  names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-  try:
-    num_available = len(os.sched_getaffinity(0))  # fewer than `os.cpu_count()` under `taskset`
-  except AttributeError:  # macOS
-    num_available = os.cpu_count() or 1
+  num_available = environment.num_cores()  # fewer than `os.cpu_count()` under `taskset`
   cores = f'{num_available} cores' if num_available == os.cpu_count() else f'{num_available} of {os.cpu_count()} cores'
-  return f'{next(names, platform.machine())}, {cores}, {host_memory.total_bytes() / 2**30:.0f} GiB'
+  return f'{environment.processor()}, {cores}, {host_memory.total_bytes() / 2**30:.0f} GiB'
 
 
 def save(path: pathlib.Path, record: Record) -> None:

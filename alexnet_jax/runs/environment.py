@@ -65,8 +65,8 @@ def describe(mesh: Mesh, source: Source) -> dict[str, Any]:
     **{name: _version(name) for name in PACKAGES},
     'commit': _commit(),
     'platform': platform.platform(),
-    'processor': _processor(),
-    'num_cores': _num_cores(),
+    'processor': processor(),
+    'num_cores': num_cores(),
     'devices': device_mesh.describe_mesh(mesh),
     'backend': mesh.devices.flat[0].client.platform_version,
     'num_processes': jax.process_count(),
@@ -156,20 +156,20 @@ def _commit():
     return None
 
 
-def _processor():
+def processor() -> str:
   """Returns the name of the processor, whose vector instructions affect rounding."""
   cpu = pathlib.Path('/proc/cpuinfo')
   lines = cpu.read_text().splitlines() if cpu.exists() else []
   names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-  return next(names, platform.processor() or platform.machine())
+  return next(names, platform.machine())
 
 
-def _num_cores():
+def num_cores() -> int:
   """Returns the number of cores that this process may use, which decides how sums are split into partial sums."""
   try:
     return len(os.sched_getaffinity(0))
   except AttributeError:  # macOS
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def _fingerprint(directory):
