@@ -9,7 +9,7 @@ import jax
 
 @jax.custom_vjp
 def with_whole_gradient(y: jax.Array) -> jax.Array:
-  """Returns maps unchanged; their gradient is written to memory once, and not once more for each tower."""
+  """Returns maps unchanged; their gradient is written to memory once, for all of its readers."""
   return y
 
 

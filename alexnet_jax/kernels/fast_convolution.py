@@ -30,11 +30,15 @@ MANY_KERNELS = 96  # from which `input_gradient` is faster
 def conv_on_device(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """Computes `layers.conv_on_device`.
 
-  Where all towers read the same maps, one wide convolution replaces two narrow ones.
+  Where all towers read the same maps, one wide convolution replaces two narrow ones, unless joining the kernels takes
+  longer than reading the maps twice.
   """
-  if x.ndim == 5:
-    towers = zip(x, kernel, bias, strict=True)
-    return jnp.stack([conv(x_t, kernel_t, stride, padding) + bias_t for x_t, kernel_t, bias_t in towers])
+  if x.ndim == 5 or x.size < kernel.size:
+    maps = x if x.ndim == 5 else [x] * len(kernel)
+    towers = zip(maps, kernel, bias, strict=True)
+    ys = [conv(x_t, kernel_t, stride, padding) + bias_t for x_t, kernel_t, bias_t in towers]
+    # A CPU would compute the whole gradient again, on a single core, while it sums it for the biases.
+    return jnp.stack([barriers.with_whole_gradient(y) for y in ys] if jax.default_backend() == 'cpu' else ys)
   y = conv(x, jnp.concatenate(list(kernel), axis=-1), stride, padding)
   y = barriers.with_whole_gradient(y + bias.reshape(-1))
   return jnp.moveaxis(y.reshape(*y.shape[:-1], len(kernel), -1), -2, 0)

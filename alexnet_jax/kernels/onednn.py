@@ -29,8 +29,13 @@ from alexnet_jax.runtime import compilation_cache
 TESTED_VERSIONS = ('0.10.1', '0.12.0.1')  # of jaxlib, those of requirements.txt
 
 # The gradient of a kernel is computed from this many images at a time, the length of an AVX-512 vector. Larger batches
-# are divided into at most MAX_PARTS parts, since many parts take long to compile.
-IMAGES, MAX_PARTS = 16, 8
+# are divided into at most MAX_PARTS parts, since many parts take long to compile. Batches of up to WHOLE images are not
+# divided: XLA computes the gradient of conv1's maps once for each part and once as a whole, for the biases.
+IMAGES, MAX_PARTS, WHOLE = 16, 8, 32
+
+# XLA multiplies fewer rows than this by a matrix at the speed of memory, while oneDNN copies the matrix first.
+# Milliseconds of fc6, oneDNN and XLA: 1 row 9.1 and 5.2, 3 rows 9.0 and 8.6, 4 rows 9.6 and 10.2, 32 rows 16 and 29.
+MIN_ROWS = 4
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 PARAMS, MAPS = jax.P('tower'), jax.P('tower', 'data')  # layouts of models/towers.py
@@ -137,7 +142,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
   Returns:
     The gradient of the kernel, of `kernel_shape`.
   """
-  num_images = max(IMAGES, math.ceil(len(x) / MAX_PARTS))
+  num_images = len(x) if len(x) <= WHOLE else max(IMAGES, math.ceil(len(x) / MAX_PARTS))
   parts = [slice(first, first + num_images) for first in range(0, len(x), num_images)]
   return sum(_kernel_gradient(x[part], dy[part], kernel_shape, stride, padding) for part in parts)
 
@@ -254,7 +259,7 @@ def _conv(
 
 
 def _matmul(a, b, *, transpose_a=False, transpose_b=False):
-  if len(a) > 1 and not _multiplies_stacks():
+  if a.shape[1] < MIN_ROWS or (len(a) > 1 and not _multiplies_stacks()):
     inner = (1 if transpose_a else 2,), (2 if transpose_b else 1,)
     return lax.dot_general(a, b, (inner, ((0,), (0,))))
   config = {'transpose_a': transpose_a, 'transpose_b': transpose_b}

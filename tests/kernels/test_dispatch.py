@@ -56,7 +56,9 @@ def conv2(x, kernel, bias):
   [
     (conv1, [(3, 32, 32, 3), (2, 11, 11, 3, 8), (2, 8)]),  # read by both towers
     (conv2, [(2, 3, 9, 9, 4), (2, 5, 5, 4, 8), (2, 8)]),
+    (conv2, [(3, 9, 9, 4), (2, 5, 5, 4, 8), (2, 8)]),  # read by both towers, with kernels larger than the maps
     (layers.linear, [(2, 3, 20), (2, 20, 8)]),
+    (layers.linear, [(2, 4, 20), (2, 20, 8)]),
     (layers.max_pool, [(2, 3, 13, 15, 4)]),
     (layers.local_response_norm, [(2, 3, 4, 4, 16)]),
     (layers.within_map_norm, [(2, 3, 7, 9, 4)]),

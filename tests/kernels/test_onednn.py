@@ -102,7 +102,7 @@ def test_pooling_is_computed_once_with_bit_equal_results(num_tower, request):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def calls():
+def calls(num_images=4):
   """Returns whether the convolution and the product of a tower call oneDNN."""
 
   def is_called(function, x, *parameters):
@@ -111,7 +111,7 @@ def calls():
 
   return [
     is_called(layers.conv, jnp.ones((2, 2, 8, 8, 3)), jnp.ones((2, 3, 3, 3, 4)), jnp.ones((2, 4))),
-    is_called(layers.linear, jnp.ones((2, 2, 3)), jnp.ones((2, 3, 4))),
+    is_called(layers.linear, jnp.ones((2, num_images, 3)), jnp.ones((2, 3, 4))),
   ]
 
 
@@ -126,6 +126,11 @@ def test_onednn_is_not_called_with_the_compilation_cache():
 def test_onednn_is_called_without_the_cache_except_for_stacks_without_avx512(has_avx512, monkeypatch):
   monkeypatch.setattr(onednn, '_multiplies_stacks', lambda: has_avx512)
   assert calls() == [True, has_avx512]
+
+
+@pytest.mark.usefixtures('one_device', 'with_onednn')
+def test_xla_multiplies_few_images_by_a_matrix():
+  assert calls(num_images=3) == [True, False]
 
 
 def test_the_required_versions_of_jaxlib_were_tested():
