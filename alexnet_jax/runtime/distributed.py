@@ -221,12 +221,16 @@ def _check_port(address: str) -> None:
     raise RunError(f'The processes cannot be connected (port {port}: {reason}); choose another port.') from error
 
 
-def exit_process(status: int) -> NoReturn:
-  """Ends this process after it has printed an error; JAX ends the others."""
-  if is_child():
+def exit_process(status: int | str | None) -> NoReturn:
+  """Ends this process like `sys.exit`, but a child at once.
+
+  A normal exit of a child would wait for the other processes after an error. After success, Python ends the threads of
+  its libraries by an exception, with which one that executes C++ aborts the process (glibc: 'exception not rethrown').
+  """
+  if is_child() and isinstance(status, int):
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # a normal exit would make JAX wait for the other processes
+    os._exit(status)
   sys.exit(status)
 
 

@@ -42,7 +42,7 @@ def exit_on_errors() -> Iterator[None]:
     yield
   except SystemExit as end:
     is_help = any(re.fullmatch(r'--?(h|help|helpfull|helpshort)', argument) for argument in sys.argv[1:])
-    sys.exit(0 if is_help else end.code)  # absl exits with 1 after --help
+    distributed.exit_process(0 if is_help else end.code)  # absl exits with 1 after --help
   except Stopped as error:  # all processes stop after the same step
     sys.exit(_report(error))
   except Exception as error:
