@@ -21,6 +21,10 @@ def test_the_ten_crops_are_the_four_corners_the_centre_and_their_reflections():
   assert cropping.centre_crop_only(32) == (cropping.Crop(16, 16, False),)
 
 
+def test_the_nine_crops_are_a_grid_without_reflections():
+  assert cropping.nine_crops(8) == tuple(cropping.Crop(top, left, False) for top in (0, 4, 8) for left in (0, 4, 8))
+
+
 def test_crops_of_227_pixels_have_other_offsets():
   """In images of 256 pixels the offsets are 0 to 29 (facts, 1.3), and 14 is the centre, rounded as in Caffe."""
   offsets = {(crop.top, crop.left) for crop in cropping.ten_crops(29)}

@@ -71,6 +71,8 @@ def test_numbers_must_not_be_negative(field, value):
     ('model.dtype', 'float16', "model.dtype='float16' is unknown; choose 'float32' or 'bfloat16'"),
     ('model.image_size', 32, 'model.image_size=32 leaves no pixel after conv5'),
     ('model.meet', (['fc6'],), 'may contain conv2, conv3'),
+    ('model.padding.conv2', 5, 'model.padding.conv2=5 must be 0 to 4, or two such numbers'),
+    ('model.padding.conv1', (2, 2, 2), 'must be 0 to 10, or two such numbers'),
     ('init_fresh', ('fc8', 'fc9'), 'init_fresh contains fc9; the layers of this network are conv1, .*, fc7, fc8'),
     ('init_fresh', ('bottleneck',), 'init_fresh contains bottleneck; the layers of this network are conv1'),
     ('augment.offsets', 34, 'must be 1 to 33'),
