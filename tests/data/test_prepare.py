@@ -275,7 +275,7 @@ def test_sigterm_gives_status_75_and_saves_finished_shards(tmp_path):
   miniature.write_class_folders(tmp_path / 'in', per_class=300)
   working = tmp_path / 'out' / 'ilsvrc' / 'folder' / '1.0.0.preparing'
   process = start(tmp_path, 'out', pipe=True)
-  while not list(working.glob('parts/*-of-*.json')):
+  while not list(working.glob('parts/[!.]*-of-*.json')):
     assert process.poll() is None
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
