@@ -171,7 +171,8 @@ def _kernel_gradient(x, dy, kernel_shape, stride, padding):
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
   """Multiplies stacks of matrices, [stack, rows, inner] by [stack, inner, columns], in float32.
 
-  XLA multiplies stacks of several matrices on a processor without AVX-512, where oneDNN may not terminate.
+  XLA multiplies fewer than `MIN_ROWS` rows, and stacks of several matrices on a processor without AVX-512, where oneDNN
+  may not terminate.
   """
   return _matmul(a, b)
 
