@@ -224,8 +224,8 @@ def _check_port(address: str) -> None:
 def exit_process(status: int | str | None) -> NoReturn:
   """Ends this process like `sys.exit`, but a child at once.
 
-  A normal exit of a child would wait for the other processes after an error. After success, Python ends the threads of
-  its libraries by an exception, with which one that executes C++ aborts the process (glibc: 'exception not rethrown').
+  After an error, a normal exit of a child would wait for the other processes. After success, Python ends the threads of
+  its libraries by an exception, which aborts the process in C++ that does not rethrow it ('exception not rethrown').
   """
   if is_child() and isinstance(status, int):
     sys.stdout.flush()
