@@ -24,7 +24,7 @@ from alexnet_jax.data import digits, image_io
 from alexnet_jax.data.imagenet import archives
 from alexnet_jax.data.imagenet.builder import Ilsvrc
 from alexnet_jax.runtime import distributed
-from alexnet_jax.runtime.errors import RunError, UsageError, first_line
+from alexnet_jax.runtime.errors import RunError, UsageError, first_line, printable
 
 Example = tuple[np.ndarray, np.int32]  # image [size, size, rgb] uint8, label
 
@@ -236,12 +236,12 @@ def _open_records(builder, split):
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   except (ValueError, KeyError, AssertionError) as error:
     raise UsageError(
-      f"{info.full_name} has no split '{split}', or the split is empty; its splits are "
+      f"{builder.data_dir} has no split '{split}', or the split is empty; its splits are "
       f"{', '.join(sorted(info.splits))}, and slices of them such as 'train[:90%]'."
     ) from error
   except NotImplementedError as error:
     raise UsageError(
-      f'{info.full_name} was prepared as {info.file_format.value}, which does not support random access; prepare it '
+      f'{builder.data_dir} was prepared as {info.file_format.value}, which does not support random access; prepare it '
       'again in the array_record format.'
     ) from error
 
@@ -279,6 +279,7 @@ def open_splits(
   if not builder.is_prepared():
     _prepare(builder, config)
     builder = _make_builder(config)  # another process may have prepared the dataset meanwhile
+  _check_name(builder)
   sources = {
     split: Source(
       builder,
@@ -316,6 +317,16 @@ def _make_builder(config):
     raise UsageError(
       f"data.name='{config.name}' cannot be opened in {directory or tfds.core.constants.DATA_DIR}: {first_line(error)}"
     ) from error
+
+
+def _check_name(builder):
+  """Checks that a dataset is named after its folder: the name occurs in the paths of files that are written."""
+  name = builder.info.full_name
+  if not str(builder.data_path).endswith(f'/{name}'):
+    raise UsageError(
+      f"{builder.data_path} contains a dataset named '{printable(name)}'; rename the folder to that name, or prepare "
+      'the dataset again.'
+    )
 
 
 def _prepare(builder, config):

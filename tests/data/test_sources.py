@@ -1,4 +1,6 @@
 import io
+import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -109,6 +111,16 @@ def test_the_error_for_a_dataset_or_split_that_cannot_be_opened_contains_the_rea
 def test_a_missing_folder_raises_an_error(config, tmp_path):
   config.data.name, config.data.dir = 'cifar10', str(tmp_path / 'nowhere')
   with pytest.raises(UsageError, match='is not a folder'):
+    sources.open_splits(config.data, 96, ['train'])
+
+
+def test_a_dataset_has_the_name_of_its_folder(config, train_source, tmp_path):
+  """The name is a part of the paths of statistics and saved predictions."""
+  shutil.copytree(train_source.directory, tmp_path / 'digits' / '1.0.0')
+  path = tmp_path / 'digits' / '1.0.0' / 'dataset_info.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'name': '../../elsewhere'}))
+  config.data.dir = str(tmp_path)
+  with pytest.raises(UsageError, match=r"contains a dataset named '\.\./\.\./elsewhere/1.0.0'; rename the folder"):
     sources.open_splits(config.data, 96, ['train'])
 
 

@@ -76,11 +76,18 @@ def altered_json(draw, text):
       del container[key]
     case 1 if isinstance(container, dict):
       container[draw(st.sampled_from(TEXTS))] = inner
-    case _ if isinstance(inner, str) and inner[:1] in ('{', '['):
+    case _ if isinstance(inner, str) and _is_json(inner):
       container[key] = draw(altered_json(inner)).decode()
     case _:
       container[key] = draw(st.sampled_from(VALUES))
   return json.dumps(root[0]).replace('"DEEP"', DEEP).encode()
+
+
+def _is_json(text):
+  try:
+    return isinstance(json.loads(text), dict | list)
+  except ValueError:
+    return False
 
 
 def _positions(value):
