@@ -322,7 +322,8 @@ def _make_builder(config):
 def _check_name(builder):
   """Checks that a dataset is named after its folder: the name occurs in the paths of files that are written."""
   name = builder.info.full_name
-  if not str(builder.data_path).endswith(f'/{name}'):
+  parts = tuple(name.split('/'))
+  if pathlib.PurePath(builder.data_path).parts[-len(parts) :] != parts:
     raise UsageError(
       f"{builder.data_path} contains a dataset named '{printable(name)}'; rename the folder to that name, or prepare "
       'the dataset again.'
