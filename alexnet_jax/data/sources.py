@@ -236,12 +236,12 @@ def _open_records(builder, split):
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   except (ValueError, KeyError, AssertionError) as error:
     raise UsageError(
-      f"{builder.data_dir} has no split '{split}', or the split is empty; its splits are "
+      f"{builder.data_path} has no split '{split}', or the split is empty; its splits are "
       f"{', '.join(sorted(info.splits))}, and slices of them such as 'train[:90%]'."
     ) from error
   except NotImplementedError as error:
     raise UsageError(
-      f'{builder.data_dir} was prepared as {info.file_format.value}, which does not support random access; prepare it '
+      f'{builder.data_path} was prepared as {info.file_format.value}, which does not support random access; prepare it '
       'again in the array_record format.'
     ) from error
 

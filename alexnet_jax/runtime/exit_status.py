@@ -43,8 +43,6 @@ def exit_on_errors() -> Iterator[None]:
   except SystemExit as end:
     is_help = any(re.fullmatch(r'--?(h|help|helpfull|helpshort)', argument) for argument in sys.argv[1:])
     distributed.exit_process(0 if is_help else end.code)  # absl exits with 1 after --help
-  except Stopped as error:  # all processes stop after the same step
-    sys.exit(_report(error))
   except Exception as error:
     distributed.exit_process(_report(error))
 

@@ -127,6 +127,12 @@ def bars(visitor, label):
   return visitor.get_by_test_id('label').filter(has_text=label, visible=True).locator('.confidence-set')
 
 
+def classify(visitor, path):
+  """Chooses a photograph and waits for its most probable classes."""
+  drop(visitor, path)
+  bars(visitor, 'most probable classes').first.wait_for()
+
+
 def expect_class(visitor, label, name):
   best = visitor.get_by_test_id('label').filter(has_text=label, visible=True).get_by_test_id('label-output-value')
   sync_api.expect(best).to_have_text(name, timeout=60_000)
@@ -216,8 +222,7 @@ def test_a_click_selects_the_unit_whose_strongest_images_are_found(run, visit, p
 @pytest.mark.slow
 def test_a_unit_that_the_chosen_layer_lacks_becomes_its_last(run, visit, photographs):
   visitor = visit()
-  drop(visitor, photographs[0][0])
-  bars(visitor, 'most probable classes').first.wait_for()
+  classify(visitor, photographs[0][0])
   click_tab(visitor, 'Inside')
   choose(visitor, 'Layer', 'fc6')
   unit = visitor.get_by_label('Unit', exact=True).filter(visible=True)
@@ -259,8 +264,7 @@ def test_a_photograph_is_explained_and_an_image_is_optimised(visit, photographs)
 @pytest.mark.slow
 def test_neighbours_and_the_map_of_the_training_set_are_shown(run, visit, photographs):
   visitor = visit()
-  drop(visitor, photographs[0][0])
-  bars(visitor, 'most probable classes').first.wait_for()
+  classify(visitor, photographs[0][0])
   click_tab(visitor, 'Alike')
   click(visitor, 'Find the nearest training images')
   sync_api.expect(visitor.locator('.thumbnail-item')).to_have_count(8, timeout=120_000)
