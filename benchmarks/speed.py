@@ -369,7 +369,7 @@ def make_our_step(task, batch_size, num_data, num_tower, *, from_host):
   mean_image, key = jnp.full((256, 256, 3), 120.0), jax.random.key(1)
 
   if task == 'inference':
-    apply, params = jax.jit(network.apply), state.params
+    apply, params = jax.jit(network.apply), jax.jit(network.arrange_for_inference)(state.params)
     images = device_mesh.put_batch(mesh, batch['image'].astype(np.float32) - 120)
     del state
     return lambda: apply(params, images)

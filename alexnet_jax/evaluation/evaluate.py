@@ -178,6 +178,7 @@ def predict_split(model: TrainedModel, source: sources.Source, config: ConfigDic
   """
   title, num_done = f'{source.split}, {cropping.CROP_SET_TITLES[crop_set]}', 0
   crops = cropping.TEST_TIME_CROPS[crop_set](model.config.border)
+  model = model.arranged()
   with tqdm.tqdm(
     total=len(source), desc=title, unit=' images', leave=False, mininterval=1, disable=not distributed.is_main_process()
   ) as progress:

@@ -41,6 +41,12 @@ def log_probs(
   return jax.nn.log_softmax(network.apply(params, _network_inputs(images, mean_image, crop, mean_crop, image_size)))
 
 
+@functools.partial(jax.jit, static_argnames='network')
+def arranged(params: dict, *, network: Network) -> dict:
+  """Returns parameters for `log_probs` alone, see `Network.arrange_for_inference`."""
+  return network.arrange_for_inference(params)
+
+
 @functools.partial(jax.jit, static_argnames=('network', 'image_size', 'layers'))
 def activations(
   params: dict,

@@ -141,6 +141,7 @@ def predict(
   batch = np.zeros((batch_size, size, size, 3), np.uint8)
   batch_paths: list[pathlib.Path] = []
   crops = cropping.TEST_TIME_CROPS[crop_set](model.config.border)
+  model = model.arranged()
 
   def predict_batch():
     log_probs = device_mesh.to_host(model.mesh, model.log_probs(batch, crops))

@@ -1,5 +1,7 @@
 """A trained network: its predictions, activations and saliency for stored images."""
 
+from __future__ import annotations
+
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +69,11 @@ class TrainedModel(NamedTuple):
       images = self._put(images)
       log_probs = (compute(self.params, images, self.mean_image, *self._crop_arrays(crop)) for crop in crops)
       return functools.reduce(jnp.logaddexp, log_probs) - np.float32(np.log(len(crops)))
+
+  def arranged(self) -> TrainedModel:
+    """Returns a copy for many batches of `log_probs` and nothing else, whose parameters a CPU reads faster."""
+    with jax.set_mesh(self.mesh):
+      return self._replace(params=inference.arranged(self.params, network=self.network))
 
   def centre_crops(self, images: np.ndarray) -> np.ndarray:
     """Cuts the centre crops out of stored images: [..., height, width, rgb] -> [..., image_size, image_size, rgb]."""

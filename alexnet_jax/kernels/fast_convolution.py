@@ -33,7 +33,7 @@ def conv_on_device(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int
   Where all towers read the same maps, one wide convolution replaces two narrow ones, unless joining the kernels takes
   longer than reading the maps twice.
   """
-  if x.ndim == 5 or x.size < kernel.size:
+  if x.ndim == 5 or x.size < sum(kernel_t.size for kernel_t in kernel):
     maps = x if x.ndim == 5 else [x] * len(kernel)
     towers = zip(maps, kernel, bias, strict=True)
     ys = [conv(x_t, kernel_t, stride, padding) + bias_t for x_t, kernel_t, bias_t in towers]

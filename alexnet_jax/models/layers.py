@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.kernels import fast_convolution, fast_pooling, fast_response_norm, onednn
+from alexnet_jax.kernels import fast_convolution, fast_pooling, fast_response_norm, inference_layout
 from alexnet_jax.kernels.dispatch import fast_form
 from alexnet_jax.kernels.onednn import Padding
 from alexnet_jax.kernels.windows import num_windows, pad_axis, window_slices
@@ -66,7 +66,7 @@ class Conv(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [tower, batch, height, width, in], or [batch, height, width, in], to [tower, batch, height, width, out]."""
-    return conv(x, self.kernel[...], self.bias[...], self.stride, self.padding)
+    return conv(x, self.kernel.get_value(), self.bias[...], self.stride, self.padding)
 
 
 class LocalConv(nnx.Module):
@@ -123,7 +123,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [tower, batch, in], or [batch, in] read by every tower, to [tower, batch, out]."""
-    kernel = self.kernel[...]
+    kernel = self.kernel.get_value()
     if x.ndim == 2:
       x = towers.broadcast(x, len(kernel))
     return linear(x, kernel.astype(x.dtype)) + self.bias[...].astype(x.dtype)[:, None, :]
@@ -160,7 +160,7 @@ def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1, padd
 
   # Inside, a device has its own towers only: one of them, or both on a single device.
   def on_device(x, kernel, bias):
-    kernel, bias = (towers.varying(array, 'data').astype(x.dtype) for array in (kernel, bias))
+    kernel, bias = jax.tree.map(lambda array: towers.varying(array, 'data').astype(x.dtype), (kernel, bias))
     if is_shared:
       x = towers.varying(x, 'tower')
     return conv_on_device(x, kernel, bias, stride, padding)
@@ -182,7 +182,7 @@ def conv_on_device(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int
   )
 
 
-@fast_form(onednn.linear)
+@fast_form(inference_layout.linear)
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Multiplies the inputs of each tower's units by their weights: [tower, batch, in] and [tower, in, out]."""
   return jnp.einsum('tni,tio->tno', x, kernel)

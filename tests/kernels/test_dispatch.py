@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from alexnet_jax.configs import alexnet, cifar10
-from alexnet_jax.kernels import dispatch
+from alexnet_jax.kernels import dispatch, onednn
 from alexnet_jax.models import layers, towers
 from alexnet_jax.models.registry import build
-from tests.conftest import random_params, with_gradients
+from tests.conftest import mesh, random_params, with_gradients
 
 PLATFORMS = ['cpu', 'onednn', 'gpu']
 
@@ -88,6 +88,39 @@ def test_a_network_computes_the_same_logits_with_fast_kernels_off(config, defini
   definitions()
   reference = jax.jit(network.apply)(params, images)
   np.testing.assert_allclose(logits, reference, rtol=1e-4, atol=1e-5 * float(jnp.abs(reference).max()))
+
+
+@pytest.mark.usefixtures('one_device', 'with_onednn')
+@pytest.mark.parametrize('config', [alexnet.get_config(), cifar10.get_config('11pct')])
+def test_parameters_arranged_for_inference_give_the_same_logits(config, definitions):
+  if config.model.name == 'alexnet':
+    config.model.image_size = 64
+  config.model.width = 1 / 8
+  network = build(config.model, 10)
+  params = jax.device_put(random_params(network), towers.PARAMS)
+  arranged = jax.jit(network.arrange_for_inference)(params)
+  assert [len(kernel) for kernel in arranged['conv2']['kernel']] == [5] * network.num_towers  # separate arrays
+  last = network.layer_names[-1]
+  if onednn.multiplies_stacks():
+    assert arranged[last]['kernel'].stored.shape == params[last]['kernel'].swapaxes(1, 2).shape
+  for num_images in (1, 4):  # products of few rows are computed otherwise
+    images = jax.device_put(60 * draw(num_images, *[config.model.image_size] * 2, 3), towers.BATCH)
+    expected = jax.jit(network.apply)(params, images)
+    logits = [jax.jit(network.apply)(arranged, images)]
+    definitions()
+    logits.append(jax.jit(network.apply)(arranged, images))
+    dispatch.enable(True)
+    for found in logits:
+      np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.usefixtures('with_onednn')
+def test_parameters_of_several_devices_are_not_arranged():
+  network = build(alexnet.get_config().model, 10)
+  with jax.set_mesh(mesh(1, 2)):
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    arranged = jax.eval_shape(network.arrange_for_inference, params)
+  assert jax.tree.map(lambda x: x.shape, arranged) == jax.tree.map(lambda x: x.shape, params)
 
 
 @pytest.mark.parametrize(('value', 'is_enabled'), [('1', True), ('0', False)])

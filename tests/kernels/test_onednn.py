@@ -14,6 +14,7 @@ from tests.kernels.test_fast_convolution import convolved
 
 
 @pytest.mark.usefixtures('with_onednn')
+@pytest.mark.parametrize('max_bytes', [onednn.MAX_BYTES, 20_000])  # or by rows: one to all of them at a time
 @pytest.mark.parametrize(
   ('size', 'stride', 'padding', 'batch', 'num_in', 'num_out', 'image'),
   [
@@ -27,7 +28,10 @@ from tests.kernels.test_fast_convolution import convolved
     (1, 2, ((0, 0), (0, 0)), 131, 2, 3, (33, 39)),  # more images than eight times 16
   ],
 )
-def test_convolution_and_its_gradients_are_those_of_xla(size, stride, padding, batch, num_in, num_out, image):
+def test_convolution_and_its_gradients_are_those_of_xla(
+  size, stride, padding, batch, num_in, num_out, image, max_bytes, monkeypatch
+):
+  monkeypatch.setattr(onednn, 'MAX_BYTES', max_bytes)
   x = jax.random.normal(jax.random.key(0), (batch, *image, num_in))
   kernel = jax.random.normal(jax.random.key(1), (size, size + 1, num_in, num_out))  # wider than high
   ours, plain = (convolved(conv, x, kernel, stride, padding) for conv in (onednn.conv, fast_convolution.plain_conv))
@@ -124,7 +128,7 @@ def test_onednn_is_not_called_with_the_compilation_cache():
 @pytest.mark.usefixtures('one_device', 'with_onednn')
 @pytest.mark.parametrize('has_avx512', [True, False])
 def test_onednn_is_called_without_the_cache_except_for_stacks_without_avx512(has_avx512, monkeypatch):
-  monkeypatch.setattr(onednn, '_multiplies_stacks', lambda: has_avx512)
+  monkeypatch.setattr(onednn, 'multiplies_stacks', lambda: has_avx512)
   assert calls() == [True, has_avx512]
 
 
