@@ -2,8 +2,8 @@
 
 Training stores the kernels of both towers in one array, and those of a fully-connected layer as [tower, in, out].
 oneDNN reads an array from its beginning, so XLA copies the kernels of every tower in each call, and oneDNN multiplies
-by a kernel [out, in] in half of the time. Both are arranged once, before many batches. The parameters are then in twice
-the memory, unless the caller drops the original.
+by a kernel [out, in] up to 1.8 times as fast. Both are therefore arranged once, before many batches. While the original
+parameters are in use as well, both are in memory.
 """
 
 import dataclasses
@@ -50,4 +50,4 @@ def linear(x: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
   """Computes `layers.linear`."""
   if not isinstance(kernel, Transposed):
     return onednn.linear(x, kernel)
-  return onednn.linear_transposed(x, kernel.stored)
+  return onednn.linear(x, kernel.stored, onednn.matmul_transposed)

@@ -17,7 +17,7 @@ import json
 import math
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -217,28 +217,21 @@ def _matmul_backward(residuals, dy):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def matmul_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Multiplies [stack, rows, inner] by matrices stored as [stack, columns, inner], like `matmul`; without gradients."""
+  if a.shape[1] < MIN_ROWS:
+    return _matmul(a, b, transpose_b=True)
+  return _matmul(b, a, transpose_b=True).swapaxes(1, 2)  # fc6, 32 images, 13 ms; the other way round 16.5
+
+
+def linear(x: jax.Array, kernel: jax.Array, product: Callable = matmul) -> jax.Array:
   """Computes `layers.linear` in float32, each device the product of its own towers and batch shard."""
   if not is_enabled() or x.dtype != jnp.float32 or jax.sharding.get_abstract_mesh().empty:
     return NotImplemented
 
   @jax.shard_map(in_specs=(MAPS, PARAMS), out_specs=MAPS)
   def on_device(x, kernel):
-    return matmul(x, lax.pcast(kernel, ('data',), to='varying'))  # its gradient is summed over the data axis
-
-  return on_device(x, kernel)
-
-
-def linear_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Computes `linear` from kernels stored as [tower, out, in]; it has no gradient."""
-  if not is_enabled() or x.dtype != jnp.float32 or jax.sharding.get_abstract_mesh().empty:
-    return NotImplemented
-
-  @jax.shard_map(in_specs=(MAPS, PARAMS), out_specs=MAPS)
-  def on_device(x, kernel):
-    if x.shape[1] < MIN_ROWS:
-      return _matmul(x, kernel, transpose_b=True)
-    return _matmul(kernel, x, transpose_b=True).swapaxes(1, 2)  # fc6, 32 images, 13 ms; the other way round 16.5
+    return product(x, lax.pcast(kernel, ('data',), to='varying'))  # its gradient is summed over the data axis
 
   return on_device(x, kernel)
 

@@ -148,7 +148,7 @@ def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1, padd
 
   Args:
     x: [tower, batch, height, width, in], the maps of each tower; or [batch, height, width, in], read by every tower.
-    kernel: [tower, height, width, in, out]; used in the dtype of the maps.
+    kernel: [tower, height, width, in, out], or the kernels of each tower; used in the dtype of the maps.
     bias: [tower, out]; likewise.
     stride: pixels from one window to the next, on both axes.
     padding: ((top, bottom), (left, right)), zeros.
