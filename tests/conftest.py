@@ -166,6 +166,7 @@ def as_on_gpu(monkeypatch):
   jax.clear_caches()  # of programs traced for a CPU
   with monkeypatch.context() as patch:
     patch.setattr(jax, 'default_backend', lambda: 'gpu')
+    patch.setattr(onednn, 'is_available', lambda: False)  # which would remember this platform
     yield
   jax.clear_caches()
 
