@@ -18,6 +18,7 @@ from jax import lax
 
 from alexnet_jax.kernels import barriers, onednn
 from alexnet_jax.kernels.onednn import Padding, output_size
+from alexnet_jax.kernels.windows import largest_divisor
 
 # Bytes of the patches made at a time. Measured on two cores with AVX-512 and 32 MiB of cache, batch 32, gradient of the
 # kernel, for conv1 / one tower of conv2 / conv3, milliseconds: XLA 255 / 119 / 72; pieces of 1 image 41 / 23 / 28, of
@@ -222,8 +223,7 @@ def _fit(x, height, width, padding):
 
 def _in_pieces(x, bytes_per_image):
   """Divides a batch into pieces whose patches take at most `PIECE_BYTES`: [batch, ...] -> [piece, image, ...]."""
-  max_images = max(PIECE_BYTES // bytes_per_image, 1)
-  per_piece = max(num for num in range(1, min(max_images, len(x)) + 1) if len(x) % num == 0)
+  per_piece = largest_divisor(len(x), PIECE_BYTES // bytes_per_image)
   return x.reshape(-1, per_piece, *x.shape[1:])
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache as jax_compilation_cache
 
+from alexnet_jax.kernels.windows import largest_divisor, pad_axis
 from alexnet_jax.runtime import compilation_cache
 
 TESTED_VERSIONS = ('0.10.1', '0.12.0.1')  # of jaxlib, those of requirements.txt
@@ -154,14 +155,13 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape, stride: int, padd
 
 def _kernel_gradient_by_rows(x, dy, kernel_shape, stride, padding):
   num_rows, (top, _) = dy.shape[1], padding[0]
-  max_rows = max(1, MAX_BYTES * num_rows // dy.nbytes)
-  per_part = max(rows for rows in range(1, max_rows + 1) if num_rows % rows == 0)
+  per_part = largest_divisor(num_rows, MAX_BYTES * num_rows // dy.nbytes)
 
   def height(num_windows):  # of the input that they read
     return (num_windows - 1) * stride + kernel_shape[0]
 
   bottom = height(num_rows) - top - x.shape[1]  # negative if the maps extend past the last windows
-  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (0, 0, 0), (0, 0, 0)))
+  x = pad_axis(x, 1, 0, (top, bottom, 0))
 
   def of_part(first):
     x_part = lax.dynamic_slice_in_dim(x, first * stride, height(per_part), axis=1)

@@ -35,3 +35,8 @@ def pad_axis(x: jax.Array, axis: int, fill: float, edges: tuple[int, int, int]) 
   """Pads one axis by (before, after, between elements); a negative number crops it."""
   no_edges = (0, 0, 0)
   return lax.pad(x, jnp.array(fill, x.dtype), [edges if a == axis else no_edges for a in range(x.ndim)])
+
+
+def largest_divisor(number: int, limit: int) -> int:
+  """Returns the largest divisor of a positive number up to a limit, at least 1: the size of equal parts."""
+  return max(part for part in range(1, max(1, min(limit, number)) + 1) if number % part == 0)

@@ -42,6 +42,19 @@ def draw(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def narrow_network(config):
+  """Returns a network of a config, an eighth as wide and for small images, and its parameters."""
+  if config.model.name == 'alexnet':
+    config.model.image_size = 64
+  config.model.width = 1 / 8
+  network = build(config.model, 10)
+  return network, jax.device_put(random_params(network), towers.PARAMS)
+
+
+def draw_images(num_images, config):
+  return jax.device_put(60 * draw(num_images, config.model.image_size, config.model.image_size, 3), towers.BATCH)
+
+
 def conv1(x, kernel, bias):
   return layers.conv(x, kernel, bias, 4, ((0, 3), (0, 3)))
 
@@ -78,12 +91,8 @@ def test_a_fast_form_computes_the_definition_and_its_gradient(layer, shapes, pla
 @pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize('config', [alexnet.get_config(), alexnet.get_config('as_run'), cifar10.get_config('11pct')])
 def test_a_network_computes_the_same_logits_with_fast_kernels_off(config, definitions):
-  if config.model.name == 'alexnet':
-    config.model.image_size = 64
-  config.model.width = 1 / 8
-  network = build(config.model, 10)
-  params = jax.device_put(random_params(network), towers.PARAMS)
-  images = jax.device_put(60 * draw(4, config.model.image_size, config.model.image_size, 3), towers.BATCH)
+  network, params = narrow_network(config)
+  images = draw_images(4, config)
   logits = jax.jit(network.apply)(params, images)
   definitions()
   reference = jax.jit(network.apply)(params, images)
@@ -93,18 +102,14 @@ def test_a_network_computes_the_same_logits_with_fast_kernels_off(config, defini
 @pytest.mark.usefixtures('one_device', 'with_onednn')
 @pytest.mark.parametrize('config', [alexnet.get_config(), cifar10.get_config('11pct')])
 def test_parameters_arranged_for_inference_give_the_same_logits(config, definitions):
-  if config.model.name == 'alexnet':
-    config.model.image_size = 64
-  config.model.width = 1 / 8
-  network = build(config.model, 10)
-  params = jax.device_put(random_params(network), towers.PARAMS)
+  network, params = narrow_network(config)
   arranged = jax.jit(network.arrange_for_inference)(params)
   assert [len(kernel) for kernel in arranged['conv2']['kernel']] == [5] * network.num_towers  # separate arrays
   last = network.layer_names[-1]
   if onednn.multiplies_stacks():
     assert arranged[last]['kernel'].stored.shape == params[last]['kernel'].swapaxes(1, 2).shape
   for num_images in (1, 4):  # products of few rows are computed otherwise
-    images = jax.device_put(60 * draw(num_images, *[config.model.image_size] * 2, 3), towers.BATCH)
+    images = draw_images(num_images, config)
     expected = jax.jit(network.apply)(params, images)
     logits = [jax.jit(network.apply)(arranged, images)]
     definitions()
