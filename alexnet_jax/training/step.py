@@ -15,6 +15,9 @@ from alexnet_jax.models import towers
 from alexnet_jax.models.registry import Network
 from alexnet_jax.training.optimizer import Optimizer, learning_rates
 
+# On a CPU, XLA otherwise orders operations so that several can run at once. Every large one uses all cores by itself.
+LESS_MEMORY = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
+
 
 class TrainState(NamedTuple):
   """What a training step updates.
@@ -30,7 +33,7 @@ class TrainState(NamedTuple):
   step: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('network', 'optimizer'))
+@functools.partial(jax.jit, static_argnames=('network', 'optimizer'), compiler_options=LESS_MEMORY)
 def init_state(key: jax.Array, *, network: Network, optimizer: Optimizer) -> TrainState:
   """Draws the initial parameters and sets velocities and step to zero; the result is the same on every mesh."""
   params = network.init(key)
@@ -40,7 +43,7 @@ def init_state(key: jax.Array, *, network: Network, optimizer: Optimizer) -> Tra
 
 def abstract_state(network: Network, optimizer: Optimizer) -> TrainState:
   """Returns the shapes, dtypes and partition specs of a state without allocating it."""
-  return jax.eval_shape(lambda key: init_state(key, network=network, optimizer=optimizer), jax.random.key(0))
+  return init_state.eval_shape(jax.random.key(0), network=network, optimizer=optimizer)
 
 
 # On a GPU, XLA's own kernels for the fully-connected layers are no faster than those of cuBLAS, and choosing them takes
@@ -49,7 +52,7 @@ def abstract_state(network: Network, optimizer: Optimizer) -> TrainState:
   jax.jit,
   static_argnames=('network', 'optimizer'),
   donate_argnames='state',
-  compiler_options={'xla_gpu_enable_triton_gemm': False},
+  compiler_options=LESS_MEMORY | {'xla_gpu_enable_triton_gemm': False},
 )
 def train_step(
   state: TrainState,
