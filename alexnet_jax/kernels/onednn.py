@@ -207,7 +207,7 @@ def _matmul_forward(a, b):
 
 def _matmul_backward(residuals, dy):
   a, b = residuals
-  da = _matmul(dy, b, transpose_b=True)
+  da = matmul_transposed(dy, b)
   # The gradient of the weights waits for the last reader of the weights, which are then updated in place, without a
   # copy.
   dy = dy + 0 * da[:1, :1, :1]
@@ -234,23 +234,6 @@ def linear(x: jax.Array, kernel: jax.Array, product: Callable = matmul) -> jax.A
     return product(x, lax.pcast(kernel, ('data',), to='varying'))  # its gradient is summed over the data axis
 
   return on_device(x, kernel)
-
-
-def materialise(x: jax.Array) -> jax.Array:
-  """Returns maps [tower, batch, ..., channel] unchanged; float32 maps are computed once for all of their readers.
-
-  XLA recomputes what is cheap, such as pooling, for every reader. It does not fuse into a product, here with the
-  identity matrix, so the result of the product is written to memory.
-  """
-  if not is_enabled() or x.dtype != jnp.float32 or jax.sharding.get_abstract_mesh().empty:
-    return x
-
-  @jax.shard_map(in_specs=MAPS, out_specs=MAPS)
-  def on_device(x):
-    channels = x.shape[-1]
-    return _matmul(x.reshape(1, -1, channels), jnp.eye(channels)[None]).reshape(x.shape)
-
-  return on_device(x)
 
 
 def _conv(

@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax.kernels import fast_convolution, onednn
 from alexnet_jax.models import layers, towers
-from tests.conftest import mesh, with_gradients
+from tests.conftest import with_gradients
 from tests.kernels.test_fast_convolution import convolved
 
 
@@ -81,29 +81,6 @@ def test_products_of_a_stack_do_not_wait_for_each_other():
   a, b = jnp.ones((2, 32, 512)), jnp.ones((2, 512, 256))
   product = jax.jit(onednn.matmul)
   assert all((product(a, b) == 512).all() for _ in range(300))
-
-
-def pooling():
-  """Returns pooled maps, two functions of them, and a gradient; and the number of maxima in their program."""
-
-  @jax.jit
-  def pool(x):
-    y, pull_back = jax.vjp(layers.max_pool, x)
-    return y, y[:, :1] + 1, y[:, 1:].reshape(2, -1) * 2, pull_back(jnp.square(y))
-
-  x = jax.device_put(jax.random.normal(jax.random.key(0), (2, 4, 27, 27, 8)), towers.MAPS)
-  return pool(x), pool.lower(x).compile().as_text().count(' maximum(')
-
-
-@pytest.mark.parametrize('num_tower', [1, 2])
-def test_pooling_is_computed_once_with_bit_equal_results(num_tower, request):
-  with jax.set_mesh(mesh(1, num_tower)):
-    expected, num_maxima = pooling()
-    request.getfixturevalue('with_onednn')
-    found, num_maxima_now = pooling()
-  assert num_maxima_now == 2 * 2 < num_maxima  # of three pixels, along two axes
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
 
 
 def calls(num_images=4):
