@@ -30,14 +30,19 @@ def _forward(x, axes, k, size, alpha, beta):
 def _backward(axes, k, size, alpha, beta, residuals, dy):
   x, denominator = residuals
   dtype = x.dtype
-  if denominator is None:
-    x = x * lax.optimization_barrier(jnp.ones((), dtype))  # or XLA saves the denominators of the forward pass
-    denominator = _denominator(_in_float32(x), axes, k, size, alpha)
-  x, dy = _in_float32(x), _in_float32(dy)
   # y_i = x_i d_i^-beta and d_i contains x_j^2 for every neighbour j, so x_j also acts through all of its neighbours'
-  # d_i. Everything follows from dy_i d_i^(-beta - 1) and x, so only that product is written for the neighbours to read.
-  dy_scaled = lax.optimization_barrier(dy * _negative_power(denominator, beta + 1))
-  dx = dy_scaled * denominator - 2 * alpha * beta * x * _window_sum(dy_scaled * x, axes, size)
+  # d_i, by dy_i d_i^(-beta - 1).
+  if denominator is not None:
+    x, dy = _in_float32(x), _in_float32(dy)
+    dy_power = dy * _negative_power(denominator, beta)  # the power of the forward pass, which XLA saves
+    dy_scaled = dy_power / denominator
+  else:
+    x = x * lax.optimization_barrier(jnp.ones((), dtype))  # or XLA saves the denominators of the forward pass
+    x, dy = _in_float32(x), _in_float32(dy)
+    denominator = _denominator(x, axes, k, size, alpha)
+    dy_scaled = lax.optimization_barrier(dy * _negative_power(denominator, beta + 1))  # written for the neighbours
+    dy_power = dy_scaled * denominator
+  dx = dy_power - 2 * alpha * beta * x * _window_sum(dy_scaled * x, axes, size)
   return (dx.astype(dtype),)
 
 

@@ -158,7 +158,8 @@ def test_a_plateau_at_the_lowest_learning_rate_ends_the_run(config, tmp_path, ca
   assert message in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_retains_the_checkpoints(config, tmp_path):
+@pytest.mark.parametrize('first', ['loss', 'parameters'])  # to be found not finite
+def test_a_run_that_diverges_ends_and_retains_the_checkpoints(first, config, tmp_path):
   config.checkpoint_every, config.eval.ten_view = 2, False
   rate, config.optimizer.rate = config.optimizer.rate, 1e30
   with pytest.raises(RunError, match=r'there is no checkpoint yet.*optimizer\.rate'):
@@ -172,14 +173,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_retains_the_checkpoints(conf
   train_step = step.train_step
 
   def diverging_step(state, batch, mean_image, key, **kwargs):
-    batch['scale'] *= np.float32(1e33)
-    return train_step(state, batch, mean_image, key, **kwargs)
+    if first == 'loss':
+      batch['scale'] *= np.float32(1e38)
+    state, metrics = train_step(state, batch, mean_image, key, **kwargs)
+    if first == 'parameters' and state.step % config.checkpoint_every == 0:
+      state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    return state, metrics
 
   step.train_step = diverging_step
   try:
-    with pytest.raises(
-      RunError, match=r'(loss|parameters).*step \d.*the checkpoint of step \d is retained.*optimizer.rate'
-    ):
+    with pytest.raises(RunError, match=rf'{first}.*step \d.*the checkpoint of step \d is retained.*optimizer.rate'):
       loop.train_and_evaluate(config, tmp_path)
   finally:
     step.train_step = train_step
