@@ -6,6 +6,7 @@ Nothing may be written outside the folder of the file, and memory and time are b
 separate process, whose address space is limited and which a crash would end.
 """
 
+import concurrent.futures
 import contextlib
 import copy
 import functools
@@ -266,20 +267,20 @@ def read_weights(name, folder):
   return params
 
 
-def weights_kind(name, file, *strategies):
+def _weights_kind(name, file, *strategies):
   return Kind({name: file}, functools.partial(read_weights, name), {name: bytes_or(file, *strategies)})
 
 
 def safetensors_kind(folder, **_):
   weight_files.write(folder / 'a.safetensors', small_weights())
   file = (folder / 'a.safetensors').read_bytes()
-  return weights_kind('a.safetensors', file, altered_safetensors(file))
+  return _weights_kind('a.safetensors', file, altered_safetensors(file))
 
 
 def onnx_kind(folder, **_):
   weight_files.write(folder / 'a.onnx', small_weights())
   file = (folder / 'a.onnx').read_bytes()
-  return weights_kind('a.onnx', file, altered_message(onnx.load_model_from_string(file)))
+  return _weights_kind('a.onnx', file, altered_message(onnx.load_model_from_string(file)))
 
 
 def narrow_tensors(num_towers):
@@ -295,7 +296,7 @@ def narrow_tensors(num_towers):
 def caffemodel_kind(**_):
   file = networks.caffemodel(narrow_tensors(2), order=networks.caffe_order('bvlc_alexnet'))
   message = caffe_files._message_class('NetParameter').FromString(file)
-  return weights_kind('a.caffemodel', file, altered_message(message))
+  return _weights_kind('a.caffemodel', file, altered_message(message))
 
 
 def pth_kind(**_):
@@ -306,7 +307,7 @@ def pth_kind(**_):
   }
   buffer = io.BytesIO()
   torch.save(state_dict, buffer)
-  return weights_kind('a.pth', buffer.getvalue(), altered_zip(buffer.getvalue(), 'data.pkl'))
+  return _weights_kind('a.pth', buffer.getvalue(), altered_zip(buffer.getvalue(), 'data.pkl'))
 
 
 def mean_image_kind(folder, **_):
@@ -450,7 +451,7 @@ def altered_arrays(draw, files):
     store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': f'file://{state}/'}).result()
     key = draw(st.sampled_from([key for key in store.list().result() if key.endswith(b'.zarray')]))
     store.write(key, draw(altered_json(store.read(key).result().value))).result()
-    return files_of(state)
+    return {name: file for name, file in files_of(state).items() if file != files.get(name)}  # Hypothesis retains them
 
 
 def checkpoint_kind(run, **_):
@@ -540,6 +541,27 @@ def cached_networks():
     yield
 
 
+@contextlib.contextmanager
+def one_matlab_reader():
+  """Reads files of MATLAB in one process until it crashes; to start one takes seconds."""
+  start, executor = archives._matlab_reader, None
+
+  @contextlib.contextmanager
+  def lasting():
+    nonlocal executor
+    executor = executor or start()
+    try:
+      yield executor
+    except concurrent.futures.process.BrokenProcessPool:
+      executor = None
+      raise
+
+  with mock.patch.object(archives, '_matlab_reader', lasting):
+    yield
+  if executor:
+    executor.shutdown()
+
+
 class Campaign:
   """Reads altered files of a kind, one after another, in a folder."""
 
@@ -611,7 +633,8 @@ sys.addaudithook(_watch)
 
 
 @cached_networks()
-def run_campaign(name, count, folder, **inputs):
+@one_matlab_reader()
+def run_campaign(name, seeds, folder, **inputs):
   """Reads altered files of a kind within a limited address space; returns numbers of files, seconds and memory, MB."""
   (folder / 'corpus').mkdir()
   (folder / 'altered').mkdir()
@@ -622,7 +645,7 @@ def run_campaign(name, count, folder, **inputs):
   resource.setrlimit(resource.RLIMIT_AS, (address_space + MAX_BYTES,) * 2)
   before, start = resident_memory(), time.perf_counter()
   num_accepted = num_read = 0
-  for number in range(-(-count // EXAMPLES_PER_SEED)):
+  for number in seeds:
     accepted, read = count_true(campaign.is_accepted, EXAMPLES_PER_SEED, number, example=campaign.examples)
     num_accepted, num_read = num_accepted + accepted, num_read + read
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
@@ -636,7 +659,8 @@ def run_campaign(name, count, folder, **inputs):
 
 
 if __name__ == '__main__':
-  name, count, run, data_dir = sys.argv[1:]
+  name, first_seed, num_seeds, run, data_dir = sys.argv[1:]
+  seeds = range(int(first_seed), int(first_seed) + int(num_seeds))
   with tempfile.TemporaryDirectory() as temporary:
     inputs = {'run': pathlib.Path(run), 'data_dir': pathlib.Path(data_dir)}
-    print(json.dumps(run_campaign(name, int(count), pathlib.Path(temporary), **inputs)))
+    print(json.dumps(run_campaign(name, seeds, pathlib.Path(temporary), **inputs)))

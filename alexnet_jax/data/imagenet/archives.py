@@ -5,9 +5,11 @@ order and by any number of processes. Archives that are compressed as a whole do
 official archives contain JPEGs and are not compressed.
 """
 
+import concurrent.futures
 import errno
 import gzip
 import io
+import multiprocessing
 import os
 import pathlib
 import struct
@@ -254,26 +256,32 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, int], Contents]] = {
 }
 
 
+def _matlab_reader():
+  """Returns a process for scipy, which some damaged files crash."""
+  return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
+
+
 class _DevelopmentKit:
   """Classes and ground truth of a challenge; a class's label is the rank of its WordNet id."""
 
   def __init__(self, path: pathlib.Path, challenge: str):
     self._path, self._challenge = path, challenge
     self._members = self._read_members()
+    content = self._read('meta.mat')
     try:
-      table = np.atleast_1d(scipy.io.loadmat(io.BytesIO(self._read('meta.mat')), squeeze_me=True)['synsets'])
-    except UsageError:
-      raise
-    except Exception as error:  # on damaged files scipy raises errors of many types
+      with _matlab_reader() as process:
+        file = process.submit(scipy.io.loadmat, io.BytesIO(content), squeeze_me=True).result()
+      table = np.atleast_1d(file['synsets'])
+    except Exception as error:  # on damaged files scipy raises errors of many types, or crashes
       raise RunError(f'meta.mat of {path} is damaged ({first_line(error)}); download it again.') from error
     try:
       rows = [row for row in table if row['num_children'] == 0]
       rows.sort(key=lambda row: row['WNID'])
       self.ilsvrc_ids = [int(row[f'{challenge}_ID']) for row in rows]
-    except (KeyError, ValueError, IndexError) as error:
+      self.class_names = [f'{row["WNID"]} {row["words"]}' for row in rows]
+      self.label_of_synset = {str(row['WNID']): label for label, row in enumerate(rows)}
+    except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
       raise UsageError(f'{path} is not the development kit of {challenge}; put that kit into {path.parent}.') from error
-    self.class_names = [f'{row["WNID"]} {row["words"]}' for row in rows]
-    self.label_of_synset = {str(row['WNID']): label for label, row in enumerate(rows)}
 
   def read_ground_truth(self, split):
     """Returns the labels of a split in the order of its image numbers."""
@@ -300,7 +308,7 @@ class _DevelopmentKit:
           for member in tar
           if member.isreg() and not member.issparse() and (file := tar.extractfile(member))
         }
-    except (tarfile.TarError, zlib.error, ValueError, OSError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, ValueError, OSError, EOFError, OverflowError) as error:
       raise RunError(f'{self._path} is damaged or not an archive ({first_line(error)}); download it again.') from error
 
   def _read(self, name):
