@@ -34,15 +34,14 @@ def _backward(axes, k, size, alpha, beta, residuals, dy):
   # d_i, by dy_i d_i^(-beta - 1).
   if denominator is not None:
     x, dy = _in_float32(x), _in_float32(dy)
-    dy_power = dy * _negative_power(denominator, beta)  # the power of the forward pass, which XLA saves
-    dy_scaled = dy_power / denominator
+    dy_scaled = dy * _negative_power(denominator, beta) / denominator  # XLA saves the power of the forward pass
   else:
     x = x * lax.optimization_barrier(jnp.ones((), dtype))  # or XLA saves the denominators of the forward pass
     x, dy = _in_float32(x), _in_float32(dy)
     denominator = _denominator(x, axes, k, size, alpha)
     dy_scaled = lax.optimization_barrier(dy * _negative_power(denominator, beta + 1))  # written for the neighbours
-    dy_power = dy_scaled * denominator
-  dx = dy_power - 2 * alpha * beta * x * _window_sum(dy_scaled * x, axes, size)
+  # The product with an infinite denominator is not a number, which reports maps that overflow.
+  dx = dy_scaled * denominator - 2 * alpha * beta * x * _window_sum(dy_scaled * x, axes, size)
   return (dx.astype(dtype),)
 
 
