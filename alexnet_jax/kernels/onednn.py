@@ -7,7 +7,7 @@ XLA's `onednn_config.proto`. The only convolution among them is a forward one, s
 convolutions.
 
 XLA does not check a configuration, and its meaning has changed between versions. oneDNN is therefore called only in the
-versions it was tested with; `convolution.py` has the fastest forms for other versions. XLA cannot write a program with
+versions it was tested with; `fast_convolution.py` has the fastest forms for other versions. XLA cannot write a program with
 such calls to its compilation cache: it confuses it with other programs. The calls are therefore made only while that
 cache is off, see `enable`.
 """
@@ -73,7 +73,7 @@ def is_available() -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """Computes `convolution.conv`, in float32."""
+  """Computes `fast_convolution.conv`, in float32."""
   size = output_size(x.shape[1:3], kernel.shape[:2], stride, padding)
   return _conv(x, kernel, size, padding, strides=(stride, stride))
 
