@@ -21,32 +21,16 @@ from alexnet_jax.runtime.errors import LockedError
 from alexnet_jax.training import loop
 from tests.reproduction.test_records import record
 from tests.reproduction.test_verdicts import with_error
+from tests.system import short_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = {
-  'data.name': 'digits',
-  'data.train_split': 'train[:160]',
-  'data.validation_split': 'train[160:192]',
-  'data.test_split': 'test[:64]',
-  'batch_size': 16,
-  'eval.batch_size': 32,
-  'num_steps': 2,
-  'log_every': 1,
-  'model.width': 1 / 16,
-  'mesh.data': 1,
-  'mesh.tower': 1,
-}
 CURVES = {'train/error': [[10, 20], [80.0, 40.0]]}
 VERDICTS = (REPRODUCED, OTHER_SIZE, INCONCLUSIVE, CONTRADICTED)
 
 
-def folders_in(folder, data_dir):
-  return Folders(folder / 'results', folder / 'RESULTS.md', folder / 'runs', str(data_dir), TINY)
-
-
 @pytest.fixture
 def folders(tmp_path, data_dir):
-  return folders_in(tmp_path, data_dir)
+  return short_experiment.folders_in(tmp_path, str(data_dir))
 
 
 def shorter(monkeypatch, experiment):
@@ -109,7 +93,7 @@ def test_the_figures_of_a_run_are_drawn_once(folders, trained_run, monkeypatch):
 def test_the_network_that_a_condition_is_initialised_from_is_trained_first(folders, monkeypatch, capsys):
   experiment = shorter(monkeypatch, EXPERIMENTS['pretraining'])
   pretrained = next(condition for condition in experiment.conditions if condition.init_from)
-  folders = folders._replace(overrides=TINY | {'data.classes': ('0', '1')})
+  folders = folders._replace(overrides=folders.overrides | {'data.classes': ('0', '1')})
   made = runner.train(runner.Training(experiment, pretrained, None, 0, pretrained.num_epochs), folders)
   origin = folders.runs / 'pretraining' / 'animals-seed0'
   assert f'from {origin}, step 2: conv1, conv2' in capsys.readouterr().out

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import pytest
 
 from alexnet_jax.data import sources
+from alexnet_jax.reproduction import records
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime.errors import RunError
 from alexnet_jax.training import loop, progress
@@ -296,18 +297,22 @@ def test_a_hundred_kills_of_two_processes(warm, data_dir, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize('command', ['prepare', 'features'])
-def test_twenty_kills_of_other_commands(command, warm, trained_run, tmp_path):
+@pytest.mark.parametrize('command', ['prepare', 'features', 'reproduce'])
+def test_twenty_kills_of_other_commands(command, warm, trained_run, data_dir, tmp_path):
   miniature.write_class_folders(tmp_path / 'in', per_class=300)
 
   def start(name):
     arguments = {
-      'prepare': ('prepare', 'folder', tmp_path / 'in', '--workers=1', f'--data_dir={tmp_path / name}'),
-      'features': ('features', 'extract', trained_run, tmp_path / name, '--layer=fc7', '--split=train'),
+      'prepare': ('alexnet_jax', command, 'folder', tmp_path / 'in', '--workers=1', f'--data_dir={tmp_path / name}'),
+      'features': ('alexnet_jax', command, 'extract', trained_run, tmp_path / name, '--layer=fc7', '--split=train'),
+      'reproduce': ('tests.system.short_experiment', tmp_path / name, data_dir),
     }
-    return warm.start(('-m', 'alexnet_jax', *arguments[command]), tmp_path / 'log')
+    return warm.start(('-m', *arguments[command]), tmp_path / 'log')
 
   def output(name):
+    if command == 'reproduce':
+      loaded = {path.name: records.load(path) for path in tmp_path.glob(f'{name}/results/*/*.json')}
+      return {path: (record.num_epochs, record.results, record.curves) for path, record in loaded.items()}
     contents = disk_record.contents(tmp_path / name)
     return {path: content for path, content in contents.items() if '.array_record-' in path or path.endswith('.npy')}
 
