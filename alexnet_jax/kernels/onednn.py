@@ -7,9 +7,9 @@ XLA's `onednn_config.proto`. The only convolution among them is a forward one, s
 convolutions.
 
 XLA does not check a configuration, and its meaning has changed between versions. oneDNN is therefore called only in the
-versions it was tested with; `fast_convolution.py` has the fastest forms for other versions. XLA cannot write a program with
-such calls to its compilation cache: it confuses it with other programs. The calls are therefore made only while that
-cache is off, see `enable`.
+versions it was tested with; `fast_convolution.py` has the fastest forms for other versions. XLA cannot write a program
+with such calls to its compilation cache: it confuses it with other programs. The calls are therefore made only while
+that cache is off, see `enable`.
 """
 
 import functools
