@@ -25,7 +25,7 @@ ROOMS['reproduction'] = ('training', 'analysis', *ROOMS['training'])
 ROOMS['explore'] = ('analysis', *ROOMS['analysis'])
 # The only room that may import a library.
 HOMES = {
-  'runs': ('orbax', 'tensorboard'),
+  'runs': ('orbax', 'tensorstore', 'tensorboard'),
   'analysis': ('matplotlib',),
   'interop': ('onnx', 'google', 'torch', 'safetensors'),
   'data': ('tensorflow_datasets', 'grain', 'PIL', 'simplejpeg', 'array_record', 'apache_beam', 'sklearn'),

@@ -1,6 +1,7 @@
 """Checkpoints of a run. This is the only module that uses Orbax."""
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import tensorstore
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
@@ -263,6 +265,7 @@ def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T
   broken_steps: list[int] = []
   for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
     try:
+      _parse_metadata(folder.absolute() / str(step) / 'state')
       return step, read(step), broken_steps
     except (UsageError, MemoryError, jax.errors.JaxRuntimeError):
       raise
@@ -276,6 +279,15 @@ def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T
       'complete one, or train in another --workdir.'
     )
   return None
+
+
+def _parse_metadata(folder):
+  """Raises an exception if the metadata of an array are not JSON, or so deeply nested that TensorStore would crash."""
+  # TensorStore 0.1.86 quotes wrong metadata in its errors by a recursive function, which overflows the stack.
+  store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{folder}/'}}).result()
+  for name in store.list().result():
+    if name.endswith(b'/.zarray'):
+      json.loads(store.read(name).result().value)
 
 
 def shape_differences(saved: dict, expected: dict) -> list[str]:

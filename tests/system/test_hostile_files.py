@@ -1,10 +1,12 @@
 """Hostile files of every kind in `hostile.KINDS`, and each fault that they have revealed."""
 
+import functools
 import gzip
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,11 +16,13 @@ import numpy as np
 import onnx
 import pytest
 import scipy.io
+import tensorstore
 import torch
 from tensorboard.compat.proto import event_pb2
 
 from alexnet_jax.data import sources
 from alexnet_jax.data.imagenet import archives
+from alexnet_jax.evaluation import trained_model
 from alexnet_jax.interop import caffe_files, huggingface_files, layout, onnx_files, torchvision_files, weight_files
 from alexnet_jax.runs import curves, run_folder, saved_predictions
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line, printable
@@ -110,6 +114,19 @@ def test_deeply_nested_metadata_are_rejected():
   rejects(
     UsageError, r'metadata of a.x is damaged', layout.from_metadata, 'a.x', metadata | {'config': hostile.DEEP}, {}
   )
+
+
+def test_deeply_nested_metadata_of_an_array_are_rejected(trained_run, tmp_path, capsys):
+  """TensorStore would quote them in an error, and overflow the stack."""
+  run = shutil.copytree(trained_run, tmp_path / 'run')
+  store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': f'file://{run}/checkpoints/7/state/'}).result()
+  name = 'params.conv1.bias/.zarray'
+  metadata = json.loads(store.read(name).result().value) | {'dtype': 'DEEP'}
+  load = functools.partial(trained_model.load, batch_size=1, num_data=1, num_tower=1)
+  store.write(name, json.dumps(metadata).replace('"DEEP"', hostile.DEEP).encode()).result()
+  rejects(RunError, r'none of the 1 checkpoint\(s\) .* can be read', load, run)
+  assert 'step 7 in' in (line := capsys.readouterr().out)
+  assert 'maximum recursion depth exceeded' in line
 
 
 # Weights.
