@@ -75,10 +75,13 @@ def main():
   """Runs the comparison or, with `--side`, one side of it."""
   host_memory.use_huge_pages()
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--batch_sizes', help='comma-separated; by default 1,32,128, on a GPU also 512,2048')
-  parser.add_argument('--tasks', default='train,inference', help='train, inference or both')
-  parser.add_argument('--rounds', type=int, default=7, help='number of rounds (%(default)s)')
-  parser.add_argument('--peers', help='comma-separated sides to compare with (default: all)')
+  parser.add_argument('--batch_sizes', type=sizes, default='', help='default: 1,32,128, on a GPU also 512,2048')
+  parser.add_argument('--tasks', type=names_among(GFLOP), default='train,inference', help='train, inference or both')
+  parser.add_argument('--rounds', type=positive, default=7, help='number of rounds (%(default)s)')
+  all_peers = list(dict.fromkeys(name for names in PEERS.values() for name in names))
+  parser.add_argument(
+    '--peers', type=names_among(all_peers), default=','.join(all_peers), help='comma-separated (default: %(default)s)'
+  )
   parser.add_argument('--scaling', action='store_true', help='compare two simulated CPU devices with one')
   parser.add_argument('--feeding', action='store_true', help='compare batches from the host with batches on the device')
   parser.add_argument('--layers', action='store_true', help='print the time of each layer')
@@ -94,27 +97,51 @@ def main():
   probe = Side('matmul ours', '', 0)
   platform = probe.receive()
   probe.close()
-  batch_sizes = [int(size) for size in (options.batch_sizes or '').split(',') if size] or BATCH_SIZES[platform]
+  batch_sizes = options.batch_sizes or BATCH_SIZES[platform]
   if options.layers:
     for batch_size in batch_sizes:
       print_layer_times(batch_size, options.rounds)
   else:
-    options.tasks = 'train' if options.feeding else options.tasks
+    options.tasks = ['train'] if options.feeding else options.tasks
     report(options, batch_sizes, platform)
+
+
+def names_among(valid):
+  """Returns a function that parses names separated by commas."""
+
+  def parse(text):
+    names = text.split(',')
+    if unknown := [name for name in names if name not in valid]:
+      raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of: {', '.join(valid)}")
+    return names
+
+  return parse
+
+
+def sizes(text):
+  """Parses batch sizes separated by commas."""
+  return [positive(size) for size in text.split(',') if size]
+
+
+def positive(text):
+  """Parses a positive integer."""
+  if int(text) < 1:
+    raise argparse.ArgumentTypeError(f'{text} is less than 1')
+  return int(text)
 
 
 def select_sides(options, task, platform):
   """Returns the names of the sides to compare; the first is ours."""
   if options.scaling or options.feeding:
     return SCALING if options.scaling else FEEDING
-  peers = PEERS[platform, task]
-  return ('ours', *(name for name in peers if name in (options.peers or ','.join(peers)).split(',')))
+  names = [name for name in PEERS[platform, task] if name in options.peers]
+  return ('ours', *names) if names else sys.exit(f'{", ".join(options.peers)}: not a peer of {task} on a {platform}.')
 
 
 def report(options, batch_sizes, platform):
   """Prints a Markdown table for each task, row by row as measured, and writes the times of all rounds as JSON."""
   cases = []
-  for task in options.tasks.split(','):
+  for task in options.tasks:
     names = select_sides(options, task, platform)
     header = [task, *(f'{name}, images/s' for name in names), 'ours of the peak matmul rate']
     header += [*(f'ours / {name}' for name in names[1:]), 'fastest peer', 'first step, s', 'peak memory, GiB']
