@@ -323,7 +323,8 @@ def test_twenty_kills_of_other_commands(command, warm, trained_run, data_dir, tm
     process = start(f'killed{num_finished}')
     time.sleep(rng.uniform(0, seconds))
     os.kill(process.pid, signal.SIGKILL)
-    if process.wait(300) == 0:
+    # Features get their name when they are complete; a process may be killed after that and before it exits.
+    if process.wait(300) == 0 or (command == 'features' and (tmp_path / f'killed{num_finished}').exists()):
       assert output(f'killed{num_finished}') == output('complete')
       num_finished += 1
     else:
