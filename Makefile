@@ -18,8 +18,9 @@ test: $(VENV)/ready-test
 test-all: $(VENV)/ready-test $(VENV)/ready-docs $(VENV)-beam/ready
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not soak"
 
+# Prints the output of the tests, with their counts, at the end.
 soak: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m soak --capture=no
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m soak -rP
 
 # Warnings are errors. The first build executes the notebooks.
 docs: $(VENV)/ready-docs
