@@ -25,7 +25,7 @@ def load_config(name: str) -> ConfigDict:
   """Loads a config from 'FILE.py' or 'FILE.py:VARIANT,VARIANT', as `--config` of main.py does.
 
   Raises:
-    UsageError: if the file or a variant does not exist.
+    UsageError: if the file or a variant does not exist, or the file is not valid Python.
   """
   path, _, variants = name.partition(':')
   try:
@@ -35,7 +35,7 @@ def load_config(name: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variants)
-  except (OSError, AttributeError, ValueError) as error:
+  except (OSError, AttributeError, ValueError, SyntaxError) as error:
     raise UsageError(f"--config='{name}' cannot be loaded: {error}.") from error
 
 

@@ -144,6 +144,7 @@ def test_curves_are_those_of_the_run(trained_run, data_dir, tmp_path, capsys):
     (['architecture', '--config=configs/alexnet.py:nothing'], "there is no variant 'nothing'"),
     (['architecture', '--config=nowhere.py'], "--config='nowhere.py' cannot be loaded"),
     (['architecture', '--config=configs/alexnet'], 'configs/alexnet is not a Python file'),
+    (['architecture', '--config={invalid}'], 'cannot be loaded: invalid syntax'),
   ],
 )
 def test_wrong_usage_prints_one_message(trained_run, tmp_path, capsys, arguments, message):
@@ -151,7 +152,13 @@ def test_wrong_usage_prints_one_message(trained_run, tmp_path, capsys, arguments
   (tmp_path / 'untrained').mkdir()
   for name in ('config.json', 'statistics.npz', 'classes.txt'):
     (tmp_path / 'untrained' / name).write_bytes((trained_run / name).read_bytes())
-  paths = {'run': trained_run, 'empty': tmp_path / 'empty', 'untrained': tmp_path / 'untrained'}
+  (tmp_path / 'invalid.py').write_text('def get_config(:')
+  paths = {
+    'run': trained_run,
+    'empty': tmp_path / 'empty',
+    'untrained': tmp_path / 'untrained',
+    'invalid': tmp_path / 'invalid.py',
+  }
   status, error = run_failing([argument.format(**paths) for argument in arguments], capsys)
   assert status == 2
   assert message in error
