@@ -135,14 +135,16 @@ def select_sides(options, task, platform):
   if options.scaling or options.feeding:
     return SCALING if options.scaling else FEEDING
   names = [name for name in PEERS[platform, task] if name in options.peers]
-  return ('ours', *names) if names else sys.exit(f'{", ".join(options.peers)}: not a peer of {task} on a {platform}.')
+  if not names:
+    sys.exit(f'--peers has no peer of {task} on a {platform}: {", ".join(PEERS[platform, task])}')
+  return ('ours', *names)
 
 
 def report(options, batch_sizes, platform):
   """Prints a Markdown table for each task, row by row as measured, and writes the times of all rounds as JSON."""
   cases = []
-  for task in options.tasks:
-    names = select_sides(options, task, platform)
+  sides = {task: select_sides(options, task, platform) for task in options.tasks}
+  for task, names in sides.items():
     header = [task, *(f'{name}, images/s' for name in names), 'ours of the peak matmul rate']
     header += [*(f'ours / {name}' for name in names[1:]), 'fastest peer', 'first step, s', 'peak memory, GiB']
     print('| ' + ' | '.join(header) + ' |')
