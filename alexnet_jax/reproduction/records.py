@@ -31,7 +31,7 @@ class Record(NamedTuple):
     date: date on which it ended, ISO 8601.
     hardware: processor, cores and memory, or accelerators.
     versions: versions of JAX and Flax.
-    seed: seed of the run; for an average, the number of networks.
+    seed: seed of the run; for an average, its number.
     dataset: name and version, such as 'cifar10/3.0.2'.
     num_epochs: number of epochs trained.
     steps_per_epoch: number of training images divided by the batch size.
@@ -96,7 +96,7 @@ def make_record(
 
   Args:
     command: command that repeats it.
-    seed: seed of the run; for an average, the number of networks.
+    seed: seed of the run; for an average, its number.
     batch_size: number of images in a training step.
     num_images: number of images in the training split.
     results: contents of `results.json`.

@@ -27,7 +27,6 @@ from alexnet_jax.reproduction.verdicts import (
   Records,
   error,
   format_estimate,
-  format_mean_and_std,
   judge_all,
 )
 
@@ -37,8 +36,14 @@ COMPARISONS = {claim.experiment: claim.comparison for claim in CLAIMS if claim.c
 INTRODUCTION = """\
 The claims of the paper, compared with our measurements. Most claims are about ImageNet and were tested on smaller data,
 named in the last column, with the paper's recipe instead of `as_run`: a verdict holds for these data. A positive
-difference, or a ratio above 1, has the paper's direction. The paper's errors are top-1 / top-5 in percent, ours top-1.
-Curves are means over seeds, in bands from the lowest to the highest seed; ± is the standard deviation over seeds.
+difference, or a ratio above 1, has the paper's direction. The paper's errors are top-1 / top-5 in percent; our effects
+are those of the primary metric. Two claims are not in the paper: the towers without cross-tower layers are in its logs,
+and the nine crops in the documentation of cuda-convnet (facts, 3). Some variants change more than one ingredient; they
+are listed under [which ablations are confounded](docs/variants.md#which-ablations-are-confounded).
+
+The table of an entry lists all seeds of a condition. An effect uses only the seeds that both conditions have, so it can
+differ from the difference of two rows, even in its sign. Curves are means over seeds, in bands from the lowest to the
+highest seed; ± is the standard deviation over seeds.
 
 `python -m alexnet_jax reproduce NAME` runs an experiment and updates its entry. This file is generated from `results/`
 by `python -m alexnet_jax reproduce --write`; do not edit it.
@@ -46,33 +51,47 @@ by `python -m alexnet_jax reproduce --write`; do not edit it.
 RULES = f"""\
 ## How the verdicts are derived
 
-**Metric.** Each claim has one primary metric, which `alexnet_jax/reproduction/claims.py` fixes and its entry names. The
+**Metric.** Each claim has one primary metric, which `alexnet_jax/reproduction/claims.py` fixes and the table names. The
 metrics were fixed on 2026-11-29, after most of these records had been measured: they are the paper's, or have their
 reason in a comment. Records measured later do not change them.
 
 **Effect.** The difference between two conditions in percentage points, averaged over pairs of trainings with the same
-seed. Durations in epochs are compared by their ratio, with logarithms in place of the values.
+seed. Durations in epochs are compared by their ratio, with logarithms in place of the values. If the slower condition
+never reaches the error, its full length counts; if the faster one does not, there is no effect.
 
-**Interval.** The 95 % confidence interval of the mean effect, from Student's t distribution: of the paired differences,
-or Welch's where the two sides have no seed in common. It covers the variation between trainings (initial weights, order
-of the images, dropout), and neither that of the test images nor the difference between these data and ImageNet. Each
-side needs at least two seeds, and the effects of the seeds must differ, otherwise there is no interval. With two pairs,
-it extends 12.7 standard errors in each direction, so only very regular effects can be shown. Intervals are not adjusted
-for the number of claims.
+**Interval.** The 95 % confidence interval of the mean effect, from Student's t distribution of the effects of all
+seeds, which assumes that they are normally distributed. It covers the variation between trainings (initial weights,
+order of the images, dropout). It covers neither that of the test images, nor the choice of a learning rate, which was
+made with seed 0, nor the difference between these data and ImageNet. It requires two seeds whose effects differ. With
+two pairs, it extends 12.7 standard errors in each direction, so only very regular effects can be shown. Intervals are
+not adjusted for the number of claims.
 
-**Test.** A two-sided t-test of no effect. The p-values of all {{num_tests}} claims with an interval are adjusted by
-Holm's procedure. An effect is significant if its adjusted p-value is at most 5 %; its interval then excludes no effect.
+**Test.** A two-sided t-test of no effect. The p-values are adjusted by Holm's procedure for all {len(COMPARISONS)}
+claims that have an experiment; a claim without an interval counts with p = 1. An effect is significant if its adjusted
+p-value is at most 5 %; its interval then excludes no effect. Most comparisons on `small` share the networks of the
+paper's recipe, so their errors are not independent. Holm's procedure does not require independence.
 
-**Size.** An effect has the paper's size if it is {1 / MAX_FACTOR:g} to {MAX_FACTOR} times as large. If the paper
-gives a lower bound, only the first limit counts. For a ratio, the effect is its excess over 1.
+**Number of seeds.** Five are planned, and three if a training takes over an hour on one core. This plan was fixed on
+2026-11-30. Until then, seeds had been added without one and the verdicts computed after each: from two to five pairs
+for one tower and for normalisation, from one to three for augmentation, from two to three for weight decay, from one to
+two for the colour shift. The p-values are not corrected for these looks. Of true hypotheses that are tested at 5 %
+after two, three, four and five pairs, 13 % are rejected at least once (simulated). A verdict on fewer seeds than
+planned, such as '3 of 5 pairs', is provisional.
+
+**Size.** An effect has the paper's size if it is {1 / MAX_FACTOR:g} to {MAX_FACTOR} times as large. If the paper gives
+a lower bound, only the first limit counts. For a ratio, the effect is its excess over 1. Only the estimate decides
+about the size, and not its interval. Percentage points are compared although the errors are of other sizes: 19 % here,
+40 % on ImageNet.
 
 | verdict | condition |
 | --- | --- |
 | {REPRODUCED} | The effect is significant and has the paper's direction and, if the paper has a number, its size. |
 | {OTHER_SIZE} | The effect is significant and has the paper's direction, but not its size. |
-| {INCONCLUSIVE} | The effect is not significant, or there is no interval. This is no evidence against the claim. |
+| {INCONCLUSIVE} | The effect is not significant, or has no interval. This alone is no evidence against the claim. |
 | {CONTRADICTED} | The effect is significant and has the opposite direction. |
 | needs {IMAGENET}, needs {TWO_DEVICES} | The claim was not tested. |
+
+An interval can exclude the paper's size on these data although the verdict is '{INCONCLUSIVE}'.
 
 **Claims that are not differences.** The error rates of 13 and 11 % are compared with all values that round to the
 paper's number, and the difference between the towers' colours with all values from half of Caffe's network upwards
@@ -80,9 +99,12 @@ paper's number, and the difference between the towers' colours with all values f
 the whole interval is on one side of the limit, and the claim is reproduced if it is inside and contradicted if it is
 outside. A mean that agrees without an interval, or with one that includes a limit, is inconclusive.
 
-Each entry lists the version of jax that it was measured with. On Python 3.11, jax is pinned to 0.10.1, because 0.10.2
-computes some jitted reductions wrongly on a CPU (jax issue 39103). The entries measured with 0.10.2 precede this pin;
-one training was repeated with 0.10.1 (see the table of repetitions below).
+**Environments.** The trainings of a pair can differ in processor, commit and version of jax, which each entry lists. On
+Python 3.11, jax is pinned to 0.10.1, because 0.10.2 computes some jitted reductions wrongly on a CPU (jax issue 39103).
+The trainings with 0.10.2 precede this pin. Those with 0.10.1 are paired with networks of the paper's recipe that were
+trained with 0.10.2; one of these was repeated with 0.10.1 (see the table of repetitions below). The five networks of
+the paper's recipe were trained twice, on 2026-11-26 and 11-27, and the later records replaced the earlier ones. With
+the earlier ones, the effect of one tower is +2.54 points [1.80, 3.27] and that of normalisation +1.62 [1.07, 2.17].
 """
 IMAGENET_NOTE = """\
 ## Test a claim on ImageNet
@@ -118,7 +140,7 @@ memory, which is 56,000 images/s (docs/performance.md). No network has been trai
 # Panels of the figure of all claims: label, value of no effect, limits of the axis. Effects of section 6.1 are larger
 # than differences between errors, so they share the panel of error rates.
 PANELS = {
-  'points': ('difference between error rates, percentage points', 0.0, (-6.0, 6.0)),
+  'points': ('difference, percentage points', 0.0, (-6.0, 6.0)),
   'times': ('ratio of epochs', 1.0, (0.5, 12.0)),
   '%': ('value, % or percentage points', 0.0, (-3.0, 45.0)),
 }
@@ -131,7 +153,8 @@ def conclude(records: Mapping[str, Records]) -> dict[str, Finding]:
       name: (finished, COMPARISONS[name])
       for name, finished in records.items()
       if not missing_conditions(EXPERIMENTS[name], finished)
-    }
+    },
+    num_claims=len(COMPARISONS),
   )
 
 
@@ -152,7 +175,7 @@ def render(records: Mapping[str, Records]) -> str:
       f'Of {len(CLAIMS)} claims: {counts}.\n',
       render_claims(findings),
       INTRODUCTION,
-      RULES.format(num_tests=sum(finding.adjusted_p is not None for finding in findings.values())),
+      RULES,
       IMAGENET_NOTE,
       render_commands(),
       render_cost(),
@@ -188,13 +211,22 @@ def render_claims(findings: Mapping[str, Finding]) -> str:
   """Renders the table of all claims from the findings of `conclude`."""
   rows = []
   for claim in CLAIMS:
-    finding, measured, seeds = findings.get(claim.experiment), '', ''
-    if finding:
-      measured = format_estimate(finding.estimate, COMPARISONS[claim.experiment])
-      seeds = finding.estimate.seeds if finding.estimate else ''
-    data = EXPERIMENTS[claim.experiment].data if claim.experiment else ''
-    rows.append((claim.section, claim.statement, _verdict(claim, findings), claim.paper, measured, seeds, data))
-  return _table('section | claim | verdict | paper | ours, 95 % interval | seeds | data', rows) + '\n'
+    finding, metric, measured, seeds, data = findings.get(claim.experiment), '', '', '', ''
+    if claim.comparison:
+      metric, data = claim.comparison.metric.name, EXPERIMENTS[claim.experiment].data
+    if claim.comparison and finding:
+      measured, seeds = format_estimate(finding.estimate, claim.comparison), format_seeds(finding, claim.experiment)
+    rows.append((claim.section, claim.statement, _verdict(claim, findings), claim.paper, measured, metric, seeds, data))
+  return _table('section | claim | verdict | paper | ours, 95 % interval | primary metric | seeds | data', rows) + '\n'
+
+
+def format_seeds(finding: Finding, name: str) -> str:
+  """Formats the number of seeds of an experiment, and of those planned: '3 of 5 pairs', '5'; '' without an estimate."""
+  if not finding.estimate:
+    return ''
+  number, planned = finding.estimate.num_seeds, EXPERIMENTS[name].num_seeds
+  text = str(number) if number >= planned else f'{number} of {planned}'
+  return f'{text} pair{"s" * (text != "1")}' if COMPARISONS[name].lower else text
 
 
 def render_commands() -> str:
@@ -252,9 +284,10 @@ def render_entry(
   else:
     measured = finding.estimate
     conclusion = f'**{format_estimate(measured, comparison)}: {finding.verdict}**'
-    if measured and finding.adjusted_p is not None:
+    if measured and measured.p_value is not None:
       p_values = f'p = {measured.p_value:.2g}, {finding.adjusted_p:.2g} after the correction'
-      conclusion += f' (seeds: {measured.seeds}; {p_values})'
+      against = f', against {comparison.null_value(measured.value):g}' if comparison.accepted else ''
+      conclusion += f' (seeds: {format_seeds(finding, experiment.name)}; {p_values}{against})'
     conclusion += f'. Primary metric: {comparison.metric.name}.'
   paragraphs = [
     f'## {experiment.title}',
@@ -298,21 +331,24 @@ def _condition_table(experiment: Experiment, records: Records) -> str:
   if metric not in (TEN_CROPS, NINE_CROPS):
     header += f' | {metric.name}' + (f', {metric.unit}' if metric.unit != 'epochs' else '')
     for row, seeds in zip(rows, shown.values(), strict=True):
-      row.append(_mean_and_std([metric.value(record) for record in seeds]))
+      row.append(format_mean_and_std([metric.value(record) for record in seeds]))
   return _table(header, rows)
 
 
-def _mean_and_std(values: Sequence[float]) -> str:
-  return format_mean_and_std(values).partition(' (')[0] if values else ''
+def format_mean_and_std(values: Sequence[float]) -> str:
+  """Formats values as mean and standard deviation: '11.20 ± 0.15', '11.20' for a single value, or '' for none."""
+  if len(values) < 2:
+    return ''.join(f'{value:.2f}' for value in values)
+  return f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
 
 
 def _cells(records: Sequence[Record], crop_set: str) -> Iterator[str]:
   yield str(len(records))
   yield f'{records[0].num_epochs:.4g}'
   curves = [errors for _, errors in (record.training_curve() for record in records)]
-  yield _mean_and_std([float(errors[-1]) for errors in curves if errors.size])
+  yield format_mean_and_std([float(errors[-1]) for errors in curves if errors.size])
   for name in ('centre', crop_set):
-    yield _mean_and_std([error(record, name) for record in records if name in record.results])
+    yield format_mean_and_std([error(record, name) for record in records if name in record.results])
   yield f'{statistics.mean(record.minutes for record in records):.0f}'
 
 
@@ -351,7 +387,8 @@ def _environment(condition: Condition, records: Sequence[Record]) -> str:
   dates = sorted({record.date for record in records})
   commits = sorted({record.commit for record in records})
   machines = sorted({record.hardware for record in records})
+  versions = sorted({record.versions for record in records})
   return (
     f'{condition.name}: `{first.command}`; {first.dataset}; {" to ".join(dict.fromkeys((dates[0], dates[-1])))}; '
-    f'commit {", ".join(commits)}; {" and ".join(machines)}; {first.versions}.'
+    f'commit {", ".join(commits)}; {" and ".join(machines)}; {" and ".join(versions)}.'
   )

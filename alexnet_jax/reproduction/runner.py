@@ -64,7 +64,7 @@ class Training(NamedTuple):
     experiment: the experiment.
     condition: the condition.
     learning_rate: learning rate; None for that of the config.
-    seed: seed of the run; for an average, the number of networks, which are those of seeds 0, 1, ...
+    seed: seed of the run; for an average, its number, see `Condition.averaged_seeds`.
     num_epochs: number of epochs.
   """
 
@@ -76,11 +76,11 @@ class Training(NamedTuple):
 
   @property
   def name(self) -> str:
-    """Name of its files, such as 'relu-rate0.001-seed0', or 'averaged'."""
+    """Name of its files, such as 'relu-rate0.001-seed0'."""
     name = self.condition.name
     if self.learning_rate is not None:
       name = trial_name(name, self.learning_rate)
-    return name if self.condition.ensemble_of else f'{name}-seed{self.seed}'
+    return f'{name}-seed{self.seed}'
 
   @property
   def folder(self) -> str:
@@ -174,18 +174,17 @@ def run_experiment(experiment: Experiment, folders: Folders, num_seeds: int | No
   num_seeds = num_seeds or experiment.num_seeds
   remaining_epochs = experiment.num_epochs(num_seeds)
   for training in trainings(experiment, folders, num_seeds):
-    is_average = training.condition.ensemble_of is not None
     while load_record(training, folders) is None:
       remaining = datetime.timedelta(seconds=round(experiment.seconds(max(remaining_epochs, 0))))
       print(f'{experiment.name}: {training.name}, {training.num_epochs:g} epochs; {remaining} remaining in total')
       try:
-        record = average(training, folders) if is_average else train(training, folders)
+        record = average(training, folders) if training.condition.ensemble_of else train(training, folders)
         records.save(_record_path(training, folders), record)
       except LockedError as error:  # another experiment shares this training
         print(f'Waiting: {error}', flush=True)
         time.sleep(RETRY_SECONDS)
       write_report(folders)
-    remaining_epochs -= 0 if is_average else training.num_epochs
+    remaining_epochs -= training.num_epochs * training.condition.num_networks
   draw_run_figures(experiment, folders)
   write_report(folders)
   finished = load_all_records(folders)
@@ -203,12 +202,8 @@ def trainings(experiment: Experiment, folders: Folders, num_seeds: int) -> Itera
       yield Training(experiment, condition, candidate, 0, condition.trial_epochs)
   for seed in range(num_seeds):  # all conditions of a seed, so that they can be compared early
     for condition in experiment.all_conditions():
-      if not condition.ensemble_of:
-        learning_rate = choose_learning_rate(experiment, condition, folders)
-        yield Training(experiment, condition, learning_rate, seed, condition.num_epochs)
-  for condition in experiment.conditions:
-    if condition.ensemble_of:
-      yield Training(experiment, condition, None, num_seeds, condition.num_epochs)
+      learning_rate = choose_learning_rate(experiment, condition, folders)
+      yield Training(experiment, condition, learning_rate, seed, condition.num_epochs)
 
 
 def choose_learning_rate(experiment: Experiment, condition: Condition, folders: Folders) -> float | None:
@@ -231,11 +226,9 @@ def _record_path(training, folders):
 
 
 def load_record(training: Training, folders: Folders) -> Record | None:
-  """Loads the record of a training; None if there is none, or it is of fewer epochs, or of fewer averaged networks."""
+  """Loads the record of a training; None if there is none, or it is of fewer epochs."""
   record = records.load(_record_path(training, folders))
-  if not record or not is_long_enough(record, training.num_epochs):
-    return None
-  return None if training.condition.ensemble_of and record.seed < training.seed else record
+  return record if record and is_long_enough(record, training.num_epochs) else None
 
 
 def is_long_enough(record: Record, num_epochs: float) -> bool:
@@ -274,14 +267,10 @@ def _load_own_records(experiment: Experiment, folders: Folders) -> dict[str, lis
     learning_rate = choose_learning_rate(experiment, condition, folders)
     if condition.learning_rates and learning_rate is None:
       continue
-    if condition.ensemble_of:
-      average_of_any = Training(experiment, condition, learning_rate, 1, condition.num_epochs)
-      seeds = [record] if (record := load_record(average_of_any, folders)) else []
-    else:
-      training = Training(experiment, condition, learning_rate, 0, condition.num_epochs)
-      seeds = []
-      while record := load_record(training._replace(seed=len(seeds)), folders):
-        seeds.append(record)
+    training = Training(experiment, condition, learning_rate, 0, condition.num_epochs)
+    seeds: list[Record] = []
+    while record := load_record(training._replace(seed=len(seeds)), folders):
+      seeds.append(record)
     if seeds:
       finished[condition.name] = seeds
   return finished
@@ -310,25 +299,26 @@ def train(training: Training, folders: Folders) -> Record:
 
 
 def average(training: Training, folders: Folders) -> Record:
-  """Averages the predictions of the networks of all seeds (section 6); networks whose runs were deleted are retrained.
+  """Averages the predictions of several networks (section 6); those whose runs do not exist are trained first.
 
   Raises:
     UsageError, RunError, Stopped: as `train` and `ensemble.evaluate_ensemble`.
   """
   condition = training.condition
   assert condition.ensemble_of is not None
-  members = [training.prerequisite(condition.ensemble_of, seed) for seed in range(training.seed)]
+  members = [training.prerequisite(condition.ensemble_of, seed) for seed in condition.averaged_seeds(training.seed)]
   workdirs = [require_run(member, folders) for member in members]
   config = make_config(condition.ensemble_of, members[0].fields(), folders)
   results = ensemble.evaluate_ensemble(config, workdirs)
-  return records.make_record(
+  record = records.make_record(
     command=f'python main.py --config={condition.config} --mode=eval --workdir={",".join(map(str, workdirs))}',
-    seed=len(workdirs),
+    seed=training.seed,
     batch_size=config.batch_size,
     num_images=run_folder.load_statistics(workdirs[0]).num_images,
     results=results | {'step': results['members'][0]['step']},
     curves={},
   )
+  return record._replace(measured={'member_errors': [row['ten_view']['top1_error'] for row in results['members']]})
 
 
 def require_run(training: Training, folders: Folders) -> pathlib.Path:

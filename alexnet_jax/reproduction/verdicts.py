@@ -64,21 +64,25 @@ class Comparison(NamedTuple):
       return 'times'
     return 'points' if self.lower else self.metric.unit
 
+  def null_value(self, mean: float) -> float:
+    """Returns the mean that the test presumes: no effect, or the limit of `accepted` nearest to the mean."""
+    return min(self.accepted or (0.0,), key=lambda limit: abs(mean - limit))
+
 
 class Estimate(NamedTuple):
   """The measured effect of a claim.
 
   Attributes:
     value: mean difference in points, geometric mean of ratios, or mean of the metric.
-    interval: 95 % confidence interval; None if a side has fewer than two seeds, or all differences are equal.
+    interval: 95 % confidence interval; None if there is one seed, or the effects of all seeds are equal.
     p_value: two-sided p-value of no effect, or of the nearest limit of the accepted values; None without an interval.
-    seeds: the number of seeds, as text, such as '3 pairs'.
+    num_seeds: number of seeds that all compared conditions have.
   """
 
   value: float
   interval: tuple[float, float] | None
   p_value: float | None
-  seeds: str
+  num_seeds: int
 
 
 class Finding(NamedTuple):
@@ -108,72 +112,52 @@ def training_error(record: Record) -> float:
   return record.measured['training_error']
 
 
-# Numbers of several records.
-
-
-def format_mean_and_std(values: Sequence[float], num_digits: int = 2) -> str:
-  """Formats values as their mean and standard deviation: '11.20 ± 0.15 (3 seeds)'."""
-  if len(values) == 1:
-    return f'{values[0]:.{num_digits}f} (1 seed)'
-  return f'{statistics.mean(values):.{num_digits}f} ± {statistics.stdev(values):.{num_digits}f} ({len(values)} seeds)'
-
-
-def are_separated(lower: Sequence[float], higher: Sequence[float]) -> bool:
-  """Returns whether every lower value is below every higher one, and both have at least two values."""
-  return min(len(lower), len(higher)) >= 2 and max(lower) < min(higher)
-
-
 # Statistics.
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-  """Returns p-values adjusted for their number by Holm's step-down procedure, in the same order."""
+def holm(p_values: Sequence[float], num_tests: int) -> list[float]:
+  """Returns p-values adjusted by Holm's step-down procedure, in the same order.
+
+  Args:
+    p_values: two-sided p-values.
+    num_tests: number of tests to correct for; those without a p-value in the list count as 1.
+  """
   adjusted, largest = [0.0] * len(p_values), 0.0
   for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-    largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    largest = max(largest, min(1.0, (num_tests - rank) * p_values[index]))
     adjusted[index] = largest
   return adjusted
 
 
 def estimate(records: Records, comparison: Comparison) -> Estimate | None:
-  """Estimates the effect of a claim.
+  """Estimates the effect of a claim from the seeds that all compared conditions have.
 
-  Seeds that both sides have are paired; if there are none, the sides are independent samples (Welch). Ratios are
-  estimated by the differences of logarithms. A run of the higher side that does not reach the error counts with its
-  full length.
+  Ratios are estimated by the differences of logarithms. A run of the higher side that does not reach the error counts
+  with its full length.
 
   Args:
-    records: records of the experiment.
+    records: records of the experiment; all conditions have seed 0.
     comparison: the test of the claim.
 
   Returns:
     The estimate; None if a run of the lower side does not reach the error.
   """
-  metric, limits = comparison.metric, comparison.accepted or (0.0,)
-  if comparison.lower and not all(math.isfinite(metric.value(record)) for record in records[comparison.lower]):
-    return None
-  higher, lower = (_by_seed(records, metric, names) for names in (comparison.higher, (comparison.lower,)))
-  pairs = sorted(higher.keys() & lower.keys())
-  if pairs or not lower:
-    samples = [[higher[seed] - lower[seed] for seed in pairs] if lower else list(higher.values())]
-    mean, seeds = statistics.mean(samples[0]), f'{len(samples[0])} pair' if lower else f'{len(samples[0])}'
-    seeds += 's' if lower and len(pairs) > 1 else ''
-  else:
-    samples = [list(higher.values()), list(lower.values())]
-    mean, seeds = statistics.mean(samples[0]) - statistics.mean(samples[1]), f'{len(higher)} and {len(lower)}'
-  interval = p_value = None
-  is_repeated = min(map(len, samples)) > 1
-  variances = [statistics.variance(sample) / len(sample) for sample in samples] if is_repeated else [0.0]
-  standard_error = math.sqrt(sum(variances))
-  if standard_error > RESOLUTION:
-    df = sum(variances) ** 2 / sum(v**2 / (len(sample) - 1) for v, sample in zip(variances, samples, strict=True))
-    student = scipy.stats.t(df)
-    half_width = float(student.ppf(1 - SIGNIFICANCE_LEVEL / 2)) * standard_error
-    p_value = 2 * float(student.sf(min(abs(mean - limit) for limit in limits) / standard_error))
-    interval = mean - half_width, mean + half_width
+  metric = comparison.metric
+  effects = _by_seed(records, metric, comparison.higher)
+  if comparison.lower:
+    if not all(math.isfinite(metric.value(record)) for record in records[comparison.lower]):
+      return None
+    lower = _by_seed(records, metric, (comparison.lower,))
+    effects = {seed: effects[seed] - lower[seed] for seed in sorted(effects.keys() & lower.keys())}
+  sample = list(effects.values())
+  mean, interval, p_value = statistics.mean(sample), None, None
+  if len(sample) > 1 and statistics.stdev(sample) > RESOLUTION:
+    test = scipy.stats.ttest_1samp(sample, comparison.null_value(mean))
+    low, high = test.confidence_interval(1 - SIGNIFICANCE_LEVEL)
+    interval, p_value = (float(low), float(high)), float(test.pvalue)
   if metric.unit == 'epochs':
     mean, interval = math.exp(mean), interval and (math.exp(interval[0]), math.exp(interval[1]))
-  return Estimate(mean, interval, p_value, seeds)
+  return Estimate(mean, interval, p_value, len(sample))
 
 
 def _by_seed(records, metric, names):
@@ -183,8 +167,8 @@ def _by_seed(records, metric, names):
     measured = metric.value(record)
     return math.log(min(measured, record.num_epochs)) if metric.unit == 'epochs' else measured
 
-  sides = [{record.seed: value(record) for record in records[name]} for name in names if name]
-  seeds = set.intersection(*map(set, sides)) if sides else set()
+  sides = [{record.seed: value(record) for record in records[name]} for name in names]
+  seeds = set.intersection(*map(set, sides))
   return {seed: statistics.mean(side[seed] for side in sides) for seed in sorted(seeds)}
 
 
@@ -212,15 +196,16 @@ def judge(comparison: Comparison, measured: Estimate | None, adjusted_p: float |
   return REPRODUCED if 1 / MAX_FACTOR <= relative_effect <= MAX_FACTOR else OTHER_SIZE
 
 
-def judge_all(tests: Mapping[str, tuple[Records, Comparison]]) -> dict[str, Finding]:
-  """Returns the findings of all claims that are tested, whose p-values are corrected together.
+def judge_all(tests: Mapping[str, tuple[Records, Comparison]], num_claims: int) -> dict[str, Finding]:
+  """Returns the findings of the claims that are tested, whose p-values are corrected together.
 
   Args:
     tests: {experiment: (its records, its comparison)}.
+    num_claims: number of claims to correct for, including those that are not tested yet.
   """
   estimates = {name: estimate(*test) for name, test in tests.items()}
   p_values = {name: made.p_value for name, made in estimates.items() if made and made.p_value is not None}
-  adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+  adjusted = dict(zip(p_values, holm(list(p_values.values()), num_claims), strict=True))
   return {
     name: Finding(made, adjusted.get(name), judge(tests[name][1], made, adjusted.get(name)))
     for name, made in estimates.items()
@@ -232,7 +217,7 @@ def format_estimate(measured: Estimate | None, comparison: Comparison) -> str:
   if measured is None:
     return f'{comparison.lower} does not reach the error'
   num_digits = 1 if comparison.unit == 'times' else 2
-  sign = '+' if comparison.unit == 'points' else ''
+  sign = '+' if comparison.unit == 'points' and not comparison.accepted else ''
   text = f'{measured.value:{sign}.{num_digits}f} {comparison.unit}'
   if measured.interval:
     text += f' [{measured.interval[0]:.{num_digits}f}, {measured.interval[1]:.{num_digits}f}]'

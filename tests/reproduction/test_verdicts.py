@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from alexnet_jax.reproduction import verdicts
+from alexnet_jax.reproduction import report, verdicts
 from alexnet_jax.reproduction.claims import (
   CLAIMS,
   COLOUR_GAP,
@@ -53,7 +53,7 @@ def trained(*pairs):
 
 def find(records, comparison):
   """Returns the finding of a single claim, whose p-value needs no correction."""
-  return verdicts.judge_all({'only': (records, comparison)})['only']
+  return verdicts.judge_all({'only': (records, comparison)}, num_claims=1)['only']
 
 
 def test_paired_differences_are_estimated_as_by_scipy():
@@ -65,18 +65,7 @@ def test_paired_differences_are_estimated_as_by_scipy():
   assert measured.value == pytest.approx(np.mean(np.subtract(higher, lower[:3])))
   assert measured.interval == pytest.approx(expected.confidence_interval(0.95))
   assert measured.p_value == pytest.approx(expected.pvalue)
-  assert measured.seeds == '3 pairs'
-
-
-def test_samples_without_a_common_seed_are_compared_by_welchs_test():
-  higher, lower = (13.0, 13.4, 12.7), (11.2, 12.1)
-  records = {'without': with_error(*higher), 'with': with_error(*lower, first_seed=5)}
-  measured = verdicts.estimate(records, Comparison(NINE_CROPS, ('without',), 'with'))
-  expected = scipy.stats.ttest_ind(higher, lower, equal_var=False)
-  assert measured.value == pytest.approx(np.mean(higher) - np.mean(lower))
-  assert measured.interval == pytest.approx(expected.confidence_interval(0.95))
-  assert measured.p_value == pytest.approx(expected.pvalue)
-  assert measured.seeds == '3 and 2'
+  assert measured.num_seeds == 3
 
 
 def test_ratios_are_compared_by_their_logarithms():
@@ -94,7 +83,7 @@ def test_holms_procedure_rejects_step_by_step():
   rng = np.random.default_rng(0)
   for num_tests in (1, 3, 12):
     p_values = list(rng.random(num_tests) ** 4)
-    adjusted = verdicts.holm(p_values)
+    adjusted = verdicts.holm(p_values, num_tests)
     for level in rng.random(50):
       rejected = set()
       for step, index in enumerate(np.argsort(p_values)):
@@ -117,11 +106,11 @@ def test_the_verdicts_of_all_claims_are_corrected_together():
     'single': ({'a': with_error(13.0), 'b': with_error(11.0)}, Comparison(NINE_CROPS, ('a',), 'b')),
   }
   assert find(*tests['weak']).verdict == REPRODUCED
-  findings = verdicts.judge_all(tests | {f'{n}': tests['weak'] for n in range(5)})
+  findings = verdicts.judge_all(tests | {f'{n}': tests['weak'] for n in range(5)}, num_claims=10)
   assert findings['clear'].verdict == REPRODUCED
   assert findings['weak'].verdict == findings['single'].verdict == INCONCLUSIVE
   assert findings['weak'].estimate.interval[0] > 0  # significant without the correction
-  assert findings['weak'].adjusted_p == pytest.approx(6 * findings['weak'].estimate.p_value)  # 1 of 7 is smaller
+  assert findings['weak'].adjusted_p == pytest.approx(9 * findings['weak'].estimate.p_value)  # 1 of 10 is smaller
   assert findings['single'].adjusted_p is None
 
 
@@ -197,7 +186,7 @@ def test_several_crops_are_compared_within_each_network():
   comparison = Comparison(NINE_CROP_GAIN, ('with',))
   finding = find({'with': networks((14.5, 13.0), (16.0, 14.6), (19.0, 17.4))}, comparison)
   assert finding.estimate.value == pytest.approx(1.5)
-  assert (finding.estimate.seeds, finding.verdict) == ('3', REPRODUCED)
+  assert (finding.estimate.num_seeds, finding.verdict) == (3, REPRODUCED)
   assert find({'with': networks((14.5, 13.0), (14.0, 15.0))}, comparison).verdict == INCONCLUSIVE
   assert find({'with': networks((14.5, 13.0))}, comparison).verdict == INCONCLUSIVE
 
@@ -234,10 +223,17 @@ def test_a_larger_effect_is_reproduced_if_the_number_of_the_paper_is_a_lower_bou
   assert find(records, comparison._replace(is_minimum=True, paper=7.0)).verdict == OTHER_SIZE
 
 
-def test_one_average_of_networks_has_no_interval():
-  records = {'averaged': with_error(16.0, first_seed=3), 'paper': with_error(18.5, 18.9, 18.6)}
-  finding = find(records, Comparison(NINE_CROPS, ('paper',), 'averaged', paper=2.6))
-  assert finding == Finding(Estimate(pytest.approx(2.667, abs=1e-3), None, None, '3 and 1'), None, INCONCLUSIVE)
+def test_averages_are_compared_with_their_own_networks():
+  (claim,) = (claim for claim in CLAIMS if claim.experiment == 'ensemble')
+  averages = [
+    average._replace(measured={'member_errors': [average.results['ten_view']['top1_error'] + gain] * 5})
+    for average, gain in zip(with_error(16.0, 17.0, 16.5, crop_set='ten_view'), (2.5, 2.6, 2.7), strict=True)
+  ]
+  finding = find({'averaged': averages}, claim.comparison)
+  expected = scipy.stats.ttest_1samp((2.5, 2.6, 2.7), 0).confidence_interval(0.95)
+  assert finding.estimate.interval == pytest.approx(expected)
+  assert finding.verdict == REPRODUCED
+  assert find({'averaged': averages[:1]}, claim.comparison).verdict == INCONCLUSIVE
 
 
 def test_an_error_that_is_reached_only_by_the_final_evaluation_counts():
@@ -306,11 +302,9 @@ def test_effects_are_formatted_with_sign_unit_and_interval():
     Comparison(TO_25_PERCENT, ('a',), 'b'),
     Comparison(NINE_CROPS, ('a',), accepted=(10.5, 11.5)),
   )
-  assert verdicts.format_estimate(Estimate(1.234, (-0.5, 3.0), 0.1, '2 pairs'), points) == '+1.23 points [-0.50, 3.00]'
-  assert verdicts.format_estimate(Estimate(-1.234, None, None, '1 pair'), points) == '-1.23 points'
-  assert verdicts.format_estimate(Estimate(7.03, (6.6, 7.49), 0.1, '3 pairs'), times) == '7.0 times [6.6, 7.5]'
-  assert verdicts.format_estimate(Estimate(11.2, None, None, '1'), level) == '11.20 %'
-  assert verdicts.format_mean_and_std([11.0, 11.2]) == '11.10 ± 0.14 (2 seeds)'
-  assert verdicts.are_separated([1, 2], [3, 4])
-  assert not verdicts.are_separated([1, 3], [3, 4])
-  assert not verdicts.are_separated([1], [3, 4])
+  assert verdicts.format_estimate(Estimate(1.234, (-0.5, 3.0), 0.1, 2), points) == '+1.23 points [-0.50, 3.00]'
+  assert verdicts.format_estimate(Estimate(-1.234, None, None, 1), points) == '-1.23 points'
+  assert verdicts.format_estimate(Estimate(7.03, (6.6, 7.49), 0.1, 3), times) == '7.0 times [6.6, 7.5]'
+  assert verdicts.format_estimate(Estimate(11.2, None, None, 1), level) == '11.20 %'
+  assert report.format_mean_and_std([11.0, 11.2]) == '11.10 ± 0.14'
+  assert report.format_mean_and_std([11.0]) == '11.00'

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from alexnet_jax.reproduction import runner
+from alexnet_jax.reproduction import experiments, runner
 from alexnet_jax.reproduction.experiments import EXPERIMENTS
 from alexnet_jax.reproduction.runner import Folders
 
@@ -31,4 +31,5 @@ if __name__ == '__main__':
   runner.is_long_enough = lambda record, num_epochs: True
   output, data_dir = sys.argv[1:]
   folders = folders_in(pathlib.Path(output), data_dir, num_steps=12, checkpoint_every=3)
-  runner.run_experiment(EXPERIMENTS['ensemble'], folders, num_seeds=2)
+  experiments.NUM_AVERAGED = 2
+  runner.run_experiment(EXPERIMENTS['ensemble'], folders, num_seeds=1)
