@@ -23,7 +23,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import logging
 
-from alexnet_jax.runtime import compilation_cache, exit_status, extras, host_memory
+from alexnet_jax.runtime import compilation_cache, exit_status, extras, host_memory, processor
 from alexnet_jax.runtime.errors import UsageError
 
 DATA_DIR = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')  # the default of TFDS
@@ -136,7 +136,7 @@ command is run again.""",
     '--encoding', choices=['jpeg', 'raw'], default='jpeg', help='raw pixels take ten times the space, but no decoding'
   )
   add('--quality', type=int, default=85, help='JPEG quality, 1 to 100 (%(default)s)')
-  add('--workers', type=int, default=os.cpu_count(), help='number of processes (default: one per core)')
+  add('--workers', type=int, default=processor.num_cores(), help='number of processes (default: one per core)')
   add('--max_skipped', type=float, default=0.001, help='fraction of images that may be undecodable (%(default)s)')
   add('--seed', type=int, default=0, help='seed of the random train/test split of `synsets` (%(default)s)')
   add('--any_count', action='store_true', help='accept incomplete official archives')

@@ -1,9 +1,15 @@
-"""Options of `python -m alexnet_jax` that would have no effect."""
+"""The command line of `python -m alexnet_jax`."""
+
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from alexnet_jax import __main__ as cli
 from alexnet_jax.runtime.errors import UsageError
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -40,3 +46,9 @@ def test_every_such_option_exists():
   for name, _, options, _ in cli.UNREAD:
     parser = figures['saliency'] if name == 'figures' else (subparsers | figures)[name]
     assert set(options) <= {action.dest for action in parser._actions}
+
+
+def test_output_that_is_not_read_to_its_end_is_no_traceback():
+  command = f'{sys.executable} -m alexnet_jax reproduce --list | head -1'
+  result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert (result.stdout.count('\n'), result.stderr) == (1, '')

@@ -37,7 +37,6 @@ MAX_LINES, MAX_ARGUMENTS = 60, 6
 EXCEPTIONS = {  # functions that are longer, or take more arguments
   'evaluation/inference.py:log_probs': 'jit takes arrays and static values one by one',
   'evaluation/inference.py:activations': 'jit takes arrays and static values one by one',
-  'evaluation/inference.py:saliency': 'jit takes arrays and static values one by one',
   'models/layers.py:Conv.__init__': 'the hyperparameters of a layer, as in Flax',
   'models/layers.py:LocalConv.__init__': 'the hyperparameters of a layer, as in Flax',
   'kernels/onednn.py:_conv': "the dimensions and window of oneDNN's configuration",

@@ -31,7 +31,7 @@ from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.interop import feature_files, torchvision_files
 from alexnet_jax.models.registry import Network
 from alexnet_jax.runs import run_folder
-from alexnet_jax.runtime import atomic_files
+from alexnet_jax.runtime import atomic_files, processor
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 # Names of our layers' outputs in other programs. An output has the name of the last step that it includes: 'conv1' is
@@ -218,7 +218,7 @@ class FileImages:
 
   def batches(self, first: int) -> Iterator[tuple[Batch, dict[int, str]]]:
     """Yields batches from the given index, each with {index: reason} of its unreadable images, which have weight 0."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(processor.num_cores()) as pool:
       for start in range(first * self.batch_size, len(self), self.batch_size):
         batch: Batch = {
           'image': np.zeros((self.batch_size, self._size, self._size, 3), np.uint8),

@@ -323,13 +323,10 @@ def saliency(selection: ImageSelection, *, threshold: float = 3.0) -> tuple[Figu
     raise UsageError(f'--threshold={threshold} must be 0 or more; the tool of 2012 used 3.')
   model = trained_model.load(selection.workdir, batch_size=0)
   images = _read_images(selection, model)
-  log_probs = _log_probs(model, images.images)
-  gradients = model.in_batches(model.saliency, images.images)
-  titles = [
-    f'{plots.short_name(model.class_names[label])}, {100 * np.exp(row[label]):.0f} %'
-    for label, row in zip(log_probs.argmax(axis=1), log_probs, strict=True)
-  ]
-  figure = plots.draw_saliency(model.centre_crops(images.images), gradients, titles, threshold)
+  explanations = explain.explain(model, images.images, 'saliency')
+  titles = [f'{plots.short_name(drawn.name)}, {100 * drawn.score:.0f} %' for drawn in explanations]
+  crops, gradients = (np.stack([getattr(drawn, name) for drawn in explanations]) for name in ('image', 'values'))
+  figure = plots.draw_saliency(crops, gradients, titles, threshold)
   return figure, images.num_skipped
 
 

@@ -36,17 +36,17 @@ def find_images(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
   """
   images = []
   for path in map(pathlib.Path, paths):
-    if path.is_dir():
+    if os.path.isdir(path):  # False for a name that is too long, unlike pathlib's is_dir
       files = sorted(
         file for file in path.rglob('*') if _is_named_like_an_image(file.relative_to(path)) and file.is_file()
       )
-    elif path.exists():
+    elif os.path.exists(path):
       files = [path]
     else:
       matches = map(pathlib.Path, sorted(glob.glob(str(path), recursive=True)))
       files = [match for match in matches if match.is_file()]
     if not files:
-      reason = 'contains no image' if path.is_dir() else 'does not exist'
+      reason = 'contains no image' if os.path.isdir(path) else 'does not exist'
       raise UsageError(f"{path} {reason}; name image files, folders of images, or patterns such as 'photos/*.jpg'.")
     images += files
   return list(dict.fromkeys(images))

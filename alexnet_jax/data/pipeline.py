@@ -6,7 +6,6 @@ decoding releases Python's global interpreter lock.
 """
 
 import functools
-import os
 from collections.abc import Iterator
 
 import grain
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.data import transforms
 from alexnet_jax.data.sources import Source
 from alexnet_jax.data.transforms import Batch
-from alexnet_jax.runtime import host_memory
+from alexnet_jax.runtime import host_memory, processor
 from alexnet_jax.runtime.errors import UsageError
 
 MAX_THREADS = 16  # each holds up to two batches, and a batch of 128 images takes 19 MB
@@ -88,7 +87,7 @@ def prefetch(dataset: grain.MapDataset[Batch], config: ConfigDict) -> Iterator[B
 
 
 def _num_threads_and_prefetched(config):
-  num_threads = config.num_threads or min(os.cpu_count() or 1, MAX_THREADS)
+  num_threads = config.num_threads or min(processor.num_cores(), MAX_THREADS)
   return num_threads, config.num_prefetched or 2 * num_threads
 
 

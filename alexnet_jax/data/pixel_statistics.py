@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alexnet_jax.runtime import atomic_files, compilation_cache
+from alexnet_jax.runtime import atomic_files, compilation_cache, processor
 
 if TYPE_CHECKING:
   from alexnet_jax.data.sources import Source
@@ -143,7 +143,7 @@ def compute(source: Source, num_threads: int = 0) -> PixelStatistics:
   def read(indices):
     return [example[0].copy() for example in source.read_or_none(indices.tolist()) if example]
 
-  num_threads = num_threads or os.cpu_count() or 1
+  num_threads = num_threads or processor.num_cores()
   batches = grain.MapDataset.range(len(source)).batch(IMAGES_PER_READ).map(read)
   batches = batches.to_iter_dataset(grain.ReadOptions(num_threads, 2 * num_threads))
   merged, sums = PixelSums.zero(source.size), PixelSums.zero(source.size)

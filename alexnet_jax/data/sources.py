@@ -6,6 +6,9 @@ evaluation and statistics omit the record.
 """
 
 import difflib
+import functools
+import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -88,7 +91,7 @@ class Source:
     self._new_labels: dict[int, int] = {}  # by the dataset's label; empty unless classes are selected
     if classes:
       self._new_labels = _number_classes(self.dataset, self.classes, label.names)
-      self._records = _Subset(self._records, self._is_selected)
+      self._records = _Subset(self._records, functools.partial(self._is_selected, self._records))
       if not len(self):
         raise UsageError(
           f"split '{split}' of {self.dataset} contains no image of {', '.join(classes)}; choose another split."
@@ -97,6 +100,13 @@ class Source:
     self.skipped: dict[int, str] = {}
     self._skip_unreadable, self._lock = skip_unreadable, threading.Lock()
     self._cache = _Cache(len(self), size) if len(self) * size**2 * 3 <= MAX_CACHED_BYTES else None
+
+  @property
+  def fingerprint(self) -> str:
+    """A hash of what TFDS recorded about the dataset: its splits, their sizes and the lengths of their shards."""
+    splits = json.loads((pathlib.Path(self.directory) / 'dataset_info.json').read_text())['splits']
+    fields = [[split.get(name) for name in ('name', 'numBytes', 'shardLengths')] for split in splits]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
 
   def __len__(self) -> int:
     return len(self._records)
@@ -176,9 +186,9 @@ class Source:
         'again.'
       )
 
-  def _is_selected(self, record):
+  def _is_selected(self, records, index):
     try:
-      return self._read_label(_parse(record)) in self._new_labels
+      return self._read_label(_parse(records[index])) in self._new_labels
     except Exception:  # `_read` skips the record or reports the error
       return True
 
@@ -198,14 +208,14 @@ class Source:
 
 
 class _Subset:
-  """The records that meet a condition."""
+  """The records whose index meets a condition."""
 
   def __init__(self, records, condition):
     self._records = records
     indices = tqdm.tqdm(
       range(len(records)), 'Selecting classes', leave=False, delay=5, disable=not distributed.is_main_process()
     )
-    self._indices = [index for index in indices if condition(records[index])]
+    self._indices = [index for index in indices if condition(index)]
 
   def __len__(self) -> int:
     return len(self._indices)

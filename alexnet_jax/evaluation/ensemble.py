@@ -17,7 +17,7 @@ from alexnet_jax.models import device_mesh
 from alexnet_jax.runs import config_checks, run_folder
 from alexnet_jax.runs.saved_predictions import Block, SavedPredictions
 from alexnet_jax.runtime import distributed
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import RunError, UsageError
 
 NUM_PASSES = 5
 CANDIDATES = np.arange(21) / 20  # 0, 0.05, ..., 1
@@ -66,7 +66,10 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
       row |= {'step': member.num_steps, crop_set: evaluate.count_errors(member.blocks(), class_names).result()}
   print(format_table(results))
   folder = folders[0].parent / '+'.join(folder.name for folder in folders)[:MAX_NAME_LENGTH]
-  folder.mkdir(exist_ok=True)
+  try:
+    folder.mkdir(exist_ok=True)
+  except OSError as error:
+    raise RunError(f'{folder} cannot be created for the results ({error.strerror}).') from error
   evaluate.write_results(results, folder)
   if config.eval.submission:
     evaluate.write_submission(average(members, weights), source, folder)

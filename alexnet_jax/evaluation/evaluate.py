@@ -112,7 +112,9 @@ def evaluate_and_report(
     RunError: if the data cannot be read, or a file cannot be written.
   """
   check_submission(source, config)
-  results = {'dataset': source.dataset, 'split': source.split, 'num_examples': len(source), 'step': model.num_steps}
+  data = {'dataset': source.dataset, 'split': source.split}
+  data |= {'classes': list(source.classes)} if source.classes else {}
+  results = data | {'num_examples': len(source), 'step': model.num_steps}
   results['skipped'] = {other.split: len(other.skipped) for other in also_read if other.skipped}
   saved = None
   for crop_set in cropping.list_crop_sets(config):
@@ -125,7 +127,7 @@ def evaluate_and_report(
     results['skipped'][source.split] = counter.num_skipped
   with contextlib.suppress(UsageError):  # a damaged file is replaced
     earlier = run_folder.load_results(folder, model.num_steps, results_name)
-    if (earlier.get('dataset'), earlier.get('split')) == (source.dataset, source.split):
+    if data == {name: earlier[name] for name in ('dataset', 'split', 'classes') if name in earlier}:
       results |= {name: earlier[name] for name in cropping.CROP_SET_TITLES if name in earlier and name not in results}
   write_results(results, folder, results_name)
   environment.record_evaluation(folder, model.mesh, source, results_name)
@@ -220,7 +222,7 @@ def load_or_predict(
     UsageError: as `load_model`.
     RunError: if the data or the checkpoint cannot be read, or the predictions cannot be written.
   """
-  files = PredictionFiles(folder, source.dataset, source.split, crop_set)
+  files = PredictionFiles(folder, source.dataset, source.split, crop_set, source.fingerprint, source.classes)
   saved = files.load()
   is_current = saved is not None and checkpoints.newest_step(folder) in (None, saved.num_steps)
   if saved and is_current and len(saved.labels) == len(source):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.data.cropping import Crop
-from alexnet_jax.evaluation.metrics import label_log_prob
 from alexnet_jax.models.registry import Network
 
 
@@ -68,32 +67,6 @@ def activations(
   """
   outputs = network.activations(params, _network_inputs(images, mean_image, crop, mean_crop, image_size))
   return tuple(outputs[layer] for layer in layers)
-
-
-@functools.partial(jax.jit, static_argnames=('network', 'image_size'))
-def saliency(
-  params: dict,
-  images: jax.Array,
-  mean_image: jax.Array,
-  crop: Crop,
-  mean_crop: Crop,
-  *,
-  network: Network,
-  image_size: int,
-) -> jax.Array:
-  """Computes the gradient of the log-probability of each image's top class with respect to the pixels of a crop.
-
-  The arguments are those of `log_probs`.
-
-  Returns:
-    [batch, height, width, rgb] float32, nats per grey level, in the coordinates of the crop.
-  """
-
-  def top_log_prob(x):
-    scores = jax.nn.log_softmax(network.apply(params, x))
-    return jnp.sum(label_log_prob(scores, jnp.argmax(scores, axis=-1)))
-
-  return jax.grad(top_log_prob)(_network_inputs(images, mean_image, crop, mean_crop, image_size))
 
 
 def _network_inputs(images, mean_image, crop, mean_crop, image_size):

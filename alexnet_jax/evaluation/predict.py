@@ -1,6 +1,7 @@
 """Classification of image files: their five most probable classes, as text, JSON or a figure (figure 4, left)."""
 
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -66,8 +67,9 @@ def predict_files(
   """
   output_path = pathlib.Path(output) if output else None
   images = _find_images(paths, output_path)
-  batch_size = min(BATCH_SIZE, len(images))
-  model = load(folder, batch_size=batch_size, num_data=config.mesh.data or 1, num_tower=config.mesh.tower)
+  num_data = config.mesh.data or 1
+  batch_size = math.ceil(min(BATCH_SIZE, len(images)) / num_data) * num_data
+  model = load(folder, batch_size=batch_size, num_data=num_data, num_tower=config.mesh.tower)
   crop_set = cropping.prediction_crop_set(config)
   skipped: list[str] = []
   predictions: list[Prediction] = []

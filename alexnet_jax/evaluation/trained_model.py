@@ -1,4 +1,4 @@
-"""A trained network: its predictions, activations and saliency for stored images."""
+"""A trained network: its predictions and activations for stored images."""
 
 from __future__ import annotations
 
@@ -141,20 +141,6 @@ class TrainedModel(NamedTuple):
     with jax.set_mesh(self.mesh):
       outputs = compute(self.params, self._put(images), self.mean_image, *self._crop_arrays(crop))
     return outputs[0] if isinstance(layer, str) else outputs
-
-  def saliency(self, images: np.ndarray | jax.Array, crop: cropping.Crop | None = None) -> jax.Array:
-    """Computes the gradient of the log-probability of each image's top class with respect to the pixels of a crop.
-
-    Args:
-      images: stored images, on the devices or this process's shard of them on the host.
-      crop: the crop; by default the centre crop.
-
-    Returns:
-      [batch, height, width, rgb] float32, nats per grey level, in the coordinates of the crop.
-    """
-    compute = functools.partial(inference.saliency, network=self.network, image_size=self.config.image_size)
-    with jax.set_mesh(self.mesh):
-      return compute(self.params, self._put(images), self.mean_image, *self._crop_arrays(crop))
 
   def check_layer(self, layer: str) -> None:
     """Checks that the network has a layer.

@@ -111,7 +111,8 @@ class AlexNet(Classifier):
 
     Yields:
       The names 'conv1', 'pool1', ... 'fc8' in the order of the network, and outputs [tower, batch, ...] in the dtype of
-      x. The last ones are logits. The output of a layer that the network lacks is its input.
+      x. The last ones are logits. The output of a layer that the network lacks is its input; if the layer is in
+      `meet`, that is the maps of all towers, [batch, ...].
     """
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
@@ -209,7 +210,7 @@ def check_config(config: ConfigDict) -> None:
   checks.check_kernels(config, optional, 'removes a required layer; conv3 to conv6 and the bottleneck are optional')
   has_middle = any(config.kernels[name] for name in ('conv3', 'conv4', 'conv5'))
   checks.require(has_middle, 'kernels', 'removes conv3, conv4 and conv5; one of them is required')
-  removed = [name for name in WINDOWS if name in config.meet and not config.kernels[name]]
+  removed = [name for name in optional if name in config.meet and not config.kernels[name]]
   checks.require(
     not removed or (removed == ['conv3'] and not {'conv4', 'conv5'} & set(config.meet)),
     f'meet={tuple(config.meet)}',

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet_jax.models import device_mesh
-from alexnet_jax.runs import environment
-from alexnet_jax.runtime import atomic_files, host_memory
+from alexnet_jax.runtime import atomic_files, host_memory, processor
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 RECORDED_METRICS = ('top1_error', 'top5_error', 'log_prob')
@@ -140,9 +139,9 @@ def _commit():
 
 
 def _processor():
-  num_available = environment.num_cores()  # fewer than `os.cpu_count()` under `taskset`
+  num_available = processor.num_cores()
   cores = f'{num_available} cores' if num_available == os.cpu_count() else f'{num_available} of {os.cpu_count()} cores'
-  return f'{environment.processor()}, {cores}, {host_memory.total_bytes() / 2**30:.0f} GiB'
+  return f'{processor.name()}, {cores}, {host_memory.total_bytes() / 2**30:.0f} GiB'
 
 
 def save(path: pathlib.Path, record: Record) -> None:

@@ -16,8 +16,6 @@ from jax.sharding import Mesh, NamedSharding
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
-MAX_REASON_LENGTH = 200  # characters of the message of a library's exception
-
 T = TypeVar('T')
 
 
@@ -173,7 +171,7 @@ class Checkpoints:
       step = newest_step(self._folder.parent)
       newest = 'there is no older checkpoint' if step is None else f'the newest complete checkpoint is of step {step:,}'
       raise RunError(
-        f'a checkpoint cannot be written to {self._folder} ({first_line(error)[:MAX_REASON_LENGTH]}); {newest}. Free '
+        f'a checkpoint cannot be written to {self._folder} ({first_line(error)}); {newest}. Free '
         'disk space and start again.'
       ) from error
 
@@ -270,7 +268,7 @@ def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T
     except (UsageError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:  # on damaged files the readers raise errors of many types
-      reason = first_line(error)[:MAX_REASON_LENGTH]
+      reason = first_line(error)
       print(f'The checkpoint of step {step:,} in {folder} cannot be read: {reason}', flush=True)
       broken_steps.append(step)
   if broken_steps:

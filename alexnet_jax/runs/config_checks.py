@@ -6,12 +6,12 @@ import pathlib
 from ml_collections import ConfigDict
 
 from alexnet_jax.models import registry
+from alexnet_jax.models.checks import MAX_FLOAT32
 from alexnet_jax.runs import checkpoints
 from alexnet_jax.runs.config_files import flatten
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line
 
 MAX_STEPS = 2**31 - 1  # steps are counted in 32 bits
-MAX_FLOAT32 = 3.4e38
 MAX_DECAYS = 50  # of the learning rate
 
 # Smallest and largest value of each count. Larger values are typing errors or exceed the capacity of any machine.
@@ -51,10 +51,30 @@ CHOICES = {
 
 
 def check(config: ConfigDict) -> None:
-  """Validates the values of a config, as far as they do not depend on the dataset and the devices.
+  """Validates a config, as far as its values do not depend on the dataset and the devices.
 
   Raises:
     UsageError: naming the field and its valid values.
+  """
+  try:
+    check_values(config)
+  except KeyError as error:
+    raise UsageError(
+      f'the config lacks the field {first_line(error)}; add it, with the value in configs/alexnet.py.'
+    ) from error
+  except TypeError as error:
+    raise UsageError(
+      f'the config has a value of another type than configs/alexnet.py ({first_line(error)}); correct it.'
+    ) from error
+
+
+def check_values(config: ConfigDict) -> None:
+  """Validates the values of a config with all fields.
+
+  Raises:
+    UsageError: naming the field and its valid values.
+    KeyError: if a field is missing.
+    TypeError: if the type of a value is none that the field can have.
   """
   try:
     values = flatten(config)

@@ -10,7 +10,6 @@ of `describe`. With the config and its seed, it determines the numbers of the ru
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -24,7 +23,7 @@ from jax.sharding import Mesh
 
 from alexnet_jax.kernels import dispatch, onednn
 from alexnet_jax.models import device_mesh
-from alexnet_jax.runtime import atomic_files, distributed
+from alexnet_jax.runtime import atomic_files, distributed, processor
 from alexnet_jax.runtime.errors import RunError
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ def describe(mesh: Mesh, source: Source) -> dict[str, Any]:
     **{name: _version(name) for name in PACKAGES},
     'commit': _commit(),
     'platform': platform.platform(),
-    'processor': processor(),
-    'num_cores': num_cores(),
+    'processor': processor.name(),
+    'num_cores': processor.num_cores(),
     'devices': device_mesh.describe_mesh(mesh),
     'backend': mesh.devices.flat[0].client.platform_version,
     'num_processes': jax.process_count(),
@@ -75,7 +74,7 @@ def describe(mesh: Mesh, source: Source) -> dict[str, Any]:
     'matmul_precision': jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'dataset': source.dataset,
-    'dataset_fingerprint': _fingerprint(pathlib.Path(source.directory)),
+    'dataset_fingerprint': source.fingerprint,
   }
 
 
@@ -154,26 +153,3 @@ def _commit():
     return run([*git, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']).stdout.strip()
   except (OSError, subprocess.CalledProcessError):  # no git, or an installation outside a checkout
     return None
-
-
-def processor() -> str:
-  """Returns the name of the processor, whose vector instructions affect rounding."""
-  cpu = pathlib.Path('/proc/cpuinfo')
-  lines = cpu.read_text().splitlines() if cpu.exists() else []
-  names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-  return next(names, platform.machine())
-
-
-def num_cores() -> int:
-  """Returns the number of cores that this process may use, which decides how sums are split into partial sums."""
-  try:
-    return len(os.sched_getaffinity(0))
-  except AttributeError:  # macOS
-    return os.cpu_count() or 1
-
-
-def _fingerprint(directory):
-  """Returns a hash of what TFDS recorded about a dataset: its splits, their sizes and the lengths of their shards."""
-  splits = json.loads((directory / 'dataset_info.json').read_text())['splits']
-  fields = [[split.get(name) for name in ('name', 'numBytes', 'shardLengths')] for split in splits]
-  return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.data import cropping, pixel_statistics
 from alexnet_jax.data.pixel_statistics import PixelStatistics
-from alexnet_jax.runs import config_checks, config_files
+from alexnet_jax.runs import checkpoints, config_checks, config_files
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line, printable
 
@@ -71,7 +71,7 @@ def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
     (folder / '.writable').unlink()
   except OSError as error:
     raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
-  if not _has_checkpoints(folder):
+  if checkpoints.newest_step(folder) is None:
     if (folder / 'predictions').exists():
       raise UsageError(
         f'{folder}/predictions contains predictions of a network whose checkpoints were removed; remove or move it, or '
@@ -87,7 +87,7 @@ def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
 
 def check_has_no_run(folder: pathlib.Path) -> None:
   """Raises `UsageError` if a folder contains a run."""
-  if _has_checkpoints(folder):
+  if checkpoints.newest_step(folder) is not None:
     raise UsageError(f'{folder} already contains a run; choose another folder.')
 
 
@@ -116,8 +116,9 @@ def write_metadata(
 
   Raises:
     UsageError: if the run to resume has other training images or classes, or its weights were imported.
+    RunError: if a file cannot be written.
   """
-  if _has_checkpoints(folder):
+  if checkpoints.newest_step(folder) is not None:
     saved = load_statistics(folder)
     if not saved.num_images:
       raise UsageError(
@@ -134,10 +135,13 @@ def write_metadata(
       )
   else:
     shutil.rmtree(folder / 'features', ignore_errors=True)  # of a network whose checkpoints were removed
-  statistics.save(folder / 'statistics.npz')
-  atomic_files.write_text(folder / 'classes.txt', '\n'.join(class_names) + '\n')
   fields = {'format_version': config_files.FORMAT_VERSION} | config.to_dict()
-  atomic_files.write_text(folder / 'config.json', json.dumps(fields, indent=2) + '\n')
+  try:
+    statistics.save(folder / 'statistics.npz')
+    atomic_files.write_text(folder / 'classes.txt', '\n'.join(class_names) + '\n')
+    atomic_files.write_text(folder / 'config.json', json.dumps(fields, indent=2) + '\n')
+  except OSError as error:
+    raise RunError(f'the files of the run cannot be written to {folder} ({error.strerror}).') from error
 
 
 def load_config(folder: pathlib.Path) -> ConfigDict:
@@ -160,7 +164,7 @@ def load_config(folder: pathlib.Path) -> ConfigDict:
       )
     config = config_files.add_missing_fields(ConfigDict(fields))
     try:
-      config_checks.check(config)
+      config_checks.check_values(config)
     except UsageError as error:
       raise UsageError(f'{folder}/config.json is invalid: {printable(error)}') from error
   except OSError as error:
@@ -281,10 +285,6 @@ def write_submission(folder: pathlib.Path, lines: Sequence[str]) -> None:
     atomic_files.write_text(folder / 'submission.txt', ''.join(f'{line}\n' for line in lines))
   except OSError as error:
     raise RunError(f'{folder}/submission.txt cannot be written ({error.strerror}).') from error
-
-
-def _has_checkpoints(folder):
-  return any((folder / 'checkpoints').glob('[0-9]*'))
 
 
 def _differences(trained, config):

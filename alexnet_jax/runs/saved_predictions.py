@@ -1,6 +1,7 @@
 """Predictions for a split, saved in the folder of the run: `DIR/predictions/DATASET-SPLIT/CROP_SET/`.
 
-about.json      dataset, split, crop set ('protocol') and training step of the network
+about.json      dataset with its fingerprint and its selected classes, split, crop set ('protocol') and training step of
+                the network
 log_probs.npy   [image, class] float32, nats; nan for an image that could not be read
 labels.npy      [image] int32, -1 if unknown, -2 for an image that could not be read
 
@@ -52,25 +53,33 @@ class PredictionFiles(NamedTuple):
     dataset: dataset with its version, such as 'ilsvrc/2012/1.0.0'.
     split: split in TFDS's notation, such as 'validation'.
     crop_set: 'centre', 'ten_view' or 'nine_view'.
+    fingerprint: of the dataset, see `Source.fingerprint`; None for that of any predictions to load.
+    classes: names of the selected classes, in the order of their labels; empty for all classes of the dataset.
   """
 
   run_folder: pathlib.Path
   dataset: str
   split: str
   crop_set: str
+  fingerprint: str | None = None
+  classes: tuple[str, ...] = ()
 
   @property
   def folder(self) -> pathlib.Path:
     """The folder of the files."""
     return self.run_folder / 'predictions' / run_folder.file_name(f'{self.dataset}-{self.split}') / self.crop_set
 
+  def _about(self):
+    fields = {'dataset': self.dataset, 'fingerprint': self.fingerprint, 'classes': list(self.classes)}
+    return fields | {'split': self.split, 'protocol': self.crop_set}
+
   def load(self) -> SavedPredictions | None:
-    """Loads the predictions; returns None if they are missing or damaged."""
+    """Loads the predictions; returns None if they are missing, damaged or of other data."""
     try:
       about = json.loads((self.folder / 'about.json').read_text())
       log_probs = np.load(self.folder / 'log_probs.npy', mmap_mode='r', allow_pickle=False)
       labels = np.array(np.load(self.folder / 'labels.npy', mmap_mode='r', allow_pickle=False))
-      is_same = (about['dataset'], about['split'], about['protocol']) == (self.dataset, self.split, self.crop_set)
+      is_same = all(about.get(name, value) == value for name, value in self._about().items() if value is not None)
       num_images, num_classes = log_probs.shape
       is_complete = labels.shape == (num_images,) and (log_probs.dtype, labels.dtype) == (np.float32, np.int32)
       is_valid = is_complete and ((labels >= -2) & (labels < num_classes)).all() and isinstance(about['step'], int)
@@ -101,8 +110,7 @@ class PredictionFiles(NamedTuple):
         first = rows.stop
       log_probs.flush()
       np.save(partial / 'labels.npy', labels)
-      about = {'dataset': self.dataset, 'split': self.split, 'protocol': self.crop_set, 'step': num_steps}
-      (partial / 'about.json').write_text(json.dumps(about, indent=2) + '\n')
+      (partial / 'about.json').write_text(json.dumps(self._about() | {'step': num_steps}, indent=2) + '\n')
       shutil.rmtree(self.folder, ignore_errors=True)
       partial.rename(self.folder)
     except OSError as error:

@@ -270,5 +270,6 @@ def should_stop(step: int) -> bool:
 
 def _is_loss(error: Exception) -> bool:
   """Returns whether an exception comes from a collective operation that another process did not complete."""
-  message = str(error).lower()
+  source = error.__cause__ if isinstance(error, RunError) else error
+  message = '' if source is None or isinstance(source, UsageError) else str(source).lower()
   return any(word in message for word in ('gloo', 'nccl', 'barrier', 'coordination service'))

@@ -1,6 +1,7 @@
 """Exit statuses of all commands, and the translation of exceptions into them."""
 
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -63,6 +64,9 @@ def _report(error: BaseException) -> int:
     if distributed.is_main_process():
       print(f'{str(error) or "Stopped"}. Run the same command to resume.', file=sys.stderr)
     return STOPPED
+  if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has ended
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python fails again at its end
+    return FAILED
   if isinstance(error, UsageError | RunError):
     message = str(error)
   elif host_memory.is_out_of_memory(error):

@@ -84,8 +84,9 @@ def train(setup: RunSetup) -> TrainedModel:
       shifts_colour = config.augment.colour_std > 0 and num_steps < setup.num_colour_steps
       progress.step_dispatched(num_steps + 1, metrics, shifts_colour)
       run_checkpoints.check()
-  if not is_last:
-    raise Stopped(f'Stopped after step {num_steps:,} of {last_step:,}; its checkpoint is saved in {folder}')
+  if is_stopped or not is_last:
+    status = f'its checkpoint is saved in {folder}' if num_steps else 'there is no checkpoint yet'
+    raise Stopped(f'Stopped after step {num_steps:,} of {last_step:,}; {status}')
   if has_plateaued:
     print(f'Validation error has plateaued at the lowest learning rate; training finished after {num_steps:,} steps.')
   return setup.trained_model(state)

@@ -278,6 +278,9 @@ def test_folders_with_another_layout_are_rejected(tmp_path):
   (folder / 'train' / 'cow').rename(folder / 'train' / 'co\nw')
   with pytest.raises(UsageError, match='a name with line breaks or unprintable characters'):
     archives.index_class_folders(folder)
+  (folder / 'val old').mkdir()
+  with pytest.raises(UsageError, match='val old is no name of a split'):
+    archives.index_class_folders(folder)
   (folder / 'validation').mkdir()
   with pytest.raises(UsageError, match='contains both val and validation'):
     archives.index_class_folders(folder)

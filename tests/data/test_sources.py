@@ -42,6 +42,25 @@ def test_selected_classes_have_all_their_examples_and_new_labels(config):
     assert (7, 1, 4)[test[index]['label']] == example['label']
 
 
+@pytest.mark.parametrize('unreadable', ['skip', 'fail'])
+def test_a_damaged_record_is_reported_when_it_is_read_although_classes_are_selected(config, monkeypatch, unreadable):
+  class Damaged(list):
+    def __getitem__(self, index):
+      if index == 5:
+        raise RuntimeError('Corrupted Riegeli/records file')
+      return super().__getitem__(index)
+
+  open_records = sources._open_records
+  monkeypatch.setattr(sources, '_open_records', lambda *arguments: Damaged(open_records(*arguments)))
+  config.data.classes, config.data.unreadable = ('7', '1'), unreadable
+  (source,) = sources.open_splits(config.data, 96, ['test'])
+  if unreadable == 'skip':
+    assert sum(example is None for example in source.read_or_none(range(len(source)))) == 1
+  else:
+    with pytest.raises(RunError, match=r'cannot be read or decoded \(Corrupted'):
+      source.read_batch(range(len(source)))
+
+
 def test_an_unknown_class_raises_an_error(config):
   config.data.classes = ('1', 'one')
   message = 'data.classes contains one, which digits/1.0.0 does not have; its classes are 0, 1, 2'

@@ -104,6 +104,18 @@ def test_predictions_are_saved_in_order_and_used_until_there_is_a_newer_checkpoi
     evaluate.load_or_predict(fail, test_source, config, 'centre', tmp_path)
 
 
+def test_saved_predictions_of_other_classes_are_not_used(config, tmp_path):
+  config.eval.save_predictions, config.eval.ten_view, config.data.classes = True, False, ('3', '1')
+  first, second = config, config.copy_and_resolve_references()
+  second.data.classes = ('1', '3')
+  (other,), (source,) = (sources.open_splits(made.data, 96, ['test']) for made in (first, second))
+  trained = untrained(config)
+  expected = evaluate.load_or_predict(lambda: trained, source, second, 'centre', tmp_path / 'expected')
+  for used in (other, source):
+    saved = evaluate.load_or_predict(lambda: trained, used, second, 'centre', tmp_path / 'run')
+  np.testing.assert_array_equal(saved.labels, expected.labels)
+
+
 def test_skipped_images_have_rows_but_are_not_counted(config, test_source, tmp_path, capsys):
   config.eval.save_predictions, config.eval.ten_view = True, False
   trained = untrained(config)

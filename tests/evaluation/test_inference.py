@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from alexnet_jax.data import cropping
 from alexnet_jax.evaluation import inference
@@ -38,27 +37,3 @@ def test_log_probs_subtracts_the_mean_image_and_then_crops_and_mirrors(one_devic
   as_run = inference.log_probs(params, on_device, mean_image, crop, cropping.centre_crop(32), **constants)
   x = images[:, 32:96, 5:69][:, :, ::-1] - MEAN_IMAGE[16:80, 16:80]
   np.testing.assert_allclose(as_run, log_softmax(x), rtol=1e-5, atol=1e-5)
-
-
-def test_saliency_equals_the_gradient_of_pytorch(one_device):
-  torch = pytest.importorskip('torch')
-  from tests import reference  # imports torch
-
-  network, params = build_network()
-  images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
-  crop = cropping.Crop(np.int32(3), np.int32(20), np.bool_(True))
-  saliency = inference.saliency(
-    params,
-    device_mesh.put_batch(one_device, images),
-    jnp.asarray(MEAN_IMAGE),
-    crop,
-    crop,
-    network=network,
-    image_size=64,
-  )
-  x = torch.tensor((images - MEAN_IMAGE)[:, 3:67, 20:84][:, :, ::-1].copy(), requires_grad=True)
-  tensors = {name: torch.tensor(tensor) for name, tensor in reference.to_interchange(params).items()}
-  torch.log_softmax(reference.forward(tensors, x), dim=1).max(dim=1).values.sum().backward()
-  assert saliency.shape == (3, 64, 64, 3)
-  expected = x.grad.numpy()
-  np.testing.assert_allclose(saliency, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())

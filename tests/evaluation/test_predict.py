@@ -109,6 +109,19 @@ def test_wrong_arguments_are_usage_errors(trained_run, images, config, paths, ou
     predict.predict_files([path.format(images) for path in paths], trained_run, config, output)
 
 
+def test_any_number_of_images_is_predicted_on_several_devices(trained_run, images, config, tmp_path):
+  config.mesh.data, config.mesh.tower = 4, 1
+  paths = sorted(images.iterdir())[:3]
+  assert predict.predict_files([str(path) for path in paths], trained_run, config, str(tmp_path / 'p.json')) == 0
+  assert len(json.loads((tmp_path / 'p.json').read_text())['pictures']) == 3
+
+
+@pytest.mark.parametrize('path', ['x' * 300, 'x' * 5000, '[' * 300])
+def test_a_path_that_is_too_long_does_not_exist(trained_run, config, path):
+  with pytest.raises(UsageError, match='does not exist'):
+    predict.predict_files([path], trained_run, config)
+
+
 def test_too_many_images_for_a_figure_are_a_usage_error(trained_run, images, config):
   for i in range(10):
     shutil.copy(images / '00.png', images / f'more{i}.png')

@@ -189,6 +189,7 @@ def test_in_bfloat16_only_products_have_16_bits(one_device):
     ('meet', ('conv1',), 'may contain conv2, .*fc8'),
     ('meet', ('fc9',), 'may contain conv2, .*fc8'),
     ('meet', ('conv3', 'conv6', 'fc6', 'fc7', 'fc8'), 'names conv6 without kernels; only conv3'),
+    ('meet', ('conv3', 'fc6', 'fc7', 'bottleneck', 'fc8'), 'names bottleneck without kernels; only conv3'),
     ('padding.conv5', 3, 'padding.conv5=3 must be 0 to 2'),
     ('padding.conv1', (0, 11), r'padding.conv1=\(0, 11\) must be 0 to 10'),
     ('norm.pooled', ('conv3',), 'norm.pooled=.* may contain conv1, conv2, conv5'),

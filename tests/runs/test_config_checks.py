@@ -149,6 +149,17 @@ def test_the_network_to_start_from_is_checked_before_anything_else_is_done(train
   assert list(tmp_path.iterdir()) == [empty]
 
 
+def test_a_config_without_a_field_or_with_another_type_is_a_usage_error():
+  config = alexnet.get_config()
+  del config.augment['offsets']
+  with pytest.raises(UsageError, match=r"the config lacks the field 'augment\.offsets'; add it"):
+    config_checks.check(config)
+  config = alexnet.get_config()
+  config.optimizer.rate = None
+  with pytest.raises(UsageError, match=r'a value of another type than configs/alexnet\.py .*; correct it'):
+    config_checks.check(config)
+
+
 def test_validation_uses_no_device():
   program = 'from alexnet_jax.runs import config_checks, config_files\n'
   program += "for name in ('alexnet', 'cifar10'): config_checks.check(config_files.load_config(f'configs/{name}.py'))"

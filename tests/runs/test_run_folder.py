@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -6,7 +7,7 @@ import pytest
 
 from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.runs import config_files, run_folder
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import RunError, UsageError
 from configs import alexnet
 
 STATISTICS = PixelStatistics(np.zeros((96, 96, 3)), np.eye(3), num_images=1437)
@@ -114,6 +115,24 @@ def test_a_folder_that_is_not_writable_is_a_usage_error(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UsageError, match='cannot be written to'):
     run_folder.prepare(tmp_path / 'file' / 'run', alexnet.get_config())
+
+
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
+  def fail(path, text):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(run_folder.atomic_files, 'write_text', fail)
+  with pytest.raises(RunError, match=f'cannot be written to {tmp_path} .No space left on device'):
+    run_folder.write_metadata(tmp_path, alexnet.get_config(), STATISTICS, NAMES)
+
+
+@pytest.mark.parametrize('name', ['3.orbax-checkpoint-tmp', '3.broken'])
+def test_an_interrupted_save_is_no_checkpoint(started, name):
+  folder, config = started
+  (folder / 'checkpoints' / '40').rename(folder / 'checkpoints' / name)
+  config.seed += 1
+  run_folder.prepare(folder, config)
+  run_folder.check_has_no_run(folder)
 
 
 def test_a_missing_or_damaged_config_is_a_usage_error(tmp_path):

@@ -24,7 +24,7 @@ from alexnet_jax.runs import checkpoints
 from alexnet_jax.runs.checkpoints import Checkpoints
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.distributed import ProcessInfo
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import RunError, UsageError
 from alexnet_jax.training import loop, optimizer, step
 from tests.conftest import mesh, small_config
 
@@ -182,6 +182,14 @@ def test_the_identity_comes_from_the_flags_or_from_jax():
 def test_the_loss_of_a_process_is_recognised_by_the_message_of_an_error(message, is_loss):
   """These are messages of JAX and Orbax after other processes were killed, at different moments."""
   assert distributed._is_loss(RuntimeError(message)) == is_loss
+  converted = RunError('a checkpoint cannot be written to runs/igloo')
+  converted.__cause__ = RuntimeError(message)
+  assert distributed._is_loss(converted) == is_loss
+
+
+def test_an_error_of_the_user_is_no_loss_of_a_process_whatever_it_names():
+  for error in (UsageError('data.classes contains igloo'), RunError('runs/nccl/environment.json cannot be written')):
+    assert not distributed._is_loss(error)
 
 
 # The parent process, with children that do not compute.

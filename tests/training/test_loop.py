@@ -7,8 +7,10 @@ import pytest
 
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.models.registry import build
+from alexnet_jax.runs import checkpoints
 from alexnet_jax.runs.checkpoints import Checkpoints
-from alexnet_jax.runtime.errors import RunError, UsageError
+from alexnet_jax.runtime import preemption
+from alexnet_jax.runtime.errors import RunError, Stopped, UsageError
 from alexnet_jax.training import loop, optimizer, run_setup, step
 from alexnet_jax.training.progress import Progress
 from configs import alexnet
@@ -156,6 +158,19 @@ def test_a_plateau_at_the_lowest_learning_rate_ends_the_run(config, tmp_path, ca
   assert results['step'] == 5  # the first evaluation sets the lowest error, and four more do not improve it
   message = 'Validation error has plateaued at the lowest learning rate; training finished after 5 steps.'
   assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('stopped_step', [0, 1, 2])
+def test_a_signal_in_any_step_stops_the_run_before_the_test(config, tmp_path, monkeypatch, stopped_step):
+  config.num_steps = config.checkpoint_every = 2
+  monkeypatch.setattr(preemption.StopRequest, 'should_stop', lambda self, step: step == stopped_step)
+  status = 'its checkpoint is saved' if stopped_step else 'there is no checkpoint yet'
+  with pytest.raises(Stopped, match=f'Stopped after step {stopped_step} of 2; {status}'):
+    loop.train_and_evaluate(config, tmp_path)
+  assert checkpoints.newest_step(tmp_path) == (stopped_step or None)
+  assert not (tmp_path / 'results.json').exists()
+  monkeypatch.undo()
+  assert loop.train_and_evaluate(config, tmp_path)['step'] == 2
 
 
 @pytest.mark.parametrize('first', ['loss', '(loss|parameters)', 'parameters'])  # to be found not finite

@@ -12,6 +12,7 @@ import io
 import multiprocessing
 import os
 import pathlib
+import re
 import struct
 import tarfile
 import zipfile
@@ -180,6 +181,10 @@ def index_class_folders(folder: pathlib.Path) -> Contents:
   split_folders = {('validation' if path.name == 'val' else path.name): path for path in _list_subfolders(folder)}
   if (folder / 'val').is_dir() and (folder / 'validation').is_dir():
     raise UsageError(f'{folder} contains both val and validation, which are the same split; merge them.')
+  if unknown := [path for name, path in split_folders.items() if not re.fullmatch(r'\w+', name)]:
+    raise UsageError(
+      f'{unknown[0]} is no name of a split, which consists of letters, digits and underscores; rename or move it.'
+    )
   if 'train' not in split_folders:
     raise UsageError(
       f'{folder} contains no folder train; the expected layout is {folder}/train/CLASS/IMAGE, plus val or test.'

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 from collections.abc import Sequence
 
@@ -246,7 +247,10 @@ def _print_summary(builder, skipped, options):
     f'--config.data.name=ilsvrc/{name}',
   ]
   if options.layout == 'folder' and 'validation' not in builder.info.splits:
-    flags.append('--config.data.test_split=test')
+    splits = {'test_split': 'test'}
+    if 'test' not in builder.info.splits:
+      splits = {'train_split': 'train[:90%]', 'validation_split': 'train[90%:95%]', 'test_split': 'train[95%:]'}
+    flags += [shlex.quote(f'--config.data.{field}={split}') for field, split in splits.items()]
   if options.data_dir.expanduser() != pathlib.Path(tfds.core.constants.DATA_DIR).expanduser():
     flags.append(f'--config.data.dir={options.data_dir}')
   print(f'To train on it: python main.py {" ".join(flags)}')
