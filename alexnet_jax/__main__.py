@@ -50,6 +50,12 @@ UNREAD = (
     ('num_steps',),
     'only --method=activation_maximisation takes steps',
   ),
+  (
+    'explain',
+    lambda options: options.method == 'activation_maximisation',
+    ('layer', 'patch', 'split', 'data_dir', 'num_images'),
+    'activation_maximisation begins with noise',
+  ),
   ('architecture', lambda options: options.workdir, ('config', 'num_classes'), 'WORKDIR determines it'),
 )
 

@@ -260,9 +260,11 @@ def _class_activation_maps(
 ) -> np.ndarray:
   """Computes Grad-CAM [image, height, width], resized to the inputs."""
   names = model.network.layer_names
-  maps_layer = maps_layer or max(name for name in names if name.startswith('conv'))
   shapes = model.layer_shapes()
   before = [name for name in names[: names.index(layer)] if len(shapes[name]) == 3]
+  if not before:
+    raise UsageError(f'grad_cam requires a layer with maps before {layer}; choose a unit of a later layer.')
+  maps_layer = maps_layer or max(name for name in before if name.startswith('conv'))
   if maps_layer not in before:
     raise UsageError(f'{maps_layer} is no layer with maps before {layer}; choose one of {", ".join(before)}.')
   compute = functools.partial(_weighted_maps, score=_Score(model.network, layer, _identity), maps_layer=maps_layer)
@@ -341,10 +343,12 @@ def _occluded_scores(params, image, unit, corners, *, score, side):
 @functools.partial(jax.jit, static_argnames='score')
 def _ascend(params, images, units, ascent, *, score):
   (noise, mean), (num_steps, decay, blur) = images, ascent
+  names = score.network.layer_names
+  linear = names[names.index(score.layer) - 1] if score.layer.startswith('pool') else score.layer
 
   def total(x):
     net = score.network.module(params)
-    _remove_nonlinearity(net, score.layer)
+    _remove_nonlinearity(net, linear)
     return score(net, x, units).sum()
 
   def step(_, x):
@@ -358,11 +362,11 @@ def _ascend(params, images, units, ascent, *, score):
 
 
 def _remove_nonlinearity(net: Any, layer: str) -> None:
-  """Makes a module compute a layer, or the layer that a pooling layer reads, without its nonlinearity."""
-  original, nonlinearity, linear = net.layer, net.nonlinearity, layer.replace('pool', 'conv')
+  """Makes a module compute a layer without its nonlinearity."""
+  original, nonlinearity = net.layer, net.nonlinearity
 
   def compute(name, x):
-    net.nonlinearity = _identity if name == linear else nonlinearity
+    net.nonlinearity = _identity if name == layer else nonlinearity
     return original(name, x)
 
   net.layer = compute

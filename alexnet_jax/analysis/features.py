@@ -90,11 +90,13 @@ def load(folder: pathlib.Path) -> Features:
     names, about = (json.loads((folder / name).read_text()) for name in ('names.json', 'about.json'))
     if not len(features) == len(labels) == len(names):
       raise ValueError('the lengths of its files differ')
-  except FileNotFoundError as error:
+    if not {'run', 'step', 'layer'} <= about.keys():
+      raise ValueError('about.json lacks a field')
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise UsageError(
       f'{folder} contains no features; make them with python -m alexnet_jax features extract WORKDIR {folder}.'
     ) from error
-  except (OSError, ValueError, EOFError) as error:
+  except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
     raise UsageError(f'the features in {folder} are damaged ({error}); remove them and extract them again.') from error
   return Features(features, labels, names, about)
 
@@ -520,6 +522,8 @@ def neighbours_command(options: argparse.Namespace) -> int:
   """
   if options.output.exists():
     raise UsageError(f'{options.output} already exists; name another --output, or remove it.')
+  if not options.output.absolute().parent.is_dir():
+    raise UsageError(f'{options.output.parent} is not a folder; create it, or name another --output.')
   queries, train = load(options.queries), load(options.train)
   for field in ('run', 'step', 'layer'):
     if queries.about[field] != train.about[field]:
@@ -531,7 +535,7 @@ def neighbours_command(options: argparse.Namespace) -> int:
     raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of images in {options.train}.')
   indices, distances = find_nearest(queries.features, train.features, options.k)
   try:
-    with open(options.output, 'wb') as file:
+    with atomic_files.atomic_write(options.output) as partial, open(partial, 'wb') as file:
       np.savez(file, indices=indices, distances=distances)
   except OSError as error:
     raise RunError(f'{options.output} cannot be written ({error.strerror}); name another --output.') from error

@@ -17,7 +17,7 @@ from alexnet_jax.analysis import explain, features, figure2, measures, plots, si
 from alexnet_jax.analysis.explain import Explanation, Target
 from alexnet_jax.data import cropping, image_io
 from alexnet_jax.data.sources import Source
-from alexnet_jax.evaluation import trained_model
+from alexnet_jax.evaluation import evaluate, trained_model
 from alexnet_jax.evaluation.predict import Prediction
 from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
 from alexnet_jax.models import device_mesh
@@ -115,11 +115,11 @@ def _read_kernels(path: pathlib.Path, num_towers: int, is_bgr: bool) -> np.ndarr
   try:
     with np.load(path, allow_pickle=False) as arrays:
       weights = arrays['weights']
-  except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise UsageError(
       f'{path} is neither the folder of a run nor an .npz file with `weights` (height, width, 3, kernel).'
     ) from error
-  if weights.ndim != 4 or weights.shape[2] != 3 or num_towers < 1 or weights.shape[3] % num_towers:
+  if weights.ndim != 4 or not weights.size or weights.shape[2] != 3 or num_towers < 1 or weights.shape[3] % num_towers:
     raise UsageError(
       f'the weights in {path} are {weights.shape} and should be (height, width, 3, kernel), with an equal number of '
       f'kernels in each of --towers={num_towers}.'
@@ -521,6 +521,7 @@ def _open_split(selection: ImageSelection, model: TrainedModel) -> tuple[Source,
   """Opens the selected split; returns it with all indices in random order."""
   split = selection.split or run_folder.load_config(selection.workdir).data.test_split
   source = features.open_dataset(selection.workdir, model.stored_size, split=split, directory=selection.data_dir).source
+  evaluate.check_classes(source, model.network.num_classes, selection.workdir)
   return source, np.random.default_rng(selection.seed).permutation(len(source))
 
 

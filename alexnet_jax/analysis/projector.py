@@ -14,7 +14,6 @@ import matplotlib.image
 import numpy as np
 
 from alexnet_jax.analysis import features
-from alexnet_jax.analysis.features import Features
 from alexnet_jax.data import image_io
 from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
@@ -56,11 +55,15 @@ def write(
   if num_images < 1:
     raise UsageError(f'--num_images={num_images} must be 1 or more.')
   folders = sorted(path.parent for path in folder.glob('*/about.json')) or [folder]
-  layers: dict[str, Features] = {loaded.about['layer']: loaded for loaded in map(features.load, folders)}
-  first = next(iter(layers.values()))
+  loaded = [features.load(each) for each in folders]
+  first, layers = loaded[0], {each.about['layer']: each for each in loaded}
+  if len(layers) < len(loaded) or any(each.names != first.names for each in loaded):
+    raise UsageError(
+      f'the folders in {folder} contain the same layer twice, or features of different images; name one of them.'
+    )
   rows = np.sort(np.random.default_rng(seed).permutation(len(first.names))[:num_images])
-  for layer, loaded in layers.items():
-    num_units = math.prod(loaded.features.shape[1:])
+  for layer, each in layers.items():
+    num_units = math.prod(each.features.shape[1:])
     if len(rows) * num_units > MAX_VALUES:
       raise UsageError(
         f'{layer} has {num_units:,} values an image, and a browser reads {MAX_VALUES:,}; choose at most '
@@ -72,13 +75,13 @@ def write(
   thumbnails, classes = _read_thumbnails(first.about, names, labels, side, data_dir)
   lines = ['class\tname', *('\t'.join(map(_one_cell, pair)) for pair in zip(classes, names, strict=True))]
   try:
-    for layer, loaded in layers.items():
+    for layer, each in layers.items():
       with atomic_files.atomic_write(folder / f'{layer}.tsv') as partial:
-        np.savetxt(partial, loaded.features[rows].reshape(len(rows), -1), '%.9g', '\t')
+        np.savetxt(partial, each.features[rows].reshape(len(rows), -1), '%.9g', '\t')
     atomic_files.write_text(folder / METADATA, '\n'.join(lines) + '\n')
     with atomic_files.atomic_write(folder / SPRITE) as partial:
       matplotlib.image.imsave(partial, _tile(thumbnails, num_columns))
-    shapes = {layer: (len(rows), math.prod(loaded.features.shape[1:])) for layer, loaded in layers.items()}
+    shapes = {layer: (len(rows), math.prod(each.features.shape[1:])) for layer, each in layers.items()}
     atomic_files.write_text(folder / CONFIG, ''.join(_embedding(layer, shape, side) for layer, shape in shapes.items()))
   except OSError as error:
     raise RunError(f'{folder} cannot be written ({error.strerror}); free some space, or copy the features.') from error
@@ -90,6 +93,8 @@ def _read_thumbnails(
 ) -> tuple[np.ndarray, list[str]]:
   """Reads images [image, side, side, rgb] uint8 and the names of their classes, 'unknown' if there is none."""
   if 'dataset' not in about:
+    if data_dir:
+      raise UsageError('--data_dir has no effect here, because the features are those of files; omit it.')
     return np.stack([_read_thumbnail(name, side) for name in names]), ['unknown'] * len(names)
   dataset, _, version = about['dataset'].rpartition('/')
   run = pathlib.Path(about['run'])

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexnet_jax.analysis import features
+from alexnet_jax.analysis.features import DatasetImages
 from alexnet_jax.analysis.neighbours import find_nearest
 from alexnet_jax.data.sources import Source
+from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
 from alexnet_jax.runtime.errors import UsageError
 
@@ -48,13 +50,20 @@ def find(
     UsageError: if there is no such layer or dataset, or `k` is not 1 to the number of training images.
     RunError: as `features.extract` or `find_nearest`.
   """
-  source, train_rows, indices = open_training_rows(model, run, layer, data_dir)
-  if not 1 <= k <= len(train_rows):
-    raise UsageError(f'--k={k} must be 1 to {len(train_rows):,}, the number of training images.')
+  dataset = open_training_set(model, run, data_dir)
+  evaluate.check_classes(dataset.source, model.network.num_classes, run)
+  _check_k(k, len(dataset))
+  source, train_rows, indices = open_training_rows(model, run, layer, dataset)
+  _check_k(k, len(train_rows))  # skipped images have no row
   rows, distances = find_nearest(represent(model, images, layer), train_rows, k)
   examples = [source.read_batch(indices[query_rows].tolist()) for query_rows in rows]
   near_images, near_labels = map(np.stack, zip(*examples, strict=True))
   return TrainingNeighbours(near_images, near_labels, distances)
+
+
+def _check_k(k, num_images):
+  if not 1 <= k <= num_images:
+    raise UsageError(f'--k={k} must be 1 to {num_images:,}, the number of training images.')
 
 
 def represent(model: TrainedModel, images: np.ndarray, layer: str) -> np.ndarray:
@@ -97,17 +106,20 @@ class _Pixels:
     return self
 
 
-def open_training_rows(model: TrainedModel, run: pathlib.Path, layer: str, data_dir: str | None = None) -> TrainingRows:
+def open_training_set(model: TrainedModel, run: pathlib.Path, data_dir: str | None = None) -> DatasetImages:
+  """Opens the training split of a run; the arguments and errors are those of `find`."""
+  batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
+  return features.open_dataset(run, model.stored_size, directory=data_dir, batch_size=batch_size)
+
+
+def open_training_rows(model: TrainedModel, run: pathlib.Path, layer: str, dataset: DatasetImages) -> TrainingRows:
   """Opens what the training images of a run are compared by; activations are computed and saved first if necessary.
 
   The arguments and errors are those of `find`.
   """
-  if layer != PIXELS:
-    model.check_layer(layer)
-  batch_size = IMAGES_PER_DEVICE * model.mesh.shape['data']
-  dataset = features.open_dataset(run, model.stored_size, directory=data_dir, batch_size=batch_size)
   if layer == PIXELS:
     return TrainingRows(dataset.source, _Pixels(model, dataset.source), np.arange(len(dataset)))
+  model.check_layer(layer)
   name = f'{layer}-step{model.num_steps}-{dataset.about["dataset"]}-{dataset.about["split"]}'
   folder = run / 'features' / re.sub(r'[^A-Za-z0-9._-]+', '_', name)
   if not folder.exists():

@@ -67,6 +67,21 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
     (source,) = sources.open_splits(
       config.data, size, [split], allow_unlabelled=[split] if saves_predictions(config) else []
     )
+  check_classes(source, num_classes, folder)
+  return source
+
+
+def check_classes(source: sources.Source, num_classes: int, folder: pathlib.Path) -> None:
+  """Checks that a split has the classes of a network.
+
+  Args:
+    source: the split.
+    num_classes: number of classes of the network.
+    folder: folder of the network's run. If its weights were imported, only the number of classes is compared.
+
+  Raises:
+    UsageError: if the classes differ.
+  """
   if source.num_classes != num_classes:
     raise UsageError(
       f'{source.dataset} has {source.num_classes} classes, but the network in {folder} has {num_classes}; name the '
@@ -80,7 +95,6 @@ def open_split(config: ConfigDict, split: str, size: int, num_classes: int, fold
       f"label {label} is '{name}' in {source.dataset}, but '{known}' for the network in {folder}; name the dataset "
       'that it was trained on, and its data.classes if it was trained on selected classes.'
     )
-  return source
 
 
 def evaluate_and_report(

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.analysis import features
 from alexnet_jax.data import cropping
 from alexnet_jax.data.sources import Source
-from alexnet_jax.evaluation import metrics, trained_model
+from alexnet_jax.evaluation import evaluate, metrics, trained_model
 from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.explore import training_map, units
 from alexnet_jax.explore.training_map import TrainingMap
@@ -42,9 +42,12 @@ class LoadedRun:
     """The test split.
 
     Raises:
-      UsageError, RunError: if the dataset of the run is not there.
+      UsageError: if the dataset of the run does not exist, or has other classes than the network.
+      RunError: if it cannot be prepared.
     """
-    return features.open_dataset(self.folder, self.model.stored_size, split=self.config.data.test_split).source
+    source = features.open_dataset(self.folder, self.model.stored_size, split=self.config.data.test_split).source
+    evaluate.check_classes(source, self.model.network.num_classes, self.folder)
+    return source
 
   @functools.cache  # noqa: B019, a run is loaded until the process ends
   def strongest_images(self, layer: str) -> StrongestImages:
@@ -102,9 +105,13 @@ def probabilities(model: TrainedModel, image: np.ndarray, crops: Sequence[croppi
 
 
 def best_classes(model: TrainedModel, probabilities: np.ndarray) -> dict[str, float]:
-  """Returns the most probable classes, {name: probability}, best first, for [class] probabilities."""
-  best = metrics.best_classes(probabilities[None], NUM_CLASSES)[0]
-  return {model.class_names[label]: float(probabilities[label]) for label in best}
+  """Returns the most probable classes, {name: probability}, best first, for [class] probabilities.
+
+  If several classes have one name, as 'crane' in ImageNet, the key contains the label: 'crane (134)'.
+  """
+  best, names = metrics.best_classes(probabilities[None], NUM_CLASSES)[0], list(model.class_names)
+  titles = {label: names[label] if names.count(names[label]) == 1 else f'{names[label]} ({label})' for label in best}
+  return {title: float(probabilities[label]) for label, title in titles.items()}
 
 
 def require_image(image: np.ndarray | None) -> np.ndarray:

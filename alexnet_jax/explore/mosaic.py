@@ -60,10 +60,11 @@ def draw_tiles(tiles: np.ndarray, num_towers: int) -> Mosaic:
   """Arranges tiles in one block for each tower, on a ground in the colour of the tower.
 
   Args:
-    tiles: [channel, height, width, rgb] float32, 0-1, the channels of the first tower first.
+    tiles: [channel, height, width, rgb] float32, 0-1, the channels of the first tower first. If the number of channels
+      is not a multiple of the number of towers, the last towers have fewer.
     num_towers: number of towers.
   """
-  num_tiles, side = len(tiles) // num_towers, tiles.shape[1]
+  num_tiles, side = math.ceil(len(tiles) / num_towers), tiles.shape[1]
   scale = math.ceil((TILE if side > 1 else SMALLEST_TILE) / side)
   tiles = np.repeat(np.repeat(tiles, scale, axis=1), scale, axis=2)
   num_columns = math.ceil(math.sqrt(num_tiles))
@@ -75,11 +76,12 @@ def draw_tiles(tiles: np.ndarray, num_towers: int) -> Mosaic:
     colour = np.frombuffer(bytes.fromhex(plots.tower_colour(tower).removeprefix('#')), np.uint8) / 255
     block = np.full((height, width, 3), colour, np.float32)
     numbers = np.full((height, width), -1, np.int32)
-    for index in range(num_tiles):
+    channels_of_tower = range(tower * num_tiles, min((tower + 1) * num_tiles, len(tiles)))
+    for index, channel in enumerate(channels_of_tower):
       row, column = divmod(index, num_columns)
       top, left = MARGIN + row * pitch, MARGIN + column * pitch
       place = np.s_[top : top + side * scale, left : left + side * scale]
-      block[place], numbers[place] = tiles[tower * num_tiles + index], tower * num_tiles + index
+      block[place], numbers[place] = tiles[channel], channel
     blocks.append(block)
     channels.append(numbers)
   return Mosaic(np.rint(255 * np.concatenate(blocks, axis=1)).astype(np.uint8), np.concatenate(channels, axis=1))

@@ -36,6 +36,8 @@ def command(options: argparse.Namespace) -> int:
       the port is in use.
     RunError: if a run has no readable checkpoint.
   """
+  if not 0 < options.port < 2**16:
+    raise UsageError(f'--port={options.port} must be 1 to {2**16 - 1}.')
   if len(options.workdirs) > MAX_RUNS:
     raise UsageError(f'{len(options.workdirs)} runs are too many; name one, or two to compare them.')
   host_memory.return_large_blocks()
@@ -72,7 +74,7 @@ def serve(page: gr.Blocks, host: str = '127.0.0.1', port: int | None = None) -> 
     The address of the page.
 
   Raises:
-    UsageError: if the port is in use.
+    UsageError: if the port cannot be served on.
   """
   try:
     _, address, _ = page.launch(
@@ -86,7 +88,9 @@ def serve(page: gr.Blocks, host: str = '127.0.0.1', port: int | None = None) -> 
       footer_links=[],
     )
   except OSError as error:
-    raise UsageError(f'port {port} of {host} is in use; choose another --port.') from error
+    raise UsageError(
+      f'port {port} of {host} is in use; choose another --port, or another --host if this machine has no such address.'
+    ) from error
   return address
 
 

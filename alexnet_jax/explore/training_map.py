@@ -41,7 +41,8 @@ def draw(model: TrainedModel, run: pathlib.Path, layer: str, projection: str = P
 
   The other arguments and the errors are those of `training_neighbours.find`. `projection` is one of `projections()`.
   """
-  source, train_rows, indices = training_neighbours.open_training_rows(model, run, layer)
+  dataset = training_neighbours.open_training_set(model, run)
+  source, train_rows, indices = training_neighbours.open_training_rows(model, run, layer, dataset)
   rows = np.random.default_rng(0).permutation(len(train_rows))[:MAX_IMAGES]
   rows.sort()  # activations are on the disk
   positions, explained = project(train_rows[rows].reshape(len(rows), -1), projection)

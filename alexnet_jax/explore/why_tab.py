@@ -33,7 +33,9 @@ def add(run: LoadedRun, stored: gr.State) -> None:
     targets = [MOST_PROBABLE, A_UNIT, *run.model.class_names]
     target = gr.Dropdown(targets, value=MOST_PROBABLE, label='Class or unit', min_width=NARROW)
   with gr.Row(visible=False) as layer_and_unit:
-    layer = gr.Dropdown(list(run.model.network.layer_names), value='conv5', label='Layer of the unit')
+    layers = list(run.model.network.layer_names)
+    last_conv = max(name for name in layers if name.startswith('conv'))
+    layer = gr.Dropdown(layers, value=last_conv, label='Layer of the unit')
     unit = gr.Number(0, label='Unit', precision=0, minimum=0)
   with gr.Row():
     explain_button = gr.Button('Explain the photograph')

@@ -95,6 +95,8 @@ def read_mean_image(path: pathlib.Path) -> np.ndarray:
       ) from error
   else:
     mean = _to_array(_parse('BlobProto', path), f'The mean image {path}')
+  if not isinstance(mean, np.ndarray):
+    raise UsageError(f'The mean image {path} is an archive of arrays; choose a .npy or .binaryproto file.')
   mean = mean[0] if mean.ndim == 4 and len(mean) == 1 else mean
   if mean.ndim != 3 or len(mean) != 3 or not np.issubdtype(mean.dtype, np.floating):
     raise UsageError(

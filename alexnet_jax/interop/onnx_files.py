@@ -155,13 +155,13 @@ class _Graph:
     num_towers, weight = self.config.num_towers, self.tensors[f'{name}.weight']
     if num_towers == 1 or name in self.config.meet:
       return self.add('Gemm', x, f'{name}.weight', f'{name}.bias', transB=1)
-    num_out = -(-len(weight) // num_towers)  # the last tower may have one unit less
-    num_outs = [min(num_out, len(weight) - tower * num_out) for tower in range(num_towers)]
+    num_out = -(-len(weight) // num_towers)  # the last towers may have fewer units, or none
+    num_outs = [min(num_out, len(weight) - first) for first in range(0, len(weight), num_out)]
     inputs = zip(
       self.split(x, 1, [weight.shape[1]] * num_towers),
       self.split(f'{name}.weight', 0, num_outs),
       self.split(f'{name}.bias', 0, num_outs),
-      strict=True,
+      strict=False,
     )
     return self.add('Concat', *[self.add('Gemm', *of_tower, transB=1) for of_tower in inputs], axis=1)
 

@@ -257,6 +257,7 @@ def test_every_image_has_a_column_for_each_class(trained_run):
     (('grad_cam', 1, None, (8, 8)), "patch applies to the method 'occlusion' only"),
     (('grad_cam', 1, 'fc6'), 'fc6 is no layer with maps before fc8; choose one of conv1, pool1'),
     (('grad_cam', ('conv3', 1), 'conv3'), 'conv3 is no layer with maps before conv3; choose one of conv1, '),
+    (('grad_cam', ('conv1', 1)), 'grad_cam requires a layer with maps before conv1'),
     (('occlusion', 1, None, (65, 1)), 'patches of 65 pixels with a stride of 1 do not cover the image of 64 pixels'),
     (('occlusion', 1, None, (8, 9)), 'patches of 8 pixels with a stride of 9 do not cover'),
   ],
@@ -297,3 +298,14 @@ def test_wrong_flags_print_one_message(trained_run, photograph, capsys):
 
 def test_the_command_offers_every_method():
   assert (*explain.METHODS, 'activation_maximisation') == cli.EXPLANATIONS
+
+
+@pytest.mark.parametrize(
+  ('variant', 'layer', 'expected'),
+  [('without_conv5', 'pool5', 'conv4'), ('paper', 'pool5', 'conv5'), ('paper', 'fc6', 'fc6')],
+)
+def test_a_unit_is_optimised_before_the_nonlinearity_of_its_layer(case_of, monkeypatch, variant, layer, expected):
+  linear = []
+  monkeypatch.setattr(explain, '_remove_nonlinearity', lambda net, layer: linear.append(layer))
+  explain.maximise(case_of(variant).model, (layer, 0), num_steps=1)
+  assert set(linear) == {expected}

@@ -217,6 +217,28 @@ def test_damaged_features_are_reported(trained_run, network, tmp_path):
   (tmp_path / 'out' / 'labels.npy').write_bytes(b'no numbers')
   with pytest.raises(UsageError, match='are damaged'):
     features.load(tmp_path / 'out')
+  with pytest.raises(UsageError, match='contains no features'):
+    features.load(tmp_path / 'out' / 'labels.npy')
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda folder: np.save(folder / 'features.npy', np.float32(1)),
+    lambda folder: (folder / 'about.json').write_text('{}'),
+    lambda folder: (folder / 'about.json').write_text('[]'),
+    lambda folder: (folder / 'names.json').write_text('3'),
+  ],
+)
+def test_each_damaged_file_of_features_is_reported(tmp_path, damage):
+  for name in ('features', 'labels'):
+    np.save(tmp_path / f'{name}.npy', np.zeros(2, np.float32))
+  (tmp_path / 'names.json').write_text('["a", "b"]')
+  (tmp_path / 'about.json').write_text('{"run": "a", "step": 1, "layer": "fc7"}')
+  assert features.load(tmp_path).names == ['a', 'b']
+  damage(tmp_path)
+  with pytest.raises(UsageError, match='are damaged'):
+    features.load(tmp_path)
 
 
 def test_the_nearest_neighbours_of_an_image_are_its_copies(trained_run, network, tmp_path):

@@ -140,6 +140,9 @@ def test_curves_are_those_of_the_run(trained_run, data_dir, tmp_path, capsys):
     (['maps', '{run}', '--layer=conv9'], "this network has no layer 'conv9'"),
     (['maps', '{run}', '--layer=fc7'], 'fc7 has no maps; choose one of conv1, pool1'),
     (['saliency', '{run}', '--threshold=-1'], '--threshold=-1.0 must be 0 or more'),
+    (['neighbours', '{run}', '--k=0'], '--k=0 must be 1 to 1,293, the number of training images'),
+    (['kernels', '{empty}/kernels.npy'], 'is neither the folder of a run nor an .npz file'),
+    (['kernels', '{empty}/none.npz'], 'should be (height, width, 3, kernel)'),
     (['kernels', '{run}', '--output=figure.gif'], "'figure.gif' does not end in .png, .svg or .pdf"),
     (['architecture', '--config=configs/alexnet.py:nothing'], "there is no variant 'nothing'"),
     (['architecture', '--config=nowhere.py'], "--config='nowhere.py' cannot be loaded"),
@@ -153,6 +156,9 @@ def test_wrong_usage_prints_one_message(trained_run, tmp_path, capsys, arguments
   for name in ('config.json', 'statistics.npz', 'classes.txt'):
     (tmp_path / 'untrained' / name).write_bytes((trained_run / name).read_bytes())
   (tmp_path / 'invalid.py').write_text('def get_config(:')
+  if arguments[0] == 'kernels':
+    np.save(tmp_path / 'empty' / 'kernels.npy', np.zeros((11, 11, 3, 96)))
+    np.savez(tmp_path / 'empty' / 'none.npz', weights=np.zeros((11, 11, 3, 0)))
   paths = {
     'run': trained_run,
     'empty': tmp_path / 'empty',

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -89,6 +90,26 @@ def test_wrong_usage_prints_one_message(trained_run, extracted, capsys, monkeypa
   arguments = [argument.format(run=trained_run, extracted=extracted) for argument in arguments]
   assert cli.main(['features', 'project', *arguments]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_features_of_different_images_are_not_mixed(trained_run, tmp_path, capsys):
+  for layer, split in (('fc6', 'test[:3]'), ('fc7', 'test[:5]'), ('fc7', 'test[:3]')):
+    arguments = [str(trained_run), str(tmp_path / f'{layer}-{split[6]}'), f'--layer={layer}', f'--split={split}']
+    assert cli.main(['features', 'extract', *arguments]) == 0
+  assert cli.main(['features', 'project', str(tmp_path)]) == 2
+  assert 'the same layer twice, or features of different images' in capsys.readouterr().err
+  shutil.rmtree(tmp_path / 'fc7-3')
+  assert cli.main(['features', 'project', str(tmp_path)]) == 2
+  (tmp_path / 'fc7-5').rename(tmp_path / 'alone')
+  assert cli.main(['features', 'project', str(tmp_path / 'alone')]) == 0
+
+
+def test_a_data_folder_for_files_has_no_effect(trained_run, tmp_path, capsys):
+  (tmp_path / 'a.jpg').write_bytes(miniature.make_image(0))
+  arguments = [str(trained_run), str(tmp_path / 'out'), '--layer=fc7', '--images', str(tmp_path / 'a.jpg')]
+  assert cli.main(['features', 'extract', *arguments]) == 0
+  assert cli.main(['features', 'project', str(tmp_path / 'out'), f'--data_dir={tmp_path}']) == 2
+  assert '--data_dir has no effect here' in capsys.readouterr().err
 
 
 @pytest.mark.slow

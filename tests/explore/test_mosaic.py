@@ -1,12 +1,21 @@
+import math
+
 import numpy as np
 import pytest
 
 from alexnet_jax.explore import mosaic
 
-SHAPES = {'maps': (13, 13, 12), 'large maps': (55, 55, 6), 'one map': (7, 7, 2), 'units': (64,), 'odd units': (10,)}
+SHAPES = {
+  'maps': (13, 13, 12),
+  'large maps': (55, 55, 6),
+  'one map': (7, 7, 2),
+  'units': (64,),
+  'few units': (10,),
+  'odd units': (5,),
+}
 
 
-@pytest.mark.parametrize('num_towers', [1, 2])
+@pytest.mark.parametrize('num_towers', [1, 2, 4])
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
 def test_every_channel_has_a_tile_in_the_block_of_its_tower(shape, num_towers):
   drawn = mosaic.draw_maps(np.random.default_rng(0).normal(size=shape), num_towers)
@@ -18,7 +27,7 @@ def test_every_channel_has_a_tile_in_the_block_of_its_tower(shape, num_towers):
   for channel in range(shape[-1]):
     rows, columns = np.nonzero(drawn.channels == channel)
     assert counts[1] == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a rectangle
-    assert set(columns // width) == {channel // (shape[-1] // num_towers)}
+    assert set(columns // width) == {channel // math.ceil(shape[-1] / num_towers)}
     assert drawn.channel_at(int(columns[0]), int(rows[-1])) == channel
 
 

@@ -443,6 +443,32 @@ def test_titles_of_runs_differ(run, folders, titles):
   assert list(loaded_run.by_title(runs).items()) == list(zip(titles, runs, strict=True))
 
 
+@pytest.mark.parametrize('port', [0, -1, 70_000])
+def test_a_port_that_does_not_exist_is_a_usage_error(page, port):
+  with pytest.raises(UsageError, match=f'--port={port} must be 1 to 65535'):
+    page.command(types.SimpleNamespace(workdirs=[], host='127.0.0.1', port=port))
+
+
+def test_classes_with_the_same_name_have_a_bar_each():
+  model = types.SimpleNamespace(class_names=['crane', 'dog', 'crane'])
+  bars = loaded_run.best_classes(model, np.array([0.6, 0.1, 0.3]))
+  assert list(bars.items()) == [('crane (0)', 0.6), ('crane (2)', 0.3), ('dog', 0.1)]
+
+
+@pytest.mark.parametrize('names', [['conv1', 'conv4', 'pool5', 'fc6'], ['conv1', 'pool5', 'conv6', 'fc8']])
+def test_the_layer_whose_units_are_explained_first_exists(page, names):
+  import gradio as gr
+
+  from alexnet_jax.explore import why_tab
+
+  network = types.SimpleNamespace(layer_names=names)
+  run = types.SimpleNamespace(model=types.SimpleNamespace(network=network, class_names=['cat']))
+  with gr.Blocks() as blocks:
+    why_tab.add(run, gr.State())
+  (layer,) = [block for block in blocks.blocks.values() if getattr(block, 'label', '') == 'Layer of the unit']
+  assert layer.value in names
+
+
 def test_colab_prints_a_link_of_its_proxy(page, monkeypatch):
   assert page.colab_link(7860) is None
   colab = types.ModuleType('google.colab')

@@ -31,7 +31,8 @@ def test_neighbours_are_those_of_a_search_over_all_activations(run, layer):
 
 @pytest.mark.parametrize('layer', mostly_nightly(['fc7', 'pixels'], 'pixels'))
 def test_a_training_image_is_nearest_to_itself(run, layer):
-  source, _, indices = training_neighbours.open_training_rows(run.model, run.folder, layer)
+  dataset = training_neighbours.open_training_set(run.model, run.folder)
+  source, _, indices = training_neighbours.open_training_rows(run.model, run.folder, layer, dataset)
   np.testing.assert_array_equal(indices, np.arange(len(source)))
   images, labels = source.read_batch([3, 70])
   found = training_neighbours.find(run.model, run.folder, images, layer, 1)

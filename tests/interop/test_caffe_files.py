@@ -129,6 +129,9 @@ def test_mean_images_that_do_not_fit_are_rejected(unused, tmp_path, capsys):
   ):
     np.save(tmp_path / 'mean.npy', array)
     assert part in error_of(capsys, 'import', path, unused, f'--mean={tmp_path / "mean.npy"}')
+  with open(tmp_path / 'mean.npy', 'wb') as file:
+    np.savez(file, np.zeros((3, 256, 256)))
+  assert 'is an archive of arrays' in error_of(capsys, 'import', path, unused, f'--mean={tmp_path / "mean.npy"}')
   (tmp_path / 'mean.binaryproto').write_bytes(b'no mean at all')
   message = error_of(capsys, 'import', path, unused, f'--mean={tmp_path / "mean.binaryproto"}')
   assert 'is not a Caffe file' in message

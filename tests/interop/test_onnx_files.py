@@ -30,16 +30,17 @@ def test_onnx_runtime_computes_the_same_logits(network_of, variant, tmp_path):
     assert_close(np.exp(ours) / np.exp(ours).sum(1, keepdims=True), probabilities)
 
 
-def test_fully_connected_layers_without_cross_tower_connections_are_split(one_device):
+@pytest.mark.parametrize(('num_towers', 'num_classes'), [(2, NUM_CLASSES), (4, 5)])
+def test_fully_connected_layers_without_cross_tower_connections_are_split(one_device, num_towers, num_classes):
   config = small_config('no_communication')
-  config.model.meet = ()
-  params = exportable_params(config.model, NUM_CLASSES)
+  config.model.meet, config.model.num_towers = (), num_towers
+  params = exportable_params(config.model, num_classes)
   rng = np.random.default_rng(0)
   weights = layout.Weights(
     config,
-    layout.to_tensors(params, config.model, NUM_CLASSES),
+    layout.to_tensors(params, config.model, num_classes),
     rng.uniform(0, 255, (96, 96, 3)).astype(np.float32),
-    list('abcdefg'),
+    list('abcdefg')[:num_classes],
     0,
   )
   images = rng.integers(0, 256, (2, 96, 96, 3), np.uint8)
