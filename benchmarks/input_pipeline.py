@@ -10,7 +10,8 @@ scikit-learn's two sample photographs.
 - ours: `pipeline.training_dataset` reads, decodes and crops images, and makes batches of 128 that are ready for the
   device.
 - torch: a DataLoader whose dataset has the JPEGs in memory, decodes, crops and mirrors with Pillow (its fastest way),
-  and draws the colour shift. The best of 0, 1 and 2 worker processes counts.
+  and draws the colour shift. The best number of worker processes counts: 0, 1, one for
+  two cores, or one per core.
 - profile: what every step of our dataset costs in one thread.
 - preparing: `writer.Shard.write` against decode + resize + encode of the same images, both on one core.
 """
@@ -101,7 +102,7 @@ def compare(folder, options):
   for name, source in splits.items():
     config = make_config(folder, name)
     contestants[f'ours {name}'] = make_turn(our_batches(Repeated(source), config), skip=4 * CORES)
-  for workers in (0, 1, 2):
+  for workers in sorted({0, 1, CORES // 2, CORES}):
     contestants[f'torch {workers}'] = make_turn(torch_batches(files, workers), skip=2 * 2 * workers + 1)
   throughputs = {name: [] for name in contestants}
   for number in range(options.rounds + 1):

@@ -65,7 +65,6 @@ PEERS = {
   ('gpu', 'inference'): ('torch', 'torch compiled'),
 }
 ONNX_RUNTIMES = ('openvino', 'onnxruntime')
-REQUIRED = ('torch', *ONNX_RUNTIMES)
 SCALING = ('ours', 'ours, tower 2', 'ours, data 2')
 FEEDING = ('ours', 'ours, from the host')
 DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; the others use 1 x 1
@@ -76,15 +75,14 @@ def main():
   host_memory.use_huge_pages()
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--batch_sizes', type=sizes, default='', help='default: 1,32,128, on a GPU also 512,2048')
-  parser.add_argument('--tasks', type=names_among(GFLOP), default='train,inference', help='train, inference or both')
+  parser.add_argument('--tasks', type=names_among(GFLOP), help='default: train,inference')
   parser.add_argument('--rounds', type=positive, default=7, help='number of rounds (%(default)s)')
   all_peers = list(dict.fromkeys(name for names in PEERS.values() for name in names))
-  parser.add_argument(
-    '--peers', type=names_among(all_peers), default=','.join(all_peers), help='comma-separated (default: %(default)s)'
-  )
-  parser.add_argument('--scaling', action='store_true', help='compare two simulated CPU devices with one')
-  parser.add_argument('--feeding', action='store_true', help='compare batches from the host with batches on the device')
-  parser.add_argument('--layers', action='store_true', help='print the time of each layer')
+  parser.add_argument('--peers', type=names_among(all_peers), help=f'default: {",".join(all_peers)}')
+  modes = parser.add_mutually_exclusive_group()
+  modes.add_argument('--scaling', action='store_true', help='compare two simulated CPU devices with one')
+  modes.add_argument('--feeding', action='store_true', help='compare batches from the host with batches on the device')
+  modes.add_argument('--layers', action='store_true', help='print the time of each layer')
   parser.add_argument('--output', type=pathlib.Path, help='JSON file to write the results to')
   parser.add_argument('--side', nargs=3, metavar=('NAME', 'TASK', 'BATCH_SIZE'), help=argparse.SUPPRESS)
   options = parser.parse_args()
@@ -92,7 +90,17 @@ def main():
     with contextlib.suppress(BrokenPipeError):  # the main process has exited
       serve(*options.side)
     return
-  if not options.layers and (missing := [name for name in REQUIRED if not importlib.util.find_spec(name)]):
+  if options.peers and (options.scaling or options.feeding or options.layers):
+    parser.error('--peers has no effect with --scaling, --feeding and --layers')
+  if options.layers and (options.tasks or options.output):
+    parser.error('--tasks and --output have no effect with --layers')
+  if options.feeding and options.tasks not in (None, ['train']):
+    parser.error('--feeding measures training alone')
+  options.tasks = options.tasks or (['train'] if options.feeding else list(GFLOP))
+  has_peers = not (options.scaling or options.feeding or options.layers)
+  options.peers = (options.peers or all_peers) if has_peers else []
+  required = [] if options.layers else ['torch', *(name for name in ONNX_RUNTIMES if name in options.peers)]
+  if missing := [name for name in required if not importlib.util.find_spec(name)]:
     sys.exit(f'{", ".join(missing)} is not installed; `make bench` sets it up, or: pip install -e .[bench]')
   probe = Side('matmul ours', '', 0)
   platform = probe.receive()
@@ -102,7 +110,6 @@ def main():
     for batch_size in batch_sizes:
       print_layer_times(batch_size, options.rounds)
   else:
-    options.tasks = ['train'] if options.feeding else options.tasks
     report(options, batch_sizes, platform)
 
 

@@ -28,7 +28,6 @@ from alexnet_jax.runtime.errors import UsageError
 sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright opens the page')
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='neither chromium nor google-chrome is installed')
 PACKAGE = pathlib.Path(alexnet_jax.__file__).parent
 MAX_GROWTH = 30  # MB; the decoded test split is 10 MB
 
@@ -62,6 +61,8 @@ def address(page, run):
 
 @pytest.fixture(scope='module')
 def browser():
+  if CHROMIUM is None:
+    pytest.skip('neither chromium nor google-chrome is installed')
   with sync_api.sync_playwright() as playwright:
     chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
     yield chromium

@@ -96,6 +96,7 @@ def serve():
         os.dup2(output, 1)
         os.dup2(output, 2)
         return arguments
+      ended.pop(answer, None)  # of an earlier process with the same number: 32,768 numbers are soon used again
     else:
       (pid,) = words
       if pid not in ended:
