@@ -35,29 +35,32 @@ COMPARISONS = {claim.experiment: claim.comparison for claim in CLAIMS if claim.c
 
 INTRODUCTION = """\
 The claims of the paper, compared with our measurements. Most claims are about ImageNet and were tested on smaller data,
-named in the last column, with the paper's recipe instead of `as_run`: a verdict holds for these data. A positive
-difference, or a ratio above 1, has the paper's direction. The paper's errors are top-1 / top-5 in percent; our effects
-are those of the primary metric. Two claims are not in the paper: the towers without cross-tower layers are in its logs,
-and the nine crops in the documentation of cuda-convnet (facts, 3). Some variants change more than one ingredient; they
-are listed under [which ablations are confounded](docs/variants.md#which-ablations-are-confounded).
+named in the last column, with the recipe of the paper's text and not that of the code of 2012, `as_run`: a verdict
+holds for these data. A positive difference, or a ratio above 1, has the paper's direction. The paper's errors are
+top-1 / top-5 in percent; our effects are those of the primary metric. Two claims are not in the paper: the towers
+without cross-tower layers are in its logs, and the nine crops in the documentation of cuda-convnet ([facts, section
+3](docs/facts.md#3-cifar-10-networks)). Some variants change more than one ingredient; they are listed under [which
+ablations are confounded](docs/variants.md#which-ablations-are-confounded).
 
 The table of an entry lists all seeds of a condition. An effect uses only the seeds that both conditions have, so it can
 differ from the difference of two rows, even in its sign. Curves are means over seeds, in bands from the lowest to the
 highest seed; ± is the standard deviation over seeds.
 
-`python -m alexnet_jax reproduce NAME` runs an experiment and updates its entry. This file is generated from `results/`
-by `python -m alexnet_jax reproduce --write`; do not edit it.
+`python -m alexnet_jax reproduce NAME` runs an experiment and updates its entry, which contains the name. This file is
+generated from `results/` by `python -m alexnet_jax reproduce --write`; do not edit it.
 """
 RULES = f"""\
 ## How the verdicts are derived
 
 **Metric.** Each claim has one primary metric, which `alexnet_jax/reproduction/claims.py` fixes and the table names. The
-metrics were fixed on 2026-11-29, after most of these records had been measured: they are the paper's, or have their
-reason in a comment. Records measured later do not change them.
+metrics were fixed on 2026-11-29, that of the averaged networks on 2026-11-30, after most of these records had been
+measured: they are the paper's, or have their reason in a comment. Records measured later do not change them.
 
 **Effect.** The difference between two conditions in percentage points, averaged over pairs of trainings with the same
 seed. Durations in epochs are compared by their ratio, with logarithms in place of the values. If the slower condition
-never reaches the error, its full length counts; if the faster one does not, there is no effect.
+never reaches the error, its full length counts; if the faster one does not, no effect is computed. For crops, averages
+of networks and neighbours, the effect is a difference within the same network or networks, so the table counts seeds
+instead of pairs.
 
 **Interval.** The 95 % confidence interval of the mean effect, from Student's t distribution of the effects of all
 seeds, which assumes that they are normally distributed. It covers the variation between trainings (initial weights,
@@ -68,15 +71,18 @@ not adjusted for the number of claims.
 
 **Test.** A two-sided t-test of no effect. The p-values are adjusted by Holm's procedure for all {len(COMPARISONS)}
 claims that have an experiment; a claim without an interval counts with p = 1. An effect is significant if its adjusted
-p-value is at most 5 %; its interval then excludes no effect. Most comparisons on `small` share the networks of the
-paper's recipe, so their errors are not independent. Holm's procedure does not require independence.
+p-value is at most 5 %; its interval then excludes 0, or a ratio of 1. The converse does not hold: the fifth-smallest of
+{len(COMPARISONS)} p-values, for example, is multiplied by {len(COMPARISONS) - 4}. Most comparisons on `small` share the
+networks of the paper's recipe, so their errors are not independent. Holm's procedure does not require independence.
 
-**Number of seeds.** Five are planned, and three if a training takes over an hour on one core. This plan was fixed on
-2026-11-30. Until then, seeds had been added without one and the verdicts computed after each: from two to five pairs
-for one tower and for normalisation, from one to three for augmentation, from two to three for weight decay, from one to
-two for the colour shift. The p-values are not corrected for these looks. Of true hypotheses that are tested at 5 %
-after two, three, four and five pairs, 13 % are rejected at least once (simulated). A verdict on fewer seeds than
-planned, such as '3 of 5 pairs', is provisional.
+**Number of seeds.** Five are planned, and three for the networks of 13 and 11 %, which train for over an hour on one
+core, for the averages, each of five trainings, and for the photographs. A verdict on fewer seeds than planned, such as
+'3 of 5 pairs', is provisional. This plan was fixed on 2026-11-30 at noon. Until then, seeds had been added without one
+and the verdicts computed after each: from two to five pairs for one tower and for normalisation, from one to three for
+augmentation, from two to three for weight decay, from one to two for the colour shift. The p-values are not corrected
+for these looks. Of true null hypotheses that are tested at 5 % after two, three, four and five pairs, 13 % are rejected
+at least once (simulated). At the same time, the correction was extended from the 13 claims with an interval to all
+{len(COMPARISONS)}, which made normalisation, nine crops and weight decay inconclusive.
 
 **Size.** An effect has the paper's size if it is {1 / MAX_FACTOR:g} to {MAX_FACTOR} times as large. If the paper gives
 a lower bound, only the first limit counts. For a ratio, the effect is its excess over 1. Only the estimate decides
@@ -99,12 +105,16 @@ paper's number, and the difference between the towers' colours with all values f
 the whole interval is on one side of the limit, and the claim is reproduced if it is inside and contradicted if it is
 outside. A mean that agrees without an interval, or with one that includes a limit, is inconclusive.
 
-**Environments.** The trainings of a pair can differ in processor, commit and version of jax, which each entry lists. On
-Python 3.11, jax is pinned to 0.10.1, because 0.10.2 computes some jitted reductions wrongly on a CPU (jax issue 39103).
-The trainings with 0.10.2 precede this pin. Those with 0.10.1 are paired with networks of the paper's recipe that were
-trained with 0.10.2; one of these was repeated with 0.10.1 (see the table of repetitions below). The five networks of
-the paper's recipe were trained twice, on 2026-11-26 and 11-27, and the later records replaced the earlier ones. With
-the earlier ones, the effect of one tower is +2.54 points [1.80, 3.27] and that of normalisation +1.62 [1.07, 2.17].
+**Environments.** The trainings of a pair can differ in processor, commit and version of jax. An entry lists all that
+occur in a condition, and the files in `results/` those of each training. The first five networks of the paper's recipe
+were trained on an Intel Xeon, but four of the first five with one tower, and four of those without normalisation, on an
+AMD EPYC. On Python 3.11, jax is pinned to 0.10.1, because 0.10.2 computes some jitted reductions wrongly on a CPU (jax
+issue 39103). The trainings with 0.10.2 precede this pin. Those with 0.10.1 are paired with networks of the paper's
+recipe that were trained with 0.10.2; one of these was repeated with 0.10.1 (see the table of repetitions below). The
+five networks of the paper's recipe were trained twice, on 2026-11-26 and 11-27, and the later records replaced the
+earlier ones. With the earlier ones, the effect of one tower is +2.54 points [1.80, 3.27] instead of +2.59 [1.72, 3.45],
+and that of normalisation +1.62 [1.07, 2.17] instead of +1.67 [0.95, 2.39]. The latter would be significant (p =
+0.0012), so the verdict on normalisation depends on which records are used.
 """
 IMAGENET_NOTE = """\
 ## Test a claim on ImageNet
@@ -291,7 +301,7 @@ def render_entry(
     conclusion += f'. Primary metric: {comparison.metric.name}.'
   paragraphs = [
     f'## {experiment.title}',
-    f'Section {experiment.section}, on {experiment.data}. {experiment.note}'.strip(),
+    f'Experiment `{experiment.name}`, section {experiment.section}, on {experiment.data}. {experiment.note}'.strip(),
     conclusion,
     *(_figures(experiment, is_finished=finding is not None) if experiment.conditions else ()),
     _condition_table(experiment, records),
