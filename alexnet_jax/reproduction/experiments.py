@@ -511,11 +511,11 @@ EXPERIMENTS = {
       curves=(),
       note='The colour of a kernel is the remainder after the mean of its channels is subtracted from each. Colour is '
       '67 % of the energy of kernels of noise, and 77 and 15 % of that of the two towers of the published Caffe '
-      'network. Here, the towers were trained for 9,375 steps on CIFAR-10 and 2,100 on photographs. Those of the paper, which '
-      'specialised in every run, were trained for about 900,000. The paper gives no number. The claim counts as '
-      'reproduced if the mean difference between the towers is significantly above half of the 62 points of the Caffe '
-      'network. The difference is never negative, so a mean above 0 is expected by chance. The test uses the networks '
-      'on CIFAR-10; the table also lists those on photographs.',
+      'network. Here, the towers were trained for 9,375 steps on CIFAR-10 and 2,100 on photographs. Those of the '
+      'paper, which specialised in every run, were trained for about 900,000. The paper gives no number. The claim '
+      'counts as reproduced if the mean difference between the towers is significantly above half of the 62 points of '
+      'the Caffe network. The difference is never negative, so a mean above 0 is expected by chance. The test uses the '
+      'networks on CIFAR-10; the table also lists those on photographs.',
       reads=('photographs',),
     ),
     Experiment(
