@@ -48,6 +48,7 @@ from alexnet_jax.interop import (
 )
 from alexnet_jax.models import registry
 from alexnet_jax.runs import curves, run_folder, saved_predictions
+from alexnet_jax.runtime import host_memory
 from alexnet_jax.runtime.errors import RunError, UsageError
 from tests import miniature
 from tests.interop import networks
@@ -659,6 +660,7 @@ def run_campaign(name, seeds, folder, **inputs):
 
 
 if __name__ == '__main__':
+  host_memory.return_large_blocks()  # so that 'peak' is the memory in use, without freed blocks
   name, first_seed, num_seeds, run, data_dir = sys.argv[1:]
   seeds = range(int(first_seed), int(first_seed) + int(num_seeds))
   with tempfile.TemporaryDirectory() as temporary:
