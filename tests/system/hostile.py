@@ -17,6 +17,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import resource
 import sys
 import tarfile
@@ -652,7 +653,8 @@ def run_campaign(name, seeds, folder, **inputs):
     ctypes.CDLL(None).malloc_trim(0)
     accepted, read = count_true(campaign.is_accepted, EXAMPLES_PER_SEED, number, example=campaign.examples)
     num_accepted, num_read = num_accepted + accepted, num_read + read
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+  # Unlike this line, `ru_maxrss` of a process that was started by another includes the memory of the other.
+  peak = int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1]) * 1024 / 1e6
   return {
     'accepted': num_accepted,
     'rejected': num_read - num_accepted,
