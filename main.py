@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == '__main__':
   sys.stdout.reconfigure(line_buffering=True)  # a log file shows every line when it is printed
-  host_memory.use_huge_pages()
+  host_memory.configure_malloc()
   preemption.exit_on_signals()
   with exit_status.exit_on_errors():
     app.run(main, flags_parser=lambda argv: config_files.parse_flags(argv, CONFIG, MODE))

@@ -420,5 +420,5 @@ and is not repeated while that file exists.""",
 
 
 if __name__ == '__main__':
-  host_memory.use_huge_pages()
+  host_memory.configure_malloc()
   sys.exit(main())

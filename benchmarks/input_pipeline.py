@@ -46,7 +46,7 @@ IMAGENET_SIZE = 1_281_167
 
 def main():
   """Prepares the images, measures all contestants, and prints a table and a line of JSON."""
-  host_memory.use_huge_pages()  # as `main.py` does
+  host_memory.configure_malloc()  # as `main.py` does
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--pictures', type=pathlib.Path, help='folder that contains train/CLASS/IMAGE')
   parser.add_argument('--rounds', type=int, default=7, help='number of rounds (%(default)s)')

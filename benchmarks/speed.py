@@ -72,7 +72,7 @@ DEVICES = {'ours, tower 2': (1, 2), 'ours, data 2': (2, 1)}  # data x tower; the
 
 def main():
   """Runs the comparison or, with `--side`, one side of it."""
-  host_memory.use_huge_pages()
+  host_memory.configure_malloc()
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--batch_sizes', type=sizes, default='', help='default: 1,32,128, on a GPU also 512,2048')
   parser.add_argument('--tasks', type=names_among(GFLOP), help='default: train,inference')

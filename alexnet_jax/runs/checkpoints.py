@@ -1,6 +1,7 @@
 """Checkpoints of a run. This is the only module that uses Orbax."""
 
 import contextlib
+import gc
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -80,6 +81,7 @@ class Checkpoints:
     metrics = results and {'top1_error': results['top1_error']}
     with self._write_errors():
       self._manager.wait_until_finished()
+      gc.collect()  # of the reference cycles that the previous save left
       self._step = step
       self._manager.save(
         step,

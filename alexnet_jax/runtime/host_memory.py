@@ -1,14 +1,17 @@
-"""Memory of the host: its size, huge pages, and the release of freed memory to the system.
+"""Memory of the host: its size, huge pages, and the memory that a long run retains.
 
 XLA allocates new memory for the results of every step, and Linux provides it in pages of 4 KiB, with one page fault
 each. On a CPU the page faults took a fifth of the time of a train step; with pages of 2 MiB they take none.
 """
 
+import contextlib
 import ctypes
 import functools
+import gc
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 HUGE_PAGES_TUNABLE = 'glibc.malloc.hugetlb'  # since glibc 2.35; older versions ignore it
 HUGE_PAGES_SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
@@ -16,6 +19,7 @@ CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # of a container; 'max
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'  # JAX records it after XLA compiled a program
 MIN_COMPILE_SECONDS = 1  # shorter compilations leave little free memory
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # parameters of glibc's mallopt
+MAX_ARENAS = 2  # from which threads allocate; glibc's default is eight for each core
 LARGE_BLOCK = 2**18  # bytes; `return_large_blocks` returns larger ones to the system as soon as they are freed
 
 
@@ -27,13 +31,19 @@ def total_bytes() -> int:
   return min(amounts)
 
 
-def use_huge_pages() -> None:
-  """Restarts the running command, in the same process, with huge pages for the C library's allocations.
+def configure_malloc() -> None:
+  """Configures the C library: few arenas, and huge pages. Call this function first, before threads and heavy imports.
 
-  The C library reads its settings only at program start, so call this function first. It returns immediately if huge
-  pages are already requested, if the kernel does not provide them on request, or if GLIBC_TUNABLES configures them.
+  Each arena retains freed blocks. With eight for each core, which is the default, a training with many checkpoints grew
+  for thousands of steps (docs/reliability.md). With a C library other than glibc there is no effect.
+
+  For huge pages, the running command restarts once, in the same process, because the C library reads this setting only
+  at program start. It does not restart if the kernel does not provide huge pages on request. Settings in GLIBC_TUNABLES
+  take precedence.
   """
   tunables = os.environ.get('GLIBC_TUNABLES', '')
+  if 'glibc.malloc.arena_max' not in tunables:
+    _set_malloc_option(M_ARENA_MAX, MAX_ARENAS)
   if HUGE_PAGES_TUNABLE in tunables:
     return
   if not HUGE_PAGES_SETTING.exists() or '[madvise]' not in HUGE_PAGES_SETTING.read_text():
@@ -54,7 +64,7 @@ def trim_after_compiling() -> None:
   Otherwise the C library retains it, in blocks too small for the kernel maps of a batch. In training on a CPU this
   enlarged the process by 0.1 to 0.3 GiB (docs/performance.md). With a C library other than glibc there is no effect.
   """
-  import jax  # use_huge_pages must run before heavy imports
+  import jax  # configure_malloc must run before heavy imports
 
   trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
   if trim is None:
@@ -70,11 +80,28 @@ def trim_after_compiling() -> None:
 def return_large_blocks() -> None:
   """Limits the freed memory that the C library retains in a process whose threads serve many requests.
 
-  By default each thread allocates from an arena of its own, in which large freed blocks remain once a few were freed:
-  `explore` retained 180 MB. Call this function before the threads exist. With a C library other than glibc there is no
-  effect.
+  By default large freed blocks remain in an arena once a few were freed: `explore` retained 180 MB. Call this function
+  before the threads exist. With a C library other than glibc there is no effect.
   """
+  _set_malloc_option(M_ARENA_MAX, 1)
+  _set_malloc_option(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def _set_malloc_option(option, value):
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
   if mallopt is not None:
-    mallopt(M_ARENA_MAX, 1)
-    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+    mallopt(option, value)
+
+
+@contextlib.contextmanager
+def frozen_objects() -> Iterator[None]:
+  """Excludes the existing Python objects from garbage collection inside the context, so that a collection is fast.
+
+  Imports leave 200,000 objects, with which a full collection takes 0.1 s. Python therefore runs one rarely, while every
+  checkpoint leaves reference cycles.
+  """
+  gc.freeze()
+  try:
+    yield
+  finally:
+    gc.unfreeze()

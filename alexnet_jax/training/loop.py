@@ -12,7 +12,7 @@ from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.runs import environment, run_folder
 from alexnet_jax.runs.checkpoints import Checkpoints
-from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime import distributed, host_memory
 from alexnet_jax.runtime.errors import RunError, Stopped
 from alexnet_jax.runtime.preemption import StopRequest
 from alexnet_jax.training import run_setup, schedules, step
@@ -50,6 +50,7 @@ def train(setup: RunSetup) -> TrainedModel:
     contextlib.closing(Checkpoints(folder)) as run_checkpoints,
     contextlib.closing(Progress(folder, config, setup.network.num_classes, len(setup.train), last_step)) as progress,
     StopRequest() as stop,
+    host_memory.frozen_objects(),
   ):
     run_setup.write_metadata(setup)
     state, first_step, evaluated_step = run_setup.restore_or_initialise(setup, run_checkpoints, progress)

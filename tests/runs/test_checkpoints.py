@@ -2,6 +2,7 @@ import contextlib
 import json
 import resource
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,19 @@ def test_a_checkpoint_contains_the_state_at_the_time_of_the_call(tmp_path, one_d
   checkpoints.close()
   restored, _ = Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
   np.testing.assert_array_equal(restored.params['fc6']['kernel'], expected)
+
+
+def test_checkpoints_leave_no_objects_in_memory(tmp_path, one_device):
+  """Orbax 0.12.8 leaves 400 objects with each checkpoint, and reference cycles that are collected now and then."""
+  state, _ = initial_state(0)
+  checkpoints = Checkpoints(tmp_path)
+  num_objects = []
+  for num_steps in range(1, 32):
+    checkpoints.save(num_steps, state, RUN)  # waits for the previous one
+    if num_steps % 10 == 1:
+      num_objects.append(sys.getallocatedblocks())
+  checkpoints.close()
+  assert num_objects[-1] - num_objects[1] < 3000  # by 20 checkpoints
 
 
 def test_the_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path, one_device):

@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 import platform
@@ -16,7 +17,7 @@ PROGRAM = """
 import os, sys
 print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], flush=True)
 from alexnet_jax.runtime import host_memory
-host_memory.use_huge_pages()
+host_memory.configure_malloc()
 print('done')
 """
 # Frees 128 MB in blocks below one that is not free. Prints how many of them the process still has after a short
@@ -42,6 +43,31 @@ for seconds in (0.1, 2.0):
   jax.monitoring.record_event_duration_secs(host_memory.COMPILE_EVENT, seconds)
   print(megabytes() - before)
 """
+# Prints the number of arenas after 20 threads have allocated memory at the same time.
+ARENAS = """
+import concurrent.futures, ctypes, re, sys, tempfile, threading
+from alexnet_jax.runtime import host_memory
+
+if sys.argv[1] == 'limited':
+  host_memory.configure_malloc()
+libc = ctypes.CDLL(None)
+libc.fopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+libc.fclose.argtypes = libc.free.argtypes = [ctypes.c_void_p]
+libc.malloc.restype = ctypes.c_void_p
+barrier = threading.Barrier(20)
+
+def allocate(_):
+  barrier.wait()
+  libc.free(libc.malloc(5000))
+
+with concurrent.futures.ThreadPoolExecutor(20) as pool:
+  list(pool.map(allocate, range(20)))
+with tempfile.NamedTemporaryFile('r') as report:
+  file = libc.fopen(report.name.encode(), b'w')
+  libc.malloc_info(0, file)
+  libc.fclose(file)
+  print(len(re.findall('<heap nr=', report.read())))
+"""
 
 
 @pytest.fixture
@@ -59,9 +85,9 @@ def system(tmp_path, monkeypatch):
 def test_huge_pages_are_requested_if_the_system_provides_them_on_request(system, monkeypatch):
   _, starts = system
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
-  host_memory.use_huge_pages()
+  host_memory.configure_malloc()
   assert starts == [(sys.executable, sys.orig_argv, 'glibc.malloc.check=1:glibc.malloc.hugetlb=1')]
-  host_memory.use_huge_pages()  # in the restarted process
+  host_memory.configure_malloc()  # in the restarted process
   assert len(starts) == 1
 
 
@@ -69,15 +95,21 @@ def test_huge_pages_are_requested_if_the_system_provides_them_on_request(system,
 def test_the_process_is_not_restarted_without_huge_pages_on_request(system, content):
   setting, starts = system
   setting.unlink() if content is None else setting.write_text(content)
-  host_memory.use_huge_pages()
+  host_memory.configure_malloc()
   assert not starts
   assert 'GLIBC_TUNABLES' not in os.environ
 
 
 def test_tunables_of_the_user_take_precedence(system, monkeypatch):
+  options = []
+  monkeypatch.setattr(host_memory, '_set_malloc_option', lambda *option: options.append(option))
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
-  host_memory.use_huge_pages()
+  host_memory.configure_malloc()
   assert not system[1]
+  assert options == [(host_memory.M_ARENA_MAX, 2)]
+  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0:glibc.malloc.arena_max=4')
+  host_memory.configure_malloc()
+  assert len(options) == 1
 
 
 def test_the_process_restarts_once_with_the_same_id_and_arguments():
@@ -104,6 +136,24 @@ def test_memory_freed_by_a_long_compilation_returns_to_the_system():
   retained, after = map(float, result.stdout.split())
   assert retained > 110
   assert after < 30
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has arenas')
+def test_threads_share_two_arenas():
+  num_arenas = {
+    setting: int(
+      subprocess.run([sys.executable, '-c', ARENAS, setting], cwd=ROOT, capture_output=True, check=True).stdout
+    )
+    for setting in ('default', 'limited')
+  }
+  assert num_arenas['default'] > 2
+  assert num_arenas['limited'] == 2
+
+
+def test_objects_are_frozen_in_the_context_alone():
+  with host_memory.frozen_objects():
+    assert gc.get_freeze_count() > 10_000
+  assert gc.get_freeze_count() == 0
 
 
 def test_jax_records_the_duration_of_a_compilation():
