@@ -277,7 +277,7 @@ def rows_of_claims():
 def test_the_numbers_in_the_readme_are_those_of_the_results(name):
   """Each row of its table has an effect, an interval and a number of seeds of a row in RESULTS.md."""
   effects = re.findall(r'\| ([+-]?[\d.]+)[^|\[]*(\[[^\]]*\]) \| (\d)', (ROOT / name).read_text())
-  assert len(effects) == 4
+  assert len(effects) == sum(row['verdict'] == 'reproduced' for row in rows_of_claims())
   for effect, interval, num_seeds in effects:
     (row,) = [row for row in rows_of_claims() if row['ours, 95 % interval'].endswith(interval)]
     assert row['ours, 95 % interval'].split()[0] == effect
