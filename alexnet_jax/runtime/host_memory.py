@@ -66,7 +66,7 @@ def trim_after_compiling() -> None:
   """
   import jax  # configure_malloc must run before heavy imports
 
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+  trim = _c_function('malloc_trim')
   if trim is None:
     return
 
@@ -88,9 +88,14 @@ def return_large_blocks() -> None:
 
 
 def _set_malloc_option(option, value):
-  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+  mallopt = _c_function('mallopt')
   if mallopt is not None:
     mallopt(option, value)
+
+
+def _c_function(name):
+  """Returns a function of the C library, or None if it has no such function or the system is not Linux."""
+  return getattr(ctypes.CDLL(None), name, None) if sys.platform == 'linux' else None
 
 
 @contextlib.contextmanager
