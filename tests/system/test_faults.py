@@ -359,6 +359,7 @@ def test_memory_and_file_handles_do_not_grow_over_20000_steps(data_dir, tmp_path
   print(f'maxima of resident MiB, file handles and threads in 20,000 steps, early: {early}; late: {late}; idle: {idle}')
   print(f'medians of resident MiB: {medians}')
   assert late[0] < 1.01 * early[0]
+  assert medians[1] < 1.01 * medians[0]
   assert late[1] <= early[1] + 5
   assert late[2] <= early[2] + 5
   assert idle[1] <= idle[0]
