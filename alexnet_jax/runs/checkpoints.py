@@ -1,7 +1,6 @@
 """Checkpoints of a run. This is the only module that uses Orbax."""
 
 import contextlib
-import gc
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import tensorstore
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax.runtime import atomic_files
+from alexnet_jax.runtime import atomic_files, host_memory
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
 T = TypeVar('T')
@@ -81,7 +80,7 @@ class Checkpoints:
     metrics = results and {'top1_error': results['top1_error']}
     with self._write_errors():
       self._manager.wait_until_finished()
-      gc.collect()  # of the reference cycles that the previous save left
+      host_memory.release_unused()  # the reference cycles and the memory that the previous save left
       self._step = step
       self._manager.save(
         step,

@@ -4,6 +4,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -20,8 +21,8 @@ from alexnet_jax.runtime import host_memory
 host_memory.configure_malloc()
 print('done')
 """
-# Frees 128 MB in blocks below one that is not free. Prints how many of them the process still has after a short
-# compilation and after a long one.
+# Frees 128 MB in blocks below one that is not free, twice. Prints how many of them the process still has after a short
+# compilation, after a long one, and after `release_unused`.
 FRAGMENTS = """
 import ctypes, pathlib
 import jax
@@ -30,18 +31,28 @@ from alexnet_jax.runtime import host_memory
 def megabytes():
   return next(int(line.split()[1]) for line in pathlib.Path('/proc/self/status').open() if 'RssAnon' in line) / 1e3
 
+def free_blocks():
+  blocks = [libc.malloc(64_000) for _ in range(2_000)]
+  for block in blocks:
+    ctypes.memset(block, 1, 64_000)
+  for block in blocks[:-1]:
+    libc.free(block)
+
+def compile(seconds):
+  jax.monitoring.record_event_duration_secs(host_memory.COMPILE_EVENT, seconds)
+
 host_memory.trim_after_compiling()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 before = megabytes()
-blocks = [libc.malloc(64_000) for _ in range(2_000)]
-for block in blocks:
-  ctypes.memset(block, 1, 64_000)
-for block in blocks[:-1]:
-  libc.free(block)
-for seconds in (0.1, 2.0):
-  jax.monitoring.record_event_duration_secs(host_memory.COMPILE_EVENT, seconds)
-  print(megabytes() - before)
+free_blocks()
+compile(0.1)
+print(megabytes() - before)
+compile(2.0)
+print(megabytes() - before)
+free_blocks()
+host_memory.release_unused()
+print(megabytes() - before)
 """
 # Prints the number of arenas after 20 threads have allocated memory at the same time.
 ARENAS = """
@@ -131,11 +142,29 @@ def test_the_process_restarts_once_with_the_same_id_and_arguments():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc can release blocks below a used one')
-def test_memory_freed_by_a_long_compilation_returns_to_the_system():
+def test_freed_memory_returns_to_the_system_after_a_long_compilation_and_on_request():
   result = subprocess.run([sys.executable, '-c', FRAGMENTS], cwd=ROOT, capture_output=True, text=True, check=True)
-  retained, after = map(float, result.stdout.split())
+  retained, after_compiling, released = map(float, result.stdout.split())
   assert retained > 110
-  assert after < 30
+  assert after_compiling < 30
+  assert released < 30
+
+
+def test_unreachable_cycles_are_freed_on_request():
+  class Node:
+    pass
+
+  node = Node()
+  node.itself = node
+  reference = weakref.ref(node)
+  gc.disable()
+  try:
+    del node
+    assert reference() is not None
+    host_memory.release_unused()
+  finally:
+    gc.enable()
+  assert reference() is None
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has arenas')

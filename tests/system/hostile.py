@@ -9,9 +9,7 @@ separate process, whose address space is limited and which a crash would end.
 import concurrent.futures
 import contextlib
 import copy
-import ctypes
 import functools
-import gc
 import gzip
 import io
 import json
@@ -51,6 +49,7 @@ from alexnet_jax.interop import (
 )
 from alexnet_jax.models import registry
 from alexnet_jax.runs import curves, run_folder, saved_predictions
+from alexnet_jax.runtime import host_memory
 from alexnet_jax.runtime.errors import RunError, UsageError
 from tests import miniature
 from tests.interop import networks
@@ -649,8 +648,7 @@ def run_campaign(name, seeds, folder, **inputs):
   before, start = resident_memory(), time.perf_counter()
   num_accepted = num_read = 0
   for number in seeds:
-    gc.collect()  # Hypothesis retains the examples of a seed, 140 MB, and the C library the blocks that it freed
-    ctypes.CDLL(None).malloc_trim(0)
+    host_memory.release_unused()  # Hypothesis and the C library retain the examples of a seed, 140 MB
     accepted, read = count_true(campaign.is_accepted, EXAMPLES_PER_SEED, number, example=campaign.examples)
     num_accepted, num_read = num_accepted + accepted, num_read + read
   # Unlike this line, `ru_maxrss` of a process that was started by another includes the memory of the other.
