@@ -68,7 +68,7 @@ def trim_after_compiling() -> None:
 
   def trim_if_long(event: str, duration_secs: float, **_: str | int) -> None:
     if event == COMPILE_EVENT and duration_secs > MIN_COMPILE_SECONDS:
-      _trim()
+      _call_c_library('malloc_trim', 0)
 
   jax.monitoring.register_event_duration_secs_listener(trim_if_long)
 
@@ -80,7 +80,7 @@ def release_unused() -> None:
   percent. With a C library other than glibc, only the objects are freed.
   """
   gc.collect()
-  _trim()
+  _call_c_library('malloc_trim', 0)
 
 
 def return_large_blocks() -> None:
@@ -94,20 +94,14 @@ def return_large_blocks() -> None:
 
 
 def _set_malloc_option(option, value):
-  mallopt = _c_function('mallopt')
-  if mallopt is not None:
-    mallopt(option, value)
+  _call_c_library('mallopt', option, value)
 
 
-def _trim():
-  trim = _c_function('malloc_trim')
-  if trim is not None:
-    trim(0)
-
-
-def _c_function(name):
-  """Returns a function of the C library, or None if it has no such function or the system is not Linux."""
-  return getattr(ctypes.CDLL(None), name, None) if sys.platform == 'linux' else None
+def _call_c_library(name, *arguments):
+  """Calls a function of the C library; does nothing if it has no such function or the system is not Linux."""
+  function = getattr(ctypes.CDLL(None), name, None) if sys.platform == 'linux' else None
+  if function is not None:
+    function(*arguments)
 
 
 @contextlib.contextmanager
