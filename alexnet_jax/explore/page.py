@@ -40,7 +40,6 @@ def command(options: argparse.Namespace) -> int:
     raise UsageError(f'--port={options.port} must be 1 to {2**16 - 1}.')
   if len(options.workdirs) > MAX_RUNS:
     raise UsageError(f'{len(options.workdirs)} runs are too many; name one, or two to compare them.')
-  host_memory.return_large_blocks()
   host_memory.trim_after_compiling()
   page = make_page([loaded_run.load(folder) for folder in options.workdirs])
   print(f'{serve(page, options.host, options.port)}  (end with Ctrl-C)', flush=True)

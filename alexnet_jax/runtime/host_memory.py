@@ -18,9 +18,11 @@ HUGE_PAGES_SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # of a container; 'max' if it has no limit
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'  # JAX records it after XLA compiled a program
 MIN_COMPILE_SECONDS = 1  # shorter compilations leave little free memory
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # parameters of glibc's mallopt
-MAX_ARENAS = 2  # from which threads allocate; glibc's default is eight for each core
-LARGE_BLOCK = 2**18  # bytes; `return_large_blocks` returns larger ones to the system as soon as they are freed
+MALLOC_OPTIONS = {  # of glibc: the parameter of `mallopt`, and its value; the default thresholds change with the blocks
+  'arena_max': (-8, 2),  # arenas from which threads allocate; the default is eight for each core
+  'mmap_threshold': (-3, 2**20),  # larger blocks have their own mapping, and return to the system when they are freed
+  'trim_threshold': (-1, 2**26),  # free bytes at the end of the heap from which they return to the system
+}
 
 
 def total_bytes() -> int:
@@ -32,18 +34,20 @@ def total_bytes() -> int:
 
 
 def configure_malloc() -> None:
-  """Configures the C library: few arenas, and huge pages. Call this function first, before threads and heavy imports.
+  """Configures the C library: see `MALLOC_OPTIONS`, and huge pages. Call this first, before threads and heavy imports.
 
-  Each arena retains freed blocks. With eight for each core, which is the default, a training with many checkpoints grew
-  for thousands of steps (docs/reliability.md). With a C library other than glibc there is no effect.
+  By default the memory of a long training varied by several percent (docs/reliability.md). Each arena retains freed
+  blocks, and a large block enlarges the heap whenever no free part of it is large enough. With a C library other than
+  glibc there is no effect.
 
   For huge pages, the running command restarts once, in the same process, because the C library reads this setting only
   at program start. It does not restart if the kernel does not provide huge pages on request. Settings in GLIBC_TUNABLES
   take precedence.
   """
   tunables = os.environ.get('GLIBC_TUNABLES', '')
-  if 'glibc.malloc.arena_max' not in tunables:
-    _set_malloc_option(M_ARENA_MAX, MAX_ARENAS)
+  for name, option in MALLOC_OPTIONS.items():
+    if f'glibc.malloc.{name}' not in tunables:
+      _call_c_library('mallopt', *option)
   if HUGE_PAGES_TUNABLE in tunables:
     return
   if not HUGE_PAGES_SETTING.exists() or '[madvise]' not in HUGE_PAGES_SETTING.read_text():
@@ -81,20 +85,6 @@ def release_unused() -> None:
   """
   gc.collect()
   _call_c_library('malloc_trim', 0)
-
-
-def return_large_blocks() -> None:
-  """Limits the freed memory that the C library retains in a process whose threads serve many requests.
-
-  By default large freed blocks remain in an arena once a few were freed: `explore` retained 180 MB. Call this function
-  before the threads exist. With a C library other than glibc there is no effect.
-  """
-  _set_malloc_option(M_ARENA_MAX, 1)
-  _set_malloc_option(M_MMAP_THRESHOLD, LARGE_BLOCK)
-
-
-def _set_malloc_option(option, value):
-  _call_c_library('mallopt', option, value)
 
 
 def _call_c_library(name, *arguments):

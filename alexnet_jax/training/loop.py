@@ -62,9 +62,7 @@ def train(setup: RunSetup) -> TrainedModel:
       results = None
       if num_steps % setup.eval_every == 0 and num_steps > evaluated_step:
         with progress.paused():
-          host_memory.release_unused()  # neither training nor validation retains memory that the other needs
           results = validate(setup, state, stop)
-          host_memory.release_unused()
         if results:
           evaluated_step = num_steps
           state = observe(setup, state, results['top1_error'])

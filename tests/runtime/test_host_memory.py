@@ -79,6 +79,29 @@ with tempfile.NamedTemporaryFile('r') as report:
   libc.fclose(file)
   print(len(re.findall('<heap nr=', report.read())))
 """
+# Prints how many of 40 MB the process still has after they are freed, in blocks of 4 MB below one that is not free.
+LARGE_BLOCKS = """
+import ctypes, pathlib, sys
+from alexnet_jax.runtime import host_memory
+
+if sys.argv[1] == 'limited':
+  host_memory.configure_malloc()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def megabytes():
+  return next(int(line.split()[1]) for line in pathlib.Path('/proc/self/status').open() if 'RssAnon' in line) / 1e3
+
+libc.free(libc.malloc(5_000_000))  # by default, smaller blocks come from the heap from here
+before = megabytes()
+blocks = [libc.malloc(4_000_000) for _ in range(10)]
+for block in blocks:
+  ctypes.memset(block, 1, 4_000_000)
+libc.malloc(900_000)
+for block in blocks:
+  libc.free(block)
+print(megabytes() - before)
+"""
 
 
 @pytest.fixture
@@ -113,14 +136,15 @@ def test_the_process_is_not_restarted_without_huge_pages_on_request(system, cont
 
 def test_tunables_of_the_user_take_precedence(system, monkeypatch):
   options = []
-  monkeypatch.setattr(host_memory, '_set_malloc_option', lambda *option: options.append(option))
+  monkeypatch.setattr(host_memory, '_call_c_library', lambda *call: options.append(call))
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
   host_memory.configure_malloc()
   assert not system[1]
-  assert options == [(host_memory.M_ARENA_MAX, 2)]
+  assert options == [('mallopt', -8, 2), ('mallopt', -3, 2**20), ('mallopt', -1, 2**26)]
+  options.clear()
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0:glibc.malloc.arena_max=4')
   host_memory.configure_malloc()
-  assert len(options) == 1
+  assert options == [('mallopt', -3, 2**20), ('mallopt', -1, 2**26)]
 
 
 def test_the_process_restarts_once_with_the_same_id_and_arguments():
@@ -167,16 +191,21 @@ def test_unreachable_cycles_are_freed_on_request():
   assert reference() is None
 
 
+def run_with(malloc, program):
+  """Returns the number that a program prints with the default settings of the C library, or with ours ('limited')."""
+  return float(subprocess.run([sys.executable, '-c', program, malloc], cwd=ROOT, capture_output=True, check=True).stdout)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has arenas')
 def test_threads_share_two_arenas():
-  num_arenas = {
-    setting: int(
-      subprocess.run([sys.executable, '-c', ARENAS, setting], cwd=ROOT, capture_output=True, check=True).stdout
-    )
-    for setting in ('default', 'limited')
-  }
-  assert num_arenas['default'] > 2
-  assert num_arenas['limited'] == 2
+  assert run_with('default', ARENAS) > 2
+  assert run_with('limited', ARENAS) == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has a threshold for large blocks')
+def test_freed_large_blocks_return_to_the_system():
+  assert run_with('default', LARGE_BLOCKS) > 30
+  assert run_with('limited', LARGE_BLOCKS) < 10
 
 
 def test_objects_are_frozen_in_the_context_alone():
