@@ -193,7 +193,9 @@ def test_unreachable_cycles_are_freed_on_request():
 
 def run_with(malloc, program):
   """Returns the number that a program prints with the default settings of the C library, or with ours ('limited')."""
-  return float(subprocess.run([sys.executable, '-c', program, malloc], cwd=ROOT, capture_output=True, check=True).stdout)
+  return float(
+    subprocess.run([sys.executable, '-c', program, malloc], cwd=ROOT, capture_output=True, check=True).stdout
+  )
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has arenas')
