@@ -21,15 +21,21 @@ from alexnet_jax.runtime import host_memory
 host_memory.configure_malloc()
 print('done')
 """
-# Frees 128 MB in blocks below one that is not free, twice. Prints how many of them the process still has after a short
-# compilation, after a long one, and after `release_unused`.
-FRAGMENTS = """
-import ctypes, pathlib
-import jax
+# Loads the C library for the programs below, and counts the memory of the process.
+LIBC = """
+import ctypes, pathlib, sys
 from alexnet_jax.runtime import host_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
 def megabytes():
   return next(int(line.split()[1]) for line in pathlib.Path('/proc/self/status').open() if 'RssAnon' in line) / 1e3
+"""
+# Frees 128 MB in blocks below one that is not free, twice. Prints how many of them the process still has after a short
+# compilation, after a long one, and after `release_unused`.
+FRAGMENTS = f"""{LIBC}
+import jax
 
 def free_blocks():
   blocks = [libc.malloc(64_000) for _ in range(2_000)]
@@ -42,8 +48,6 @@ def compile(seconds):
   jax.monitoring.record_event_duration_secs(host_memory.COMPILE_EVENT, seconds)
 
 host_memory.trim_after_compiling()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 before = megabytes()
 free_blocks()
 compile(0.1)
@@ -80,18 +84,9 @@ with tempfile.NamedTemporaryFile('r') as report:
   print(len(re.findall('<heap nr=', report.read())))
 """
 # Prints how many of 40 MB the process still has after they are freed, in blocks of 4 MB below one that is not free.
-LARGE_BLOCKS = """
-import ctypes, pathlib, sys
-from alexnet_jax.runtime import host_memory
-
+LARGE_BLOCKS = f"""{LIBC}
 if sys.argv[1] == 'limited':
   host_memory.configure_malloc()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-
-def megabytes():
-  return next(int(line.split()[1]) for line in pathlib.Path('/proc/self/status').open() if 'RssAnon' in line) / 1e3
-
 libc.free(libc.malloc(5_000_000))  # by default, smaller blocks come from the heap from here
 before = megabytes()
 blocks = [libc.malloc(4_000_000) for _ in range(10)]
