@@ -59,16 +59,13 @@ host_memory.release_unused()
 print(megabytes() - before)
 """
 # Prints the number of arenas after 20 threads have allocated memory at the same time.
-ARENAS = """
-import concurrent.futures, ctypes, re, sys, tempfile, threading
-from alexnet_jax.runtime import host_memory
+ARENAS = f"""{LIBC}
+import concurrent.futures, re, tempfile, threading
 
 if sys.argv[1] == 'limited':
   host_memory.configure_malloc()
-libc = ctypes.CDLL(None)
 libc.fopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-libc.fclose.argtypes = libc.free.argtypes = [ctypes.c_void_p]
-libc.malloc.restype = ctypes.c_void_p
+libc.fclose.argtypes = [ctypes.c_void_p]
 barrier = threading.Barrier(20)
 
 def allocate(_):
