@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
+from alexnet_jax.reproduction.experiments import TINY_STUDY
 from alexnet_jax.reproduction.records import Curve, Record, epochs_to_error
 from alexnet_jax.reproduction.verdicts import Comparison, Metric, error, training_error
 
@@ -84,6 +85,7 @@ class Claim(NamedTuple):
     command: commands that test the claim as the paper did, separated by semicolons; a command that begins with a colon
       is short for a variant of `python main.py --config=configs/alexnet.py`.
     requires: `IMAGENET` or `TWO_DEVICES` if the claim cannot be tested without; else empty.
+    tiny_experiment: name of the experiment that makes the same comparison on Tiny-ImageNet; empty if there is none.
   """
 
   section: str
@@ -93,6 +95,11 @@ class Claim(NamedTuple):
   comparison: Comparison | None = None
   command: str = ''
   requires: str = ''
+  tiny_experiment: str = ''
+
+  def experiment_in(self, study: str) -> str:
+    """Returns the name of the experiment in a study, see `experiments.MAIN_STUDY`; empty if there is none."""
+    return self.tiny_experiment if study == TINY_STUDY else self.experiment
 
 
 def _pair(variant: str, dataset: str = 'imagenet2012') -> str:
@@ -115,6 +122,7 @@ CLAIMS = (
     'one_tower',
     Comparison(TEN_CROPS, ('one_tower',), 'paper', paper=1.7),
     _pair('one_tower', 'ilsvrc2010'),
+    tiny_experiment='tiny_one_tower',
   ),
   Claim(
     '3.2',
@@ -131,6 +139,7 @@ CLAIMS = (
     'communication',
     Comparison(TEN_CROPS, ('no_communication',), 'paper', paper=1.2),
     _pair('run150'),
+    tiny_experiment='tiny_communication',
   ),
   Claim(
     '3.3',
@@ -139,6 +148,7 @@ CLAIMS = (
     'normalisation',
     Comparison(TEN_CROPS, ('no_lrn',), 'paper', paper=1.4),
     _pair('no_lrn'),
+    tiny_experiment='tiny_normalisation',
   ),
   Claim(
     '3.3',
@@ -168,6 +178,7 @@ CLAIMS = (
     'overlap',
     Comparison(TEN_CROPS, ('no_overlap',), 'paper', paper=0.4),
     _pair('no_overlap'),
+    tiny_experiment='tiny_overlap',
   ),
   Claim(
     '4.1',
@@ -176,6 +187,7 @@ CLAIMS = (
     'augmentation',
     Comparison(OVERFITTING, ('no_augmentation',), 'paper'),
     _pair('no_augmentation'),
+    tiny_experiment='tiny_augmentation',
   ),
   Claim(
     '4.1',
@@ -184,6 +196,7 @@ CLAIMS = (
     'colour',
     Comparison(TEN_CROPS, ('no_colour',), 'paper', paper=1, is_minimum=True),
     _pair('no_colour'),
+    tiny_experiment='tiny_colour',
   ),
   Claim(
     '4.1',
@@ -192,6 +205,7 @@ CLAIMS = (
     'ten_views',
     Comparison(TEN_CROP_GAIN, ('paper',), paper=1.5),  # one population; the entry lists other networks
     ':ilsvrc2010,as_run',
+    tiny_experiment='tiny_ten_views',
   ),
   Claim(
     '4.1',
@@ -207,6 +221,7 @@ CLAIMS = (
     'dropout',
     Comparison(OVERFITTING, ('no_dropout',), 'paper'),
     _pair('no_dropout'),
+    tiny_experiment='tiny_dropout',
   ),
   Claim(
     '4.2',
@@ -223,6 +238,7 @@ CLAIMS = (
     'decay',
     Comparison(TRAINING_ERROR, ('no_decay',), 'paper'),
     _pair('no_decay'),
+    tiny_experiment='tiny_decay',
   ),
   Claim(
     '5',
@@ -264,6 +280,7 @@ CLAIMS = (
     Comparison(ENSEMBLE_GAIN, ('averaged',), paper=2.6),  # 40.7 to 38.1 % on ILSVRC-2012
     ':imagenet2012,as_run --config.seed=0 --workdir=runs/A (B, C, D, E: seeds 1 to 4); '
     ':imagenet2012 --mode=eval --workdir=runs/A,runs/B,runs/C,runs/D,runs/E',
+    tiny_experiment='tiny_ensemble',
   ),
   Claim(
     '6',
@@ -305,6 +322,7 @@ CLAIMS = (
     'photographs',
     Comparison(NEIGHBOURS, ('paper',)),
     'python -m alexnet_jax figures neighbours DIR',
+    tiny_experiment='tiny_neighbours',
   ),
   Claim(
     '7',
@@ -313,5 +331,6 @@ CLAIMS = (
     'depth',
     Comparison(TEN_CROPS, ('without_conv3', 'without_conv4'), 'paper', paper=2),
     _pair('without_conv4'),
+    tiny_experiment='tiny_depth',
   ),
 )

@@ -14,6 +14,8 @@ from alexnet_jax.reproduction.records import Curve, Record
 from alexnet_jax.reproduction.verdicts import Records
 
 NUM_AVERAGED = 5  # networks in an average, as in section 6
+# The studies: the claims that are tested in a study are corrected together, see `report.RULES`.
+MAIN_STUDY, TINY_STUDY = 'CIFAR-10 and photographs', 'Tiny-ImageNet'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Experiment:
     images_per_second: speed of training for estimates, measured on one core of an AMD EPYC with both cores training.
     num_seeds: planned number of repetitions of each condition: five, or three if a training takes over an hour.
     num_images: number of training images, for estimates.
+    study: `MAIN_STUDY` or `TINY_STUDY`.
     data: the dataset, for the reader.
     requires: data that the user must provide; empty if TFDS fetches it.
     curves: the curves in its figure, keys of `CURVE_NAMES`; if there are none, it has no such figure.
@@ -115,6 +118,7 @@ class Experiment:
   images_per_second: float
   num_seeds: int = 5
   num_images: int = 50_000
+  study: str = MAIN_STUDY
   data: str = 'CIFAR-10'
   requires: str = ''
   curves: Sequence[Callable[[Record], Curve]] = (Record.training_curve,)
@@ -175,9 +179,25 @@ SMALL: dict[str, object] = {
 }
 SMALL_EPOCHS = 24
 BOTH_ERRORS = (Record.test_curve, Record.training_curve)
+# Notes of experiments on both datasets.
+NO_COMMUNICATION_NOTE = (
+  'Run 150 of 2012 has wider layers to compensate for the inputs that they do not read; `no_communication` does not.'
+)
+OVERLAP_NOTE = (
+  'Images have 96 x 96 pixels. With 64 x 64 pixels, and the padding that belongs to pooling windows of two pixels '
+  '(run 147), the maps of conv5 would have a single position.'
+)
+AVERAGE_NOTE = (
+  "`averaged` is the mean of the probabilities of five networks of the paper's recipe: those of seeds 0 to 4, 5 to 9 "
+  'and 10 to 14.'
+)
+NEIGHBOURS_NOTE = 'Each percentage is of 3,000 neighbours: six of each of 500 images, among 10,000 training images.'
 OVERFITTING_NOTE = (
   'Both errors of the primary metric are those of the finished network on centre crops, without dropout. The training '
   'error in the figure and in the column of this name is measured on training batches, with augmentation and dropout.'
+)
+NO_AUGMENTATION_NOTE = (
+  f'{OVERFITTING_NOTE} `no_augmentation` removes the colour shift as well as random crops and reflections.'
 )
 SMALL_NOTE = """\
 `small` is the paper's network with half of the kernels, for images of 64 x 64 pixels. It is trained with the paper's
@@ -284,7 +304,7 @@ def photograph_condition(name: str, *variants: str) -> Condition:
   )
 
 
-EXPERIMENTS = {
+MAIN_EXPERIMENTS = {
   experiment.name: experiment
   for experiment in (
     Experiment(
@@ -375,8 +395,7 @@ EXPERIMENTS = {
       'Two towers with and without cross-tower layers',
       '3.2',
       (PAPER, small_condition('no_communication', 'no_communication')),
-      note='Run 150 of 2012 has wider layers to compensate for the inputs that they do not read; `no_communication` '
-      'does not.',
+      note=NO_COMMUNICATION_NOTE,
     ),
     small_experiment(
       'overlap',
@@ -384,11 +403,9 @@ EXPERIMENTS = {
       '3.4',
       (condition_of_96_pixels('paper'), condition_of_96_pixels('no_overlap', 'no_overlap')),
       images_per_second=450,
-      note='Images have 96 x 96 pixels. With 64 x 64 pixels, and the padding that belongs to pooling windows of two '
-      'pixels (run 147), the maps of conv5 would have a single position. The paper observes that networks with '
-      'overlapping pooling are slightly more difficult to overfit. In 12 epochs, the test error of both networks ends '
-      'three and a half points above their error on the training images, and the network without overlap learns '
-      'faster.',
+      note=f'{OVERLAP_NOTE} The paper observes that networks with overlapping pooling are slightly more difficult to '
+      'overfit. In 12 epochs, the test error of both networks ends three and a half points above their error on the '
+      'training images, and the network without overlap learns faster.',
     ),
     small_experiment(
       'augmentation',
@@ -396,8 +413,8 @@ EXPERIMENTS = {
       '4.1',
       (PAPER, small_condition('no_augmentation', 'no_augmentation')),
       curves=BOTH_ERRORS,
-      note=f'{OVERFITTING_NOTE} `no_augmentation` removes the colour shift as well as random crops and reflections. '
-      'The test error itself rises by less than the primary metric, because the training images are learned better.',
+      note=f'{NO_AUGMENTATION_NOTE} The test error itself rises by less than the primary metric, because the training '
+      'images are learned better.',
     ),
     small_experiment(
       'normalisation',
@@ -478,8 +495,7 @@ EXPERIMENTS = {
       (dataclasses.replace(PAPER, name='averaged', ensemble_of=PAPER, measures=()),),
       num_seeds=3,
       curves=(),  # an average has no curve
-      note="`averaged` is the mean of the probabilities of five networks of the paper's recipe: those of seeds 0 to 4, "
-      '5 to 9 and 10 to 14.',
+      note=AVERAGE_NOTE,
     ),
     small_experiment(
       'pretraining',
@@ -538,6 +554,62 @@ EXPERIMENTS = {
     ),
   )
 }
+
+
+# The same experiments on Tiny-ImageNet-200: 100,000 photographs of 200 classes of ImageNet, 64 x 64 pixels.
+
+
+def condition_on_tiny_imagenet(condition: Condition) -> Condition:
+  """Replaces CIFAR-10 by Tiny-ImageNet: twice the number of images, and two thirds of the epochs."""
+  return dataclasses.replace(
+    condition,
+    config=condition.config.replace(':cifar10,', ':tiny_imagenet,'),
+    num_epochs=condition.num_epochs * 2 / 3,
+    trial_epochs=condition.trial_epochs * 2 / 3,
+    fields={**condition.fields, 'data.validation_split': 'validation', 'eval_every': 2 * 782, 'log_every': 156},
+    folder='tiny' if condition.folder else '',
+    ensemble_of=condition.ensemble_of and condition_on_tiny_imagenet(condition.ensemble_of),
+    measures=(*condition.measures, measure_same_class),
+  )
+
+
+def on_tiny_imagenet(experiment: Experiment, note: str = '') -> Experiment:
+  """Replaces CIFAR-10 by Tiny-ImageNet in an experiment on `small`."""
+  return dataclasses.replace(
+    experiment,
+    name=f'tiny_{experiment.name}',
+    title=f'{experiment.title}, on Tiny-ImageNet',
+    conditions=[condition_on_tiny_imagenet(condition) for condition in experiment.conditions],
+    images_per_second=experiment.images_per_second * 0.8,
+    num_images=100_000,
+    study=TINY_STUDY,
+    data='Tiny-ImageNet, `small`',
+    requires='tiny-imagenet-200, prepared by `python -m alexnet_jax prepare tiny_imagenet FOLDER_OR_ZIP`',
+    reads=(),
+    note=note,
+  )
+
+
+NEIGHBOURS_IN_FC7 = small_experiment('neighbours', 'Nearest neighbours', '6.1', (PAPER,), curves=())
+TINY_EXPERIMENTS = {
+  experiment.name: experiment
+  for experiment in (
+    on_tiny_imagenet(MAIN_EXPERIMENTS['one_tower']),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['communication'], NO_COMMUNICATION_NOTE),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['normalisation']),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['overlap'], OVERLAP_NOTE),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['augmentation'], NO_AUGMENTATION_NOTE),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['colour']),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['ten_views']),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['dropout'], f'{OVERFITTING_NOTE} {NO_DROPOUT_NOTE}'),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['decay']),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['depth']),
+    on_tiny_imagenet(MAIN_EXPERIMENTS['ensemble'], AVERAGE_NOTE),
+    on_tiny_imagenet(NEIGHBOURS_IN_FC7, NEIGHBOURS_NOTE),
+  )
+}
+
+EXPERIMENTS = MAIN_EXPERIMENTS | TINY_EXPERIMENTS
 
 
 def conditions_read(experiment: Experiment) -> list[str]:

@@ -136,7 +136,7 @@ def list_experiments(num_seeds: int | None = None) -> str:
   Args:
     num_seeds: number of seeds; None for that of each experiment.
   """
-  lines = [f'{"experiment":18}{"section":9}{"seeds":>5}{"epochs":>8}{"hours":>8}  title; data']
+  lines = [f'{"experiment":20}{"section":9}{"seeds":>5}{"epochs":>8}{"hours":>8}  title; data']
   for experiment in EXPERIMENTS.values():
     seeds, epochs, hours = '', '', ''
     if experiment.conditions:
@@ -144,7 +144,7 @@ def list_experiments(num_seeds: int | None = None) -> str:
       num_epochs = experiment.num_epochs(num_seeds or experiment.num_seeds)
       epochs, hours = f'{num_epochs:.0f}', f'{experiment.seconds(num_epochs) / 3600:.1f}'
     lines.append(
-      f'{experiment.name:18}{experiment.section:9}{seeds:>5}{epochs:>8}{hours:>8}  '
+      f'{experiment.name:20}{experiment.section:9}{seeds:>5}{epochs:>8}{hours:>8}  '
       f'{experiment.title}; {experiment.requires or experiment.data}'
     )
   lines += [
@@ -398,5 +398,6 @@ def drawn_figures(finished: Mapping[str, Records]) -> Iterator[tuple[str, plots.
           decays=decay_epochs(experiment),
         ),
       )
-  if report.conclude(finished):
-    yield 'claims', report.draw_claims(finished)
+  findings = report.conclude(finished)
+  for study in dict.fromkeys(EXPERIMENTS[name].study for name in findings):
+    yield report.CLAIMS_FIGURES[study], report.draw_claims(findings, study)

@@ -86,6 +86,20 @@ def test_a_split_that_is_listed_twice_is_opened_once(config):
   assert train is not first
 
 
+@pytest.mark.parametrize(('spare_bytes', 'is_cached'), [(0, True), (-1, False)])
+def test_a_split_of_up_to_an_eighth_of_the_memory_is_decoded_once(config, monkeypatch, spare_bytes, is_cached):
+  monkeypatch.setattr(sources.host_memory, 'total_bytes', lambda: 8 * (360 * 96 * 96 * 3 + spare_bytes))
+  (source,) = sources.open_splits(config.data, 96, ['test'])  # 360 images
+  resized = []
+  resize_and_crop = sources.image_io.resize_and_crop
+  monkeypatch.setattr(
+    sources.image_io, 'resize_and_crop', lambda image, size: resized.append(size) or resize_and_crop(image, size)
+  )
+  first, second = source[3], source[3]
+  np.testing.assert_array_equal(first['image'], second['image'])
+  assert len(resized) == (1 if is_cached else 2)
+
+
 @pytest.mark.parametrize('record', [b'', b'\xff' * 20, encode_example(b'', 0)[:5]], ids=['empty', 'noise', 'truncated'])
 def test_the_error_for_a_damaged_record_contains_its_index(train_source, record):
   train_source._records = [record]

@@ -44,6 +44,22 @@ def test_conditions_of_a_pair_differ_in_one_respect():
     assert len({tuple(condition.fields.items()) for condition in experiment.conditions}) <= 1
 
 
+def test_conditions_on_tiny_imagenet_differ_from_those_on_cifar_10_in_the_dataset_alone():
+  for claim in claims.CLAIMS:
+    if not claim.tiny_experiment or claim.experiment == 'photographs':
+      continue
+    on_tiny, on_main = (EXPERIMENTS[name].all_conditions() for name in (claim.tiny_experiment, claim.experiment))
+    for tiny, main in zip(on_tiny, on_main, strict=True):
+      config, reference = map(config_files.load_config, (tiny.config, main.config))
+      assert config.data.name == 'ilsvrc/tiny_imagenet'
+      assert config.data.test_split == tiny.fields['data.validation_split'] == 'validation'
+      config.data = reference.data
+      assert config == reference
+      assert tiny.num_epochs == pytest.approx(main.num_epochs * 2 / 3)
+      assert {**tiny.fields, **main.fields} == {**main.fields}
+      assert set(tiny.fields) == set(main.fields)
+
+
 def test_an_experiment_is_unfinished_until_those_that_it_reads_are_finished():
   crops, records = EXPERIMENTS['views'], {'lrn/with': with_error(13.0)}
   assert report.missing_conditions(crops, records) == ['lrn/without', '13pct/13pct', '11pct/11pct']
@@ -53,8 +69,10 @@ def test_an_experiment_is_unfinished_until_those_that_it_reads_are_finished():
 
 def test_every_section_has_claims_and_every_experiment_tests_one():
   assert {claim.section for claim in claims.CLAIMS} == {'3.1', '3.2', '3.3', '3.4', '4.1', '4.2', '5', '6', '6.1', '7'}
-  assert {claim.experiment for claim in claims.CLAIMS} - {''} == set(EXPERIMENTS)
+  assert set(report.COMPARISONS) == set(EXPERIMENTS)
   for claim in claims.CLAIMS:
+    for study in report.STUDIES:
+      assert not claim.experiment_in(study) or EXPERIMENTS[claim.experiment_in(study)].study == study
     assert claim.command or claim.experiment
     assert claim.requires in ('', claims.IMAGENET, claims.TWO_DEVICES)
     assert not (claim.requires and claim.experiment)
@@ -62,10 +80,10 @@ def test_every_section_has_claims_and_every_experiment_tests_one():
 
 
 def test_every_claim_compares_conditions_of_its_experiment_in_one_metric():
-  tested = [claim for claim in claims.CLAIMS if claim.comparison]
-  assert len({claim.experiment for claim in tested}) == len(tested)
-  for claim in tested:
-    experiment, comparison = EXPERIMENTS[claim.experiment], claim.comparison
+  tested = [name for claim in claims.CLAIMS for name in (claim.experiment, claim.tiny_experiment) if name]
+  assert len(set(tested)) == len(tested)
+  for name in tested:
+    experiment, comparison = EXPERIMENTS[name], report.COMPARISONS[name]
     names = {condition.name for condition in experiment.conditions} | set(conditions_read(experiment))
     assert {*comparison.higher, comparison.lower} - {''} <= names
     assert bool(comparison.lower) + bool(comparison.accepted) + (comparison.metric.unit == 'points') >= 1

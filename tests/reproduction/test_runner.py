@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import __main__ as cli
 from alexnet_jax.analysis import plots
 from alexnet_jax.reproduction import experiments, records, report, runner
-from alexnet_jax.reproduction.experiments import EXPERIMENTS
+from alexnet_jax.reproduction.experiments import EXPERIMENTS, MAIN_STUDY, TINY_EXPERIMENTS
 from alexnet_jax.reproduction.runner import Folders
 from alexnet_jax.reproduction.verdicts import CONTRADICTED, INCONCLUSIVE, OTHER_SIZE, REPRODUCED
 from alexnet_jax.runs import checkpoints, config_checks
@@ -230,10 +230,12 @@ def test_the_figures_are_up_to_date_with_the_records(tmp_path):
 
 def test_the_figure_of_all_claims_shows_effects_intervals_and_the_papers_effects():
   finished = runner.load_all_records(Folders(ROOT / 'results'))
-  figure = report.draw_claims(finished)
+  findings = {
+    name: finding for name, finding in report.conclude(finished).items() if EXPERIMENTS[name].study == MAIN_STUDY
+  }
+  figure = report.draw_claims(findings, MAIN_STUDY)
   drawn = [axes for axes in figure.axes if axes.lines]
   labels = [label.get_text() for axes in drawn for label in axes.get_yticklabels()]
-  findings = report.conclude(finished)
   assert len(labels) == len(findings)
   for axes in drawn:
     low, high = axes.get_xlim()
@@ -244,6 +246,35 @@ def test_the_figure_of_all_claims_shows_effects_intervals_and_the_papers_effects
       for effect in (measured.value, *(measured.interval or ()), *([paper] if paper else ())):
         assert np.isclose(points, [np.clip(effect, low, high), position]).all(axis=1).any(), name
       assert findings[name].verdict in [text.get_text() for text in axes.texts if text.get_position()[1] == position]
+
+
+def test_the_claims_on_tiny_imagenet_are_a_second_study():
+  """They have their own table, figure and correction, which leave those of the first study as they are."""
+
+  def with_errors(*errors):
+    crops = {'top1_error': 60.0, 'top5_error': 35.0}
+    return [
+      record(results={'centre': crops, 'ten_view': {'top1_error': error, 'top5_error': 30.0 + seed}}, seed=seed)
+      for seed, error in enumerate(errors)
+    ]
+
+  finished = runner.load_all_records(Folders(ROOT / 'results'))
+  for name in TINY_EXPERIMENTS:
+    finished[name] = {}
+  alone = report.conclude(finished)
+  assert '## The claims on Tiny-ImageNet' not in report.render(finished)
+  finished['tiny_one_tower'] = {'paper': with_errors(55.0, 55.2, 55.1), 'one_tower': with_errors(57.0, 57.3, 57.2)}
+  findings = report.conclude(finished)
+  finding = findings.pop('tiny_one_tower')
+  assert findings == alone
+  assert finding.adjusted_p == pytest.approx(len(TINY_EXPERIMENTS) * finding.estimate.p_value)
+  text = report.render(finished)
+  assert 'Of 12 claims: not run: 11, reproduced: 1.' in text.split('## The claims on Tiny-ImageNet')[1]
+  assert '| one_tower | 3 | 2.5 | 30.00 ± 0.00 | 60.00 ± 0.00 / 35.00 ± 0.00 | 57.17 ± 0.15 / 31.00 ± 1.00 |' in text
+  figures = dict(runner.drawn_figures(finished))
+  assert [label.get_text() for label in figures['tiny_claims'].axes[0].get_yticklabels()] == [
+    EXPERIMENTS['tiny_one_tower'].title
+  ]
 
 
 def test_curves_are_drawn_as_means_in_bands():
