@@ -283,6 +283,8 @@ def draw_conditions(
 ) -> Figure:
   """Draws the mean curve of each condition in a band from the lowest to the highest seed.
 
+  A second panel magnifies the curves after the first decay of the learning rate, where small effects are visible.
+
   Args:
     conditions: {name of a condition: [(epochs [point], values [point]) of each seed]}.
     quantity: name of the quantity on the vertical axis, which is in percent.
@@ -290,27 +292,56 @@ def draw_conditions(
     level: value that is marked by a horizontal line.
     decays: epochs at which the learning rate decays, marked by vertical lines.
   """
-  figure = Figure(figsize=(9, 6), layout='constrained')
-  axes = figure.subplots()
+  figure = Figure(figsize=(13 if decays else 9, 6), layout='constrained')
+  axes, *magnified = figure.subplots(1, 2, width_ratios=(2, 1)) if decays else [figure.subplots()]
+  for panel in (axes, *magnified):
+    _draw_bands(panel, conditions)
+    if level is not None:
+      panel.axhline(level, color=BLACK, linestyle=':', linewidth=1.5)
+    for epoch in decays:
+      panel.axvline(epoch, color='0.5', linestyle=':', linewidth=1.5)
+  if level is not None:
+    across = axes.get_yaxis_transform()
+    axes.text(0.995, level, f'{level:g} %', transform=across, ha='right', va='bottom', fontsize=13)
+  if decays:
+    down = axes.get_xaxis_transform()
+    text = 'learning rate decays '
+    axes.text(decays[0], 0.02, text, transform=down, ha='right', va='bottom', fontsize=13, color='0.3')
+  _format_curves(axes, quantity, has_legend=False)
+  for panel in magnified:
+    _format_curves(panel, '', has_legend=False)
+    _magnify(panel, conditions, decays[0])
+    panel.set_title('after the first decay, magnified', loc='left', fontsize=14, pad=12)
+  figure.legend(*axes.get_legend_handles_labels(), loc='outside lower left', ncols=2, frameon=False)
+  axes.set_title(title, loc='left', fontsize=16, pad=12)
+  return figure
+
+
+def _draw_bands(axes: Axes, conditions: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> None:
   for (condition, curves), (colour, style) in zip(conditions.items(), itertools.cycle(LINES), strict=False):
-    epochs = curves[0][0]
-    values = np.stack([np.interp(epochs, *curve) for curve in curves])
+    epochs, values = _align(curves)
     num_seeds = f'{len(curves)} seed{"s" if len(curves) > 1 else ""}'
     axes.plot(epochs, values.mean(axis=0), style, color=colour, linewidth=2, label=f'{condition} ({num_seeds})')
     axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-  across, down = axes.get_yaxis_transform(), axes.get_xaxis_transform()
-  if level is not None:
-    axes.axhline(level, color=BLACK, linestyle=':', linewidth=1.5)
-    axes.text(0.995, level, f'{level:g} %', transform=across, ha='right', va='bottom', fontsize=13)
-  for index, epoch in enumerate(decays):
-    axes.axvline(epoch, color='0.5', linestyle=':', linewidth=1.5)
-    if not index:
-      text = 'learning rate decays '
-      axes.text(epoch, 0.02, text, transform=down, ha='right', va='bottom', fontsize=13, color='0.3')
-  _format_curves(axes, quantity, has_legend=False)
-  figure.legend(loc='outside lower left', ncols=2, frameon=False)
-  axes.set_title(title, loc='left', fontsize=16, pad=12)
-  return figure
+
+
+def _align(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+  """Interpolates the curves of all seeds at the epochs of the first; returns epochs [point], values [seed, point]."""
+  epochs = curves[0][0]
+  return epochs, np.stack([np.interp(epochs, *curve) for curve in curves])
+
+
+def _magnify(axes: Axes, conditions: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], first_epoch: float) -> None:
+  """Limits the axes to the curves from an epoch onwards."""
+  aligned = [_align(curves) for curves in conditions.values()]
+  last_epoch = max(epochs[-1] for epochs, _ in aligned)
+  shown = np.concatenate(
+    [  # at least the last two points
+      values[:, min(np.searchsorted(epochs, first_epoch), len(epochs) - 2) :].ravel() for epochs, values in aligned
+    ]
+  )
+  margin = max(0.1 * float(np.ptp(shown)), 0.1)
+  axes.set(xlim=(first_epoch, last_epoch), ylim=(shown.min() - margin, shown.max() + margin))
 
 
 OURS, OURS_ALONE = 'ours, 95 % interval', 'ours, too few seeds'

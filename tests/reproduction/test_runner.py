@@ -281,13 +281,16 @@ def test_curves_are_drawn_as_means_in_bands():
   epochs = np.array([1.0, 2.0, 3.0])
   seeds = [(epochs, np.array([50.0, 40.0, 31.0])), (epochs, np.array([54.0, 42.0, 29.0]))]
   figure = plots.draw_conditions({'ours': seeds}, 'error, %', 'A title', level=35, decays=(2.5,))
-  (axes,) = figure.axes
+  axes, magnified = figure.axes
   np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 52], [2, 41], [3, 30]])
   (band,) = axes.collections
   corners = band.get_paths()[0].vertices.tolist()
   assert all(corner in corners for corner in ([1, 50], [1, 54], [3, 29], [3, 31]))
   assert [text.get_text() for text in axes.texts] == ['35 %', 'learning rate decays ']
   assert (axes.get_title('left'), figure.legends[0].texts[0].get_text()) == ('A title', 'ours (2 seeds)')
+  np.testing.assert_array_equal(magnified.lines[0].get_xydata(), axes.lines[0].get_xydata())
+  np.testing.assert_allclose([*magnified.get_xlim(), *magnified.get_ylim()], [2.5, 3, 29 - 1.3, 42 + 1.3])
+  assert len(plots.draw_conditions({'ours': seeds}, 'error, %', 'A title').axes) == 1
 
 
 def test_every_figure_of_the_report_exists():
