@@ -292,10 +292,14 @@ def draw_conditions(
     level: value that is marked by a horizontal line.
     decays: epochs at which the learning rate decays, marked by vertical lines.
   """
+  aligned = {}  # values [seed, point] of each condition at the epochs of its first seed
+  for name, curves in conditions.items():
+    epochs = curves[0][0]
+    aligned[name] = epochs, np.stack([np.interp(epochs, *curve) for curve in curves])
   figure = Figure(figsize=(13 if decays else 9, 6), layout='constrained')
   axes, *magnified = figure.subplots(1, 2, width_ratios=(2, 1)) if decays else [figure.subplots()]
   for panel in (axes, *magnified):
-    _draw_bands(panel, conditions)
+    _draw_bands(panel, aligned)
     if level is not None:
       panel.axhline(level, color=BLACK, linestyle=':', linewidth=1.5)
     for epoch in decays:
@@ -310,36 +314,25 @@ def draw_conditions(
   _format_curves(axes, quantity, has_legend=False)
   for panel in magnified:
     _format_curves(panel, '', has_legend=False)
-    _magnify(panel, conditions, decays[0])
+    _magnify(panel, list(aligned.values()), decays[0])
     panel.set_title('after the first decay, magnified', loc='left', fontsize=14, pad=12)
   figure.legend(*axes.get_legend_handles_labels(), loc='outside lower left', ncols=2, frameon=False)
   axes.set_title(title, loc='left', fontsize=16, pad=12)
   return figure
 
 
-def _draw_bands(axes: Axes, conditions: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> None:
-  for (condition, curves), (colour, style) in zip(conditions.items(), itertools.cycle(LINES), strict=False):
-    epochs, values = _align(curves)
-    num_seeds = f'{len(curves)} seed{"s" if len(curves) > 1 else ""}'
+def _draw_bands(axes: Axes, aligned: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+  for (condition, (epochs, values)), (colour, style) in zip(aligned.items(), itertools.cycle(LINES), strict=False):
+    num_seeds = f'{len(values)} seed{"s" if len(values) > 1 else ""}'
     axes.plot(epochs, values.mean(axis=0), style, color=colour, linewidth=2, label=f'{condition} ({num_seeds})')
     axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _align(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-  """Interpolates the curves of all seeds at the epochs of the first; returns epochs [point], values [seed, point]."""
-  epochs = curves[0][0]
-  return epochs, np.stack([np.interp(epochs, *curve) for curve in curves])
-
-
-def _magnify(axes: Axes, conditions: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], first_epoch: float) -> None:
-  """Limits the axes to the curves from an epoch onwards."""
-  aligned = [_align(curves) for curves in conditions.values()]
+def _magnify(axes: Axes, aligned: Sequence[tuple[np.ndarray, np.ndarray]], first_epoch: float) -> None:
+  """Limits the axes to the curves from an epoch onwards, and to at least their last two points."""
   last_epoch = max(epochs[-1] for epochs, _ in aligned)
-  shown = np.concatenate(
-    [  # at least the last two points
-      values[:, min(np.searchsorted(epochs, first_epoch), len(epochs) - 2) :].ravel() for epochs, values in aligned
-    ]
-  )
+  starts = [min(int(np.searchsorted(epochs, first_epoch)), len(epochs) - 2) for epochs, _ in aligned]
+  shown = np.concatenate([values[:, start:].ravel() for start, (_, values) in zip(starts, aligned, strict=True)])
   margin = max(0.1 * float(np.ptp(shown)), 0.1)
   axes.set(xlim=(first_epoch, last_epoch), ylim=(shown.min() - margin, shown.max() + margin))
 
