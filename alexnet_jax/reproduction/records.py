@@ -4,13 +4,13 @@ import datetime
 import json
 import os
 import pathlib
-import subprocess
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from alexnet_jax.models import device_mesh
+from alexnet_jax.runs import environment
 from alexnet_jax.runtime import atomic_files, host_memory, processor
 from alexnet_jax.runtime.errors import RunError, UsageError
 
@@ -26,7 +26,8 @@ class Record(NamedTuple):
 
   Attributes:
     command: command that repeats it.
-    commit: commit of this project, with a trailing '+' if the working tree differed from it.
+    commit: commit of this project, see `environment.commit`; 'unknown' without a checkout. Old records end in '+'
+      instead of '-dirty'.
     date: date on which it ended, ISO 8601.
     hardware: processor, cores and memory, or accelerators.
     versions: versions of JAX and Flax.
@@ -105,7 +106,7 @@ def make_record(
   num_trained_images, images_per_second = results['step'] * batch_size, float(np.median(speeds))
   return Record(
     command=command,
-    commit=_commit(),
+    commit=environment.commit(num_digits=10) or 'unknown',
     date=datetime.date.today().isoformat(),
     hardware=device_mesh.accelerators() or _processor(),
     versions=device_mesh.versions(),
@@ -125,17 +126,6 @@ def make_record(
       if name in RECORDED_CURVES
     },
   )
-
-
-def _commit():
-  """Returns the commit of the repository that contains this file, or 'unknown'."""
-  git = ['git', '-C', str(pathlib.Path(__file__).resolve().parents[2])]
-  try:
-    commit = subprocess.run([*git, 'rev-parse', '--short=10', 'HEAD'], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*git, 'diff', '--quiet', 'HEAD', '--', 'alexnet_jax', 'configs'], check=False).returncode
-  except (OSError, subprocess.CalledProcessError):
-    return 'unknown'
-  return commit.stdout.strip() + ('+' if changed else '')
 
 
 def _processor():

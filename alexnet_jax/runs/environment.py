@@ -53,16 +53,15 @@ def describe(mesh: Mesh, source: Source) -> dict[str, Any]:
     source: a split of the dataset.
 
   Returns:
-    Versions of Python and of the packages by name; 'commit' of this project, which ends in '-dirty' if a file was
-    modified (None without a git checkout); 'platform', 'processor' and 'num_cores', those that this process may use;
-    'devices' and 'backend', the software that drives them; 'num_processes'; whether 'fast_kernels' and 'onednn' are
-    enabled; 'matmul_precision' and 'xla_flags' as set by the user; 'dataset' with its version, and
-    'dataset_fingerprint', a hash of the sizes of its splits.
+    Versions of Python and of the packages by name; 'commit', see `commit`; 'platform', 'processor' and 'num_cores',
+    those that this process may use; 'devices' and 'backend', the software that drives them; 'num_processes'; whether
+    'fast_kernels' and 'onednn' are enabled; 'matmul_precision' and 'xla_flags' as set by the user; 'dataset' with its
+    version, and 'dataset_fingerprint', a hash of the sizes of its splits.
   """
   return {
     'python': platform.python_version(),
     **{name: _version(name) for name in PACKAGES},
-    'commit': _commit(),
+    'commit': commit(),
     'platform': platform.platform(),
     'processor': processor.name(),
     'num_cores': processor.num_cores(),
@@ -76,6 +75,28 @@ def describe(mesh: Mesh, source: Source) -> dict[str, Any]:
     'dataset': source.dataset,
     'dataset_fingerprint': source.fingerprint,
   }
+
+
+def commit(num_digits: int = 40) -> str | None:
+  """Returns the commit of this project's checkout, or None without one.
+
+  It ends in '-dirty' if a tracked file of the package or a config file was modified. Others, such as the results of
+  experiments, do not change numbers.
+
+  Args:
+    num_digits: length of the hash.
+  """
+  git = ['git', '-C', str(pathlib.Path(__file__).parent)]
+  run = functools.partial(
+    subprocess.run, check=True, capture_output=True, text=True, env=os.environ | {'GIT_OPTIONAL_LOCKS': '0'}
+  )
+  try:
+    run([*git, 'ls-files', '--error-unmatch', '.'])  # fails in the checkout of another project
+    head = run([*git, 'rev-parse', f'--short={num_digits}', 'HEAD']).stdout.strip()
+    modified = run([*git, 'diff', '--name-only', 'HEAD', '--', '..', ':(top)configs']).stdout
+  except (OSError, subprocess.CalledProcessError):  # no git, or an installation outside a checkout
+    return None
+  return f'{head}-dirty' if modified else head
 
 
 def record_training(folder: pathlib.Path, mesh: Mesh, source: Source, first_step: int) -> None:
@@ -139,17 +160,4 @@ def _version(package):
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def _commit():
-  """Returns the commit of this project's checkout, with '-dirty' if a tracked file was modified, or None."""
-  git = ['git', '-C', str(pathlib.Path(__file__).parent)]
-  run = functools.partial(
-    subprocess.run, check=True, capture_output=True, text=True, env=os.environ | {'GIT_OPTIONAL_LOCKS': '0'}
-  )
-  try:
-    run([*git, 'ls-files', '--error-unmatch', '.'])  # fails in the checkout of another project
-    return run([*git, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):  # no git, or an installation outside a checkout
     return None

@@ -40,8 +40,8 @@ def test_the_commit_is_that_of_this_checkout_and_of_no_other(train_source, tmp_p
   def git(folder, *arguments):
     return subprocess.run(['git', '-C', folder, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
-  folder = tmp_path / 'project'
-  folder.mkdir()
+  folder = tmp_path / 'alexnet_jax' / 'runs'
+  folder.mkdir(parents=True)
   monkeypatch.setattr(environment, '__file__', str(folder / 'environment.py'))
   assert environment.describe(mesh(1, 1), train_source)['commit'] is None
   git(tmp_path, 'init', '--quiet')
@@ -53,12 +53,21 @@ def test_the_commit_is_that_of_this_checkout_and_of_no_other(train_source, tmp_p
     environment.describe(mesh(1, 1), train_source)['commit'] is None
   )  # installed in the checkout of another project
   (folder / 'environment.py').write_text('')
-  git(tmp_path, 'add', 'project')
+  git(tmp_path, 'add', 'alexnet_jax')
   git(tmp_path, *commit)
   expected = git(tmp_path, 'rev-parse', 'HEAD')
   assert environment.describe(mesh(1, 1), train_source)['commit'] == expected
   (folder / 'environment.py').write_text('changed')
   assert environment.describe(mesh(1, 1), train_source)['commit'] == f'{expected}-dirty'
+  assert environment.commit(num_digits=10) == f'{expected[:10]}-dirty'
+  git(tmp_path, *commit[:-1], '--message=b', '--all')
+  (tmp_path / 'RESULTS.md').write_text('measured')
+  git(tmp_path, 'add', 'RESULTS.md')
+  assert not environment.commit().endswith('-dirty')  # results change no numbers
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'alexnet.py').write_text('')
+  git(tmp_path, 'add', 'configs')
+  assert environment.commit().endswith('-dirty')
 
 
 def test_the_fingerprint_of_a_dataset_depends_on_its_images_but_not_on_its_folder(train_source, tmp_path, monkeypatch):
