@@ -204,7 +204,7 @@ def load(path: Path, *, mean: Path | None = None, classes: Path | None = None, n
     return Model(trained, run_folder.load_config(path))
   weights = import_export.read_weights(path, mean=mean, classes=classes, net=net)
   if weights.mean_image is None:
-    size = weights.config.model.image_size + weights.config.model.border
+    size = cropping.stored_size(weights.config.model)
     weights = weights._replace(mean_image=np.broadcast_to(caffe_files.MEAN, (size, size, 3)))
   return Model(import_export.to_model(weights), weights.config)
 

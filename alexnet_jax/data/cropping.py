@@ -1,4 +1,4 @@
-"""Crops of the stored images: that of a training image and of its mean, and the crop sets of an evaluation."""
+"""Stored images and their crops: that of a training image and of its mean, and the crop sets of an evaluation."""
 
 from typing import NamedTuple
 
@@ -18,6 +18,11 @@ class Crop(NamedTuple):
   top: int | np.integer | np.ndarray
   left: int | np.integer | np.ndarray
   mirrored: bool | np.bool_ | np.ndarray
+
+
+def stored_size(config: ConfigDict) -> int:
+  """Returns the side of stored images and of the mean image in pixels, 256 in the paper; `config` is `config.model`."""
+  return config.image_size + config.border
 
 
 def centre_crop(margin: int) -> Crop:

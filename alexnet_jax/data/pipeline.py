@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import transforms
+from alexnet_jax.data import cropping, transforms
 from alexnet_jax.data.sources import Source
 from alexnet_jax.data.transforms import Batch
 from alexnet_jax.runtime import host_memory, processor
@@ -29,7 +29,7 @@ def training_dataset(
   Every epoch contains all images, in a new order or always in the same. A batch can end one epoch and begin the next.
 
   Args:
-    source: examples of the stored size, `model.image_size` + `model.border`.
+    source: examples of the stored size, see `cropping.stored_size`.
     covariance: [rgb, rgb] covariance of the training pixels, 0-255.
     config: the whole config.
     num_colour_steps: number of training steps, counted from step 0, whose images get a colour shift.
@@ -102,10 +102,9 @@ def check_memory(config: ConfigDict, shard: tuple[int, int]) -> None:
     UsageError: if they do not fit.
   """
   num_batches = sum(_num_threads_and_prefetched(config.data))
-  stored_size = config.model.image_size + config.model.border
   sizes = (
     ('batch_size', config.batch_size, config.model.image_size),
-    ('eval.batch_size', config.eval.batch_size, stored_size),
+    ('eval.batch_size', config.eval.batch_size, cropping.stored_size(config.model)),
   )
   for field, batch_size, side in sizes:
     required, available = num_batches * batch_size * side**2 * 3 / shard[1], host_memory.total_bytes()

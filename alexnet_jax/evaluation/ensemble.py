@@ -99,7 +99,7 @@ def _predict_splits(
     model_config = run_folder.load_config(folder).model
     load_model = functools.cache(functools.partial(evaluate.open_run, config, folder))
     for split in splits:
-      size = model_config.image_size + model_config.border
+      size = cropping.stored_size(model_config)
       source = sources[split] = evaluate.open_split(config, split, size, num_classes, folder)
       evaluate.check_submission(source, config)
       for crop_set in cropping.list_crop_sets(config):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax.data import cropping
 from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.evaluation import trained_model
 from alexnet_jax.evaluation.trained_model import TrainedModel
@@ -174,7 +175,7 @@ def _read_mean_image(mean, path, weights):
   if path.suffix != '.caffemodel':
     raise UsageError(f'{path} contains its own mean image; omit --mean={mean}.')
   image = caffe_files.read_mean_image(mean)
-  size = weights.config.model.image_size + weights.config.model.border
+  size = cropping.stored_size(weights.config.model)
   if image.shape != (size, size, 3):
     height, width, _ = image.shape
     raise UsageError(

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.configs import alexnet
+from alexnet_jax.data import cropping
 from alexnet_jax.models import device_mesh
 from alexnet_jax.models.alexnet import require_alexnet
 from alexnet_jax.models.registry import build
@@ -213,7 +214,7 @@ def to_metadata(weights: Weights) -> dict[str, str]:
 
 def describe_preprocessing(config: ConfigDict) -> dict[str, Any]:
   """Describes how images become the input of a network, in numbers and in words; `config` is `config.model`."""
-  stored, crop = config.image_size + config.border, config.image_size
+  stored, crop = cropping.stored_size(config), config.image_size
   first = config.border // 2
   return {
     'colours': 'RGB',
@@ -262,7 +263,7 @@ def from_metadata(path: object, metadata: Mapping[str, str], arrays: Mapping[str
     raise UsageError(
       f'The metadata of {path} is damaged ({first_line(error).rstrip(".")}); export it again.'
     ) from error
-  size = config.model.image_size + config.model.border
+  size = cropping.stored_size(config.model)
   check_shapes(path, arrays, expected | {'mean_image': (size, size, 3)})
   tensors = {name: x for name, x in arrays.items() if name != 'mean_image'}
   return Weights(config, tensors, arrays['mean_image'], class_names, num_steps)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from alexnet_jax.data import cropping
 from alexnet_jax.interop import layout
 from alexnet_jax.runtime.errors import UsageError, printable
 
@@ -55,7 +56,7 @@ def from_state_dict(path: pathlib.Path, state_dict: Mapping[str, np.ndarray]) ->
 
   tensors['conv1.weight'] = tensors['conv1.weight'] / (255 * STD)[:, None, None]
   tensors = {name: np.asarray(x, np.float32) for name, x in tensors.items()}
-  size = config.model.image_size + config.model.border
+  size = cropping.stored_size(config.model)
   mean_image = np.broadcast_to(255 * MEAN, (size, size, 3)).astype(np.float32)
   return layout.Weights(config, tensors, mean_image, layout.number_classes(num_classes), 0)
 

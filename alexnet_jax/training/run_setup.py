@@ -12,7 +12,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import pipeline, pixel_statistics, sources
+from alexnet_jax.data import cropping, pipeline, pixel_statistics, sources
 from alexnet_jax.data.pixel_statistics import PixelStatistics
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import evaluate
@@ -173,7 +173,7 @@ def open_splits(config: ConfigDict) -> tuple[Source, ...]:
   with distributed.main_process_first():
     splits = sources.open_splits(
       data,
-      config.model.image_size + config.model.border,
+      cropping.stored_size(config.model),
       (*labelled, data.test_split),
       allow_unlabelled={data.test_split}.difference(labelled) if evaluate.saves_predictions(config) else (),
     )
