@@ -8,6 +8,7 @@ import itertools
 import math
 import pathlib
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -283,7 +284,8 @@ def draw_conditions(
 ) -> Figure:
   """Draws the mean curve of each condition in a band from the lowest to the highest seed.
 
-  A second panel magnifies the curves after the first decay of the learning rate, where small effects are visible.
+  A second panel magnifies the curves after the first decay of the learning rate, where small effects are visible, if
+  each has at least two points there. Curves of fewer than 20 points have markers.
 
   Args:
     conditions: {name of a condition: [(epochs [point], values [point]) of each seed]}.
@@ -296,8 +298,9 @@ def draw_conditions(
   for name, curves in conditions.items():
     epochs = curves[0][0]
     aligned[name] = epochs, np.stack([np.interp(epochs, *curve) for curve in curves])
-  figure = Figure(figsize=(13 if decays else 9, 6), layout='constrained')
-  axes, *magnified = figure.subplots(1, 2, width_ratios=(2, 1)) if decays else [figure.subplots()]
+  is_magnified = decays and all(np.count_nonzero(epochs >= decays[0]) > 1 for epochs, _ in aligned.values())
+  figure = Figure(figsize=(13 if is_magnified else 9, 6), layout='constrained')
+  axes, *magnified = figure.subplots(1, 2, width_ratios=(2, 1)) if is_magnified else [figure.subplots()]
   for panel in (axes, *magnified):
     _draw_bands(panel, aligned)
     if level is not None:
@@ -324,20 +327,20 @@ def draw_conditions(
 def _draw_bands(axes: Axes, aligned: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
   for (condition, (epochs, values)), (colour, style) in zip(aligned.items(), itertools.cycle(LINES), strict=False):
     num_seeds = f'{len(values)} seed{"s" if len(values) > 1 else ""}'
-    axes.plot(epochs, values.mean(axis=0), style, color=colour, linewidth=2, label=f'{condition} ({num_seeds})')
+    marker, label = 'o' if len(epochs) < 20 else None, f'{condition} ({num_seeds})'
+    axes.plot(epochs, values.mean(axis=0), style, color=colour, linewidth=2, label=label, marker=marker)
     axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
 def _magnify(axes: Axes, aligned: Sequence[tuple[np.ndarray, np.ndarray]], first_epoch: float) -> None:
-  """Limits the axes to the curves from an epoch onwards, and to at least their last two points."""
+  """Limits the axes to the points of the curves from an epoch onwards."""
   last_epoch = max(epochs[-1] for epochs, _ in aligned)
-  starts = [min(int(np.searchsorted(epochs, first_epoch)), len(epochs) - 2) for epochs, _ in aligned]
-  shown = np.concatenate([values[:, start:].ravel() for start, (_, values) in zip(starts, aligned, strict=True)])
+  shown = np.concatenate([values[:, epochs >= first_epoch].ravel() for epochs, values in aligned])
   margin = max(0.1 * float(np.ptp(shown)), 0.1)
   axes.set(xlim=(first_epoch, last_epoch), ylim=(shown.min() - margin, shown.max() + margin))
 
 
-OURS, OURS_ALONE = 'ours, 95 % interval', 'ours, too few seeds'
+OURS, OURS_ALONE = 'ours, 95 % interval', 'ours, no interval'
 MARKERS: dict[str, dict[str, Any]] = {  # in the legend of `draw_claims`
   OURS: {'marker': 'o', 'color': BLUE, 'markersize': 10, 'linewidth': 2.5},
   OURS_ALONE: {'marker': 'o', 'color': 'dimgrey', 'markersize': 10, 'linewidth': 0, 'markerfacecolor': 'white'},
@@ -380,12 +383,12 @@ def draw_claims(panels: Mapping[str, tuple[Sequence[Row], float, tuple[float, fl
     title: title of the figure.
   """
   heights = [len(rows) + 2 for rows, _, _ in panels.values()]
-  figure = Figure(figsize=(14, 0.42 * sum(heights) + 1.4), layout='constrained')
+  figure = Figure(figsize=(17, 0.42 * sum(heights) + 1.4), layout='constrained')
   grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
   for axes, (quantity, (rows, no_effect, (low, high))) in zip(grid.flat, panels.items(), strict=True):
     for position, row in enumerate(rows):
       _draw_row(axes, position, row, low, high)
-      axes.text(1.02, position, row.verdict, transform=axes.get_yaxis_transform(), va='center')
+      axes.text(1.03, position, row.verdict, transform=axes.get_yaxis_transform(), va='center')
     if no_effect == 1:
       ticks = [tick for tick in (0.5, 1, 2, 5, 10) if low <= tick <= high]
       axes.set_xscale('log')
@@ -393,7 +396,7 @@ def draw_claims(panels: Mapping[str, tuple[Sequence[Row], float, tuple[float, fl
       axes.minorticks_off()
     axes.axvline(no_effect, color=BLACK, linewidth=1)
     axes.set(xlim=(low, high), ylim=(len(rows) - 0.5, -0.5), xlabel=quantity)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 70, break_on_hyphens=False) for row in rows])
     axes.tick_params(axis='y', length=0, pad=12)
     axes.grid(axis='y', color='0.9')
     axes.set_axisbelow(True)
@@ -410,7 +413,14 @@ def _draw_row(axes: Axes, position: int, row: Row, low: float, high: float) -> N
       arrow = {'marker': '<' if effect < low else '>'} if not low <= effect <= high else {}
       axes.plot(np.clip(effect, low, high), position, **MARKERS[label] | arrow, clip_on=False)
       if arrow:
-        axes.text(0.97 * high, position, f'{effect:+.1f}', ha='right', va='center')
+        axes.annotate(
+          f'{effect:+.2f}',
+          (np.clip(effect, low, high), position),
+          xytext=(12 if effect < low else -12, 0),
+          textcoords='offset points',
+          ha='left' if effect < low else 'right',
+          va='center',
+        )
   if row.interval:
     axes.plot(np.clip(row.interval, low, high), [position, position], **MARKERS[OURS] | {'marker': None})
     for limit, is_beyond, marker in ((low, row.interval[0] < low, '<'), (high, row.interval[1] > high, '>')):

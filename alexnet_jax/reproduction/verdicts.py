@@ -15,8 +15,8 @@ from alexnet_jax.reproduction.records import Record
 REPRODUCED, OTHER_SIZE = 'reproduced', 'same direction, other size'
 INCONCLUSIVE, CONTRADICTED = 'inconclusive', 'contradicted'
 SIGNIFICANCE_LEVEL = 0.05  # of the tests after Holm's correction; confidence intervals are of 95 %
-# Errors have a resolution of 0.01 points, so equal differences may be rounded ones; their variation is then unknown.
-RESOLUTION = 1e-9
+# Errors are multiples of 0.01 %, so the effects of several seeds can be equal; their variation is then unknown.
+MIN_STDEV = 1e-9
 MAX_FACTOR = 2  # an effect of half to twice the paper's counts as the same size
 
 # {condition: [record of each seed]}; the records of trials, see `experiments.trial_name`, are lists of one.
@@ -48,6 +48,8 @@ class Comparison(NamedTuple):
     paper: the paper's effect, points or ratio; None if the paper gives no number.
     is_minimum: whether the paper's effect is a lower bound.
     accepted: for a claim that is not a difference, the values of the metric that agree with the claim.
+    can_contradict: whether values outside of `accepted` contradict the claim; not if the trainings are shorter than the
+      paper's.
   """
 
   metric: Metric
@@ -56,6 +58,7 @@ class Comparison(NamedTuple):
   paper: float | None = None
   is_minimum: bool = False
   accepted: tuple[float, float] | None = None
+  can_contradict: bool = True
 
   @property
   def unit(self) -> str:
@@ -140,18 +143,19 @@ def estimate(records: Records, comparison: Comparison) -> Estimate | None:
     comparison: the test of the claim.
 
   Returns:
-    The estimate; None if a run of the lower side does not reach the error.
+    The estimate; None if a run of the lower side does not reach the error and another run has its seed.
   """
   metric = comparison.metric
   effects = _by_seed(records, metric, comparison.higher)
   if comparison.lower:
-    if not all(math.isfinite(metric.value(record)) for record in records[comparison.lower]):
+    paired = [record for record in records[comparison.lower] if record.seed in effects]
+    if not all(math.isfinite(metric.value(record)) for record in paired):
       return None
-    lower = _by_seed(records, metric, (comparison.lower,))
-    effects = {seed: effects[seed] - lower[seed] for seed in sorted(effects.keys() & lower.keys())}
+    lower = _by_seed({comparison.lower: paired}, metric, (comparison.lower,))
+    effects = {seed: effects[seed] - lower[seed] for seed in lower}
   sample = list(effects.values())
   mean, interval, p_value = statistics.mean(sample), None, None
-  if len(sample) > 1 and statistics.stdev(sample) > RESOLUTION:
+  if len(sample) > 1 and statistics.stdev(sample) > MIN_STDEV:
     test = scipy.stats.ttest_1samp(sample, comparison.null_value(mean))
     low, high = test.confidence_interval(1 - SIGNIFICANCE_LEVEL)
     interval, p_value = (float(low), float(high)), float(test.pvalue)
@@ -184,7 +188,9 @@ def judge(comparison: Comparison, measured: Estimate | None, adjusted_p: float |
     return INCONCLUSIVE
   if comparison.accepted:
     low, high = comparison.accepted
-    return REPRODUCED if low <= measured.value <= high else CONTRADICTED
+    if low <= measured.value <= high:
+      return REPRODUCED
+    return CONTRADICTED if comparison.can_contradict else INCONCLUSIVE
   no_effect = 1.0 if comparison.unit == 'times' else 0.0
   if measured.value < no_effect:
     return CONTRADICTED
@@ -216,9 +222,8 @@ def format_estimate(measured: Estimate | None, comparison: Comparison) -> str:
   """Formats an effect with its interval: '+1.95 points [-4.02, 7.92]'."""
   if measured is None:
     return f'{comparison.lower} does not reach the error'
-  num_digits = 1 if comparison.unit == 'times' else 2
   sign = '+' if comparison.unit == 'points' and not comparison.accepted else ''
-  text = f'{measured.value:{sign}.{num_digits}f} {comparison.unit}'
+  text = f'{measured.value:{sign}.2f} {comparison.unit}'
   if measured.interval:
-    text += f' [{measured.interval[0]:.{num_digits}f}, {measured.interval[1]:.{num_digits}f}]'
+    text += f' [{measured.interval[0]:.2f}, {measured.interval[1]:.2f}]'
   return text

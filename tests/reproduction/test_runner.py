@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import __main__ as cli
 from alexnet_jax.analysis import plots
 from alexnet_jax.reproduction import experiments, records, report, runner
+from alexnet_jax.reproduction.claims import CLAIMS
 from alexnet_jax.reproduction.experiments import EXPERIMENTS, MAIN_STUDY, TINY_EXPERIMENTS
 from alexnet_jax.reproduction.runner import Folders
 from alexnet_jax.reproduction.verdicts import CONTRADICTED, INCONCLUSIVE, OTHER_SIZE, REPRODUCED
@@ -241,11 +242,13 @@ def test_the_figure_of_all_claims_shows_effects_intervals_and_the_papers_effects
     low, high = axes.get_xlim()
     points = np.concatenate([line.get_xydata() for line in axes.lines])
     for position, label in enumerate(axes.get_yticklabels()):
-      (name,) = [name for name in findings if EXPERIMENTS[name].title == label.get_text()]
+      statement = label.get_text().replace('\n', ' ')
+      (name,) = [claim.experiment for claim in CLAIMS if claim.statement == statement]
       measured, paper = findings[name].estimate, report.COMPARISONS[name].paper
       for effect in (measured.value, *(measured.interval or ()), *([paper] if paper else ())):
         assert np.isclose(points, [np.clip(effect, low, high), position]).all(axis=1).any(), name
-      assert findings[name].verdict in [text.get_text() for text in axes.texts if text.get_position()[1] == position]
+      texts = [text.get_text() for text in axes.texts if text.get_position()[1] == position]
+      assert f'{findings[name].verdict} ({report.format_seeds(findings[name], name)})' in texts
 
 
 def test_the_claims_on_tiny_imagenet_are_a_second_study():
@@ -273,14 +276,14 @@ def test_the_claims_on_tiny_imagenet_are_a_second_study():
   assert '| one_tower | 3 | 2.5 | 30.00 ± 0.00 | 60.00 ± 0.00 / 35.00 ± 0.00 | 57.17 ± 0.15 / 31.00 ± 1.00 |' in text
   figures = dict(runner.drawn_figures(finished))
   assert [label.get_text() for label in figures['tiny_claims'].axes[0].get_yticklabels()] == [
-    EXPERIMENTS['tiny_one_tower'].title
+    'one tower with half of the kernels has a higher error'
   ]
 
 
 def test_curves_are_drawn_as_means_in_bands():
   epochs = np.array([1.0, 2.0, 3.0])
   seeds = [(epochs, np.array([50.0, 40.0, 31.0])), (epochs, np.array([54.0, 42.0, 29.0]))]
-  figure = plots.draw_conditions({'ours': seeds}, 'error, %', 'A title', level=35, decays=(2.5,))
+  figure = plots.draw_conditions({'ours': seeds}, 'error, %', 'A title', level=35, decays=(1.5,))
   axes, magnified = figure.axes
   np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 52], [2, 41], [3, 30]])
   (band,) = axes.collections
@@ -289,8 +292,9 @@ def test_curves_are_drawn_as_means_in_bands():
   assert [text.get_text() for text in axes.texts] == ['35 %', 'learning rate decays ']
   assert (axes.get_title('left'), figure.legends[0].texts[0].get_text()) == ('A title', 'ours (2 seeds)')
   np.testing.assert_array_equal(magnified.lines[0].get_xydata(), axes.lines[0].get_xydata())
-  np.testing.assert_allclose([*magnified.get_xlim(), *magnified.get_ylim()], [2.5, 3, 29 - 1.3, 42 + 1.3])
-  assert len(plots.draw_conditions({'ours': seeds}, 'error, %', 'A title').axes) == 1
+  np.testing.assert_allclose([*magnified.get_xlim(), *magnified.get_ylim()], [1.5, 3, 29 - 1.3, 42 + 1.3])
+  for decays in ((), (2.5,)):  # a single point after the decay has no curve to magnify
+    assert len(plots.draw_conditions({'ours': seeds}, 'error, %', 'A title', decays=decays).axes) == 1
 
 
 def test_every_figure_of_the_report_exists():

@@ -156,6 +156,8 @@ def test_a_speed_up_is_judged_by_sign_interval_and_size(fast, slow, ours, expect
 
 def test_a_speed_up_is_not_estimated_if_the_fast_condition_does_not_reach_the_error():
   comparison = Comparison(TO_25_PERCENT, ('tanh',), 'relu', paper=6)
+  finding = find({'relu': reaching(5, 5.1, None), 'tanh': reaching(30, 30)}, comparison)
+  assert finding.estimate.num_seeds == 2  # the third seed has no pair
   finding = find({'relu': reaching(5, None), 'tanh': reaching(30, 30)}, comparison)
   assert finding == Finding(None, None, INCONCLUSIVE)
   assert verdicts.format_estimate(finding.estimate, comparison) == 'relu does not reach the error'
@@ -177,6 +179,12 @@ def test_an_error_rate_must_round_to_the_papers(errors, expected):
   if len(errors) > 1:
     expected_interval = scipy.stats.ttest_1samp(errors, 0).confidence_interval(0.95)
     assert finding.estimate.interval == pytest.approx(expected_interval)
+
+
+def test_trainings_shorter_than_the_papers_do_not_contradict_an_error_rate():
+  comparison = Comparison(NINE_CROPS, ('11pct',), accepted=(10.5, 11.5), can_contradict=False)
+  assert find({'11pct': with_error(13.8, 13.9, 14.0)}, comparison).verdict == INCONCLUSIVE
+  assert find({'11pct': with_error(10.9, 11.0, 11.1)}, comparison).verdict == REPRODUCED
 
 
 def test_several_crops_are_compared_within_each_network():
@@ -304,7 +312,7 @@ def test_effects_are_formatted_with_sign_unit_and_interval():
   )
   assert verdicts.format_estimate(Estimate(1.234, (-0.5, 3.0), 0.1, 2), points) == '+1.23 points [-0.50, 3.00]'
   assert verdicts.format_estimate(Estimate(-1.234, None, None, 1), points) == '-1.23 points'
-  assert verdicts.format_estimate(Estimate(7.03, (6.6, 7.49), 0.1, 3), times) == '7.0 times [6.6, 7.5]'
+  assert verdicts.format_estimate(Estimate(7.03, (6.6, 7.49), 0.1, 3), times) == '7.03 times [6.60, 7.49]'
   assert verdicts.format_estimate(Estimate(11.2, None, None, 1), level) == '11.20 %'
   assert report.format_mean_and_std([11.0, 11.2]) == '11.10 ± 0.14'
   assert report.format_mean_and_std([11.0]) == '11.00'
