@@ -6,8 +6,10 @@ TRAIN_FLAGS ?=
 BENCH_FLAGS ?=
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: train test test-all soak docs bench bench-data lint clean
+.PHONY: install train test test-all soak docs bench bench-data lint clean
 .DELETE_ON_ERROR:
+
+install: $(VENV)/ready
 
 train: $(VENV)/ready
 	$(BIN)/python main.py --config=configs/alexnet.py $(TRAIN_FLAGS)

@@ -390,7 +390,7 @@ def _reproduce(subcommands):
     """Runs the paper's experiments and compares the results with the paper.
 
   reproduce --list                 list all experiments and their durations
-  reproduce figure1 --seeds=1      run one experiment, with one seed instead of three
+  reproduce figure1 --seeds=1      run one experiment, with one seed instead of five
   reproduce figure1 lrn            run two experiments in sequence
   reproduce lrn --output=again     run an experiment again, in another folder
   reproduce --write                write RESULTS.md and its figures again, from results/

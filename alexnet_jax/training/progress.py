@@ -203,7 +203,7 @@ class Progress:
       self._has_warned = True
       print(
         f'step {step:,}: the loss has been {halves[-1]:.4f}, which is ln(classes), for {CHANCE_WINDOW} steps: the '
-        'network predicts all classes with equal probability. On ImageNet this lasts for some thousand steps. On other '
+        'network predicts all classes with equal probability. On ImageNet this may last for thousands of steps. On other '
         'datasets the usual causes are initial weights too small for the scale of the input (model.init_std; pixels '
         'are 0-255), or a learning rate so high that units died or so low that weights hardly change (optimizer.rate).',
         flush=True,
