@@ -17,6 +17,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 # TFDS encodes the images of some datasets with TensorFlow; without its oneDNN kernels it prints nothing on import.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -419,6 +420,11 @@ and is not repeated while that file exists.""",
   add('--data_dir', default='', metavar='DIR', help="folder of the datasets (default: TFDS's)")
 
 
-if __name__ == '__main__':
+def command() -> NoReturn:
+  """Runs the command in a process of its own: the console script `alexnet`, and `python -m alexnet_jax`."""
   host_memory.configure_malloc()
   sys.exit(main())
+
+
+if __name__ == '__main__':
+  command()

@@ -49,7 +49,7 @@ def load_run(config: ConfigDict | None, workdirs: Sequence[str]) -> tuple[Config
   Raises:
     UsageError: if both are missing, the config is invalid, or a folder contains no run.
   """
-  folders = [pathlib.Path(folder) for folder in workdirs]
+  folders = [pathlib.Path(folder).expanduser() for folder in workdirs]
   if config is not None:
     config_checks.check(config)
     return config, folders or [run_folder.default_folder(config)]
@@ -89,7 +89,9 @@ def run(
     _warn_of_ignored_fields(config, folders)
   if mode == 'predict':
     predict_files = extras.resolve('alexnet_jax.evaluation.predict:predict_files')
-    draw = extras.resolve('alexnet_jax.analysis.figures:draw_file_predictions')
+    draw = None
+    if output and not output.endswith('.json'):
+      draw = extras.resolve('alexnet_jax.analysis.figures:draw_file_predictions')
     return predict_files(images, folders[0], config, output, draw, exif)
   if mode == 'eval':
     preemption.exit_on_signals()  # there is nothing to save

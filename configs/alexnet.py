@@ -38,7 +38,7 @@ def paper() -> ConfigDict:
 
   config.mesh = ConfigDict()
   config.mesh.data = 0  # devices along the data axis, which splits batches; 0: all that the tower axis leaves
-  config.mesh.tower = 0  # devices along the tower axis, 1 or 2; 0: 2 if the number of devices is even
+  config.mesh.tower = 0  # devices along the tower axis, 1 or 2 for two towers; 0: 2 if the number of devices is even
 
   config.model = ConfigDict()
   config.model.name = 'alexnet'  # network of this file; 'cifar' needs the fields of cifar10.py

@@ -1,6 +1,8 @@
 """The command line of `python -m alexnet_jax`."""
 
+import configparser
 import pathlib
+import pkgutil
 import subprocess
 import sys
 
@@ -55,3 +57,15 @@ def test_output_that_is_not_read_to_its_end_is_no_traceback():
   command = f'{sys.executable} -m alexnet_jax reproduce --list | head -1'
   result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
   assert (result.stdout.count('\n'), result.stderr) == (1, '')
+
+
+def test_the_console_script_configures_memory_before_it_runs(monkeypatch):
+  calls = []
+  monkeypatch.setattr(cli.host_memory, 'configure_malloc', lambda: calls.append('configure_malloc'))
+  monkeypatch.setattr(cli, 'main', lambda: calls.append('main'))
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  _, script = setup['options.entry_points']['console_scripts'].split(' = ')
+  with pytest.raises(SystemExit):
+    pkgutil.resolve_name(script)()
+  assert calls == ['configure_malloc', 'main']

@@ -160,7 +160,8 @@ class Source:
       features = _parse(self._records[index])
       image = self._decode(features[self._image_key].bytes_list.value[0], buffer)
       label = self._read_label(features)
-      label = self._new_labels.get(label, label)
+      label = self._new_labels[label] if self._new_labels else label
+      image = image_io.resize_and_crop(image, self.size)
     except Exception as error:  # on damaged bytes the readers raise errors of many types
       if self._skip_unreadable:
         return self._skip(index, first_line(error))
@@ -170,7 +171,6 @@ class Source:
       ) from error
     if not self._min_label <= label < self.num_classes:
       raise RunError(f'{self._describe(index)} has no valid label ({label}); choose a split with labels.')
-    image = image_io.resize_and_crop(image, self.size)
     if self._cache:
       self._cache.images[index], self._cache.labels[index] = image, label
       self._cache.is_filled[index] = True  # last, because other threads read it
@@ -403,4 +403,5 @@ def _is_image(feature):
   """Checks whether a feature is an encoded image or an array of pixels [height, width, rgb] uint8."""
   if isinstance(feature, tfds.features.Image):
     return True
-  return type(feature) is tfds.features.Tensor and len(feature.shape) == 3 and feature.np_dtype == np.uint8
+  is_array = type(feature) is tfds.features.Tensor and feature.np_dtype == np.uint8
+  return is_array and len(feature.shape) == 3 and feature.shape[-1] == 3

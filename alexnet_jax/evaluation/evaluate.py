@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from alexnet_jax.data import cropping, pipeline, sources
@@ -129,7 +130,7 @@ def evaluate_and_report(
   data = {'dataset': source.dataset, 'split': source.split}
   data |= {'classes': list(source.classes)} if source.classes else {}
   results = data | {'num_examples': len(source), 'step': model.num_steps}
-  results['skipped'] = {other.split: len(other.skipped) for other in also_read if other.skipped}
+  results['skipped'] = {other.split: num_skipped for other in also_read if (num_skipped := _count_skipped(other))}
   saved = None
   for crop_set in cropping.list_crop_sets(config):
     if saves_predictions(config):
@@ -148,6 +149,14 @@ def evaluate_and_report(
   if saved and config.eval.submission:
     write_submission(saved.blocks(), source, folder)
   return results
+
+
+def _count_skipped(source):
+  """Returns the number of images that any process has skipped; each process reads other images."""
+  is_skipped = np.zeros(len(source), bool)
+  is_skipped[list(source.skipped)] = True
+  by_process = np.reshape(multihost_utils.process_allgather(is_skipped), (-1, len(source)))
+  return int(by_process.any(axis=0).sum())
 
 
 def evaluate(model: TrainedModel, source: sources.Source, config: ConfigDict, crop_set: str) -> dict:

@@ -15,6 +15,7 @@ from alexnet_jax.data import cropping, image_io
 from alexnet_jax.evaluation import metrics
 from alexnet_jax.evaluation.trained_model import TrainedModel, load
 from alexnet_jax.models import device_mesh
+from alexnet_jax.runtime import atomic_files
 from alexnet_jax.runtime.errors import RunError, UsageError
 
 NUM_CLASSES_SHOWN = 5  # per image
@@ -89,7 +90,7 @@ def predict_files(
       assert draw is not None
       draw(predictions, model.class_names, output_path)
     elif output_path:
-      output_path.write_text(json.dumps({'pictures': rows, 'skipped': skipped}, indent=2) + '\n')
+      atomic_files.write_text(output_path, json.dumps({'pictures': rows, 'skipped': skipped}, indent=2) + '\n')
   except OSError as error:
     raise RunError(f'{output} cannot be written ({error.strerror}).') from error
   return len(skipped)
@@ -101,6 +102,8 @@ def _find_images(paths, output_path):
   if suffix not in ('.json', *FIGURE_SUFFIXES):
     *others, last = ('.json', *FIGURE_SUFFIXES)
     raise UsageError(f'--output={output_path} must end in {", ".join(others)} or {last}.')
+  if output_path and not output_path.parent.is_dir():
+    raise UsageError(f'--output={output_path} cannot be written, because its folder does not exist; make it first.')
   if not paths:
     raise UsageError('name images: files, folders, or quoted patterns.')
   images = image_io.find_images(paths)

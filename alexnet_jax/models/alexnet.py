@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from alexnet_jax.models import checks, towers
-from alexnet_jax.models.classifier import Classifier
+from alexnet_jax.models.classifier import NONLINEARITIES, Classifier
 from alexnet_jax.models.layers import Conv, Linear, dropout, local_response_norm, max_pool, num_windows, within_map_norm
 from alexnet_jax.runtime.errors import UsageError
 
@@ -37,7 +36,6 @@ LINEAR = ('bottleneck', 'fc8')  # without a nonlinearity; the bottleneck is for 
 LAYERS = (*WINDOWS, 'fc6', 'fc7', *LINEAR)
 POOLS = {name: name.replace('conv', 'pool') for name in POOLED}
 MAX_TOWERS = 16  # larger numbers are typing errors
-NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 
 class AlexNet(Classifier):
@@ -55,7 +53,7 @@ class AlexNet(Classifier):
 
     Args:
       config: the `model` part of a config.
-      num_classes: number of classes, 2 or more; an odd number leaves the last unit of the last tower unused.
+      num_classes: number of classes, 2 or more; unless `num_towers` divides it, the last units are unused.
       rngs: source of the initial weights.
 
     Raises:

@@ -11,7 +11,7 @@ from alexnet_jax.runtime.errors import UsageError
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-MAX_KERNELS = 2**20  # larger numbers are typing errors
+MAX_KERNELS, MAX_NORM_SIZE = 2**20, 99  # larger numbers are typing errors
 MAX_FLOAT32 = 3.4e38
 
 
@@ -34,8 +34,8 @@ def check_width(config: ConfigDict) -> None:
 
 def check_norm(norm: ConfigDict) -> None:
   """Checks the constants of response normalisation."""
-  is_valid = 0 < norm.size < MAX_KERNELS and norm.size % 2 == 1
-  require(is_valid, f'norm.size={norm.size}', 'must be odd and 1 or more; the paper has 5')
+  is_valid = 0 < norm.size <= MAX_NORM_SIZE and norm.size % 2 == 1
+  require(is_valid, f'norm.size={norm.size}', f'must be odd, 1 to {MAX_NORM_SIZE}; the paper has 5')
   require(0 < norm.k <= MAX_FLOAT32, f'norm.k={norm.k}', 'must be above 0; the paper has 2, the code of 2012 also 1')
   for field in ('alpha', 'beta'):
     is_valid = 0 <= norm[field] <= MAX_FLOAT32

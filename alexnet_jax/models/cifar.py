@@ -13,8 +13,7 @@ import jax
 from flax import nnx
 
 from alexnet_jax.models import checks
-from alexnet_jax.models.alexnet import NONLINEARITIES
-from alexnet_jax.models.classifier import Classifier
+from alexnet_jax.models.classifier import NONLINEARITIES, Classifier
 from alexnet_jax.models.layers import (
   Conv,
   Linear,

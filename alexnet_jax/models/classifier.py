@@ -16,6 +16,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # in which layers compute
+NONLINEARITIES = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 
 class Classifier(nnx.Module):
@@ -89,5 +90,5 @@ class Classifier(nnx.Module):
     return jnp.asarray(images, self.dtype)
 
   def _logits(self, x):
-    # Without the last unit if the number of classes is odd.
+    # Without the last units if the number of towers does not divide the number of classes.
     return towers.gather(x)[:, : self.num_classes].astype(jnp.float32)

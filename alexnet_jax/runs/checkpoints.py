@@ -130,7 +130,9 @@ class Checkpoints:
     if broken_steps:
       if jax.process_index() == 0:
         for step in broken_steps:
-          (self._folder / str(step)).rename(self._folder / f'{step}.broken')
+          names = (f'{step}.broken', *(f'{step}.broken-{number}' for number in range(2, 100)))
+          unused = next(name for name in names if not (self._folder / name).exists())
+          (self._folder / str(step)).rename(self._folder / unused)
       multihost_utils.sync_global_devices('broken checkpoints are renamed')  # before any process lists the folder
       self._manager.reload()
     return restored

@@ -114,6 +114,8 @@ def check_initialisation(config: ConfigDict) -> None:
 
 def _check_counts(values):
   for field, (smallest, largest) in COUNT_RANGES.items():
+    if field != 'num_epochs' and not isinstance(values[field], int):
+      raise UsageError(f'{field}={values[field]} must be an integer.')
     if not values[field] >= smallest:  # also for nan
       raise UsageError(f'{field}={values[field]} must be {smallest} or more.')
     if values[field] > largest:
@@ -132,6 +134,8 @@ def _check_amounts(values):
   for field in (*NON_NEGATIVE_FIELDS, *(field for field in values if field.startswith(NON_NEGATIVE_PARTS))):
     if not 0 <= values[field] <= MAX_FLOAT32:
       raise UsageError(f'{field}={values[field]} must be 0 or more, and finite in 32 bits.')
+  if values['optimizer.momentum'] >= 1:
+    raise UsageError(f'optimizer.momentum={values["optimizer.momentum"]} must be less than 1; the paper has 0.9.')
 
 
 def _check_choices(values):

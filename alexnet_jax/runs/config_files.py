@@ -7,11 +7,12 @@ import importlib.util
 import json
 import re
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line
 
 # Version of the files of runs and of exported weights. Increase it with every change that an older version of this
 # project would misread, such as a new field, and add the files of the new version by tests/fixtures/make.py.
@@ -56,8 +57,12 @@ def parse_flags(arguments: list[str], config: flags.FlagHolder, mode: flags.Flag
       return remaining
     if config.value is None:
       raise UsageError('name a config, such as --config=configs/alexnet.py.')
+    if isinstance(config.value, dict):
+      raise UsageError('get_config in the file of --config returns a dict, not a ConfigDict.')
     config.value.lock()  # a config file that failed to load raises its error on first access
     return remaining
+  except UsageError:
+    raise
   except SyntaxError as error:
     raise UsageError(
       f'the file of --config is not valid Python: {error}; name one such as configs/alexnet.py.'
@@ -76,6 +81,10 @@ def parse_flags(arguments: list[str], config: flags.FlagHolder, mode: flags.Flag
     # ml_collections puts the traceback of a config file into its message; the last line has the reason.
     last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     raise UsageError(re.sub(r'^(\w+Error: |\[Errno \d+\] )', '', last)) from error
+  except Exception as error:  # raised by the config file
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f'{type(error).__name__}: {first_line(error)}'
+    raise UsageError(f'the file of --config raises {reason} ({frame.filename}, line {frame.lineno}).') from error
 
 
 def add_missing_fields(config: ConfigDict) -> ConfigDict:

@@ -18,6 +18,7 @@ import json
 import pathlib
 import re
 import shutil
+import urllib.parse
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,8 +63,8 @@ def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
   A folder without checkpoints can be used again with any config.
 
   Raises:
-    UsageError: if the folder is not writable, contains a run with another config, or contains predictions but no
-      checkpoints. Such predictions would be mistaken for those of the new network.
+    UsageError: if the folder is not writable, contains a run with another config, or contains results or predictions
+      but no checkpoints. They would be mistaken for those of the new network.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +73,10 @@ def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
   except OSError as error:
     raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --workdir.') from error
   if checkpoints.newest_step(folder) is None:
-    if (folder / 'predictions').exists():
+    outputs = (folder / 'predictions', folder / 'submission.txt', *sorted(folder.glob('results*.json')))
+    if found := [path.name for path in outputs if path.exists()]:
       raise UsageError(
-        f'{folder}/predictions contains predictions of a network whose checkpoints were removed; remove or move it, or '
+        f'{folder} contains {", ".join(found)} of a network whose checkpoints were removed; remove or move them, or '
         'choose another --workdir.'
       )
     return
@@ -134,7 +136,8 @@ def write_metadata(
         'choose another --workdir.'
       )
   else:
-    shutil.rmtree(folder / 'features', ignore_errors=True)  # of a network whose checkpoints were removed
+    for name in ('features', 'tensorboard'):  # of a network whose checkpoints were removed, or that had none yet
+      shutil.rmtree(folder / name, ignore_errors=True)
   fields = {'format_version': config_files.FORMAT_VERSION} | config.to_dict()
   try:
     statistics.save(folder / 'statistics.npz')
@@ -221,12 +224,14 @@ def results_name(folder: pathlib.Path, config: ConfigDict, dataset: str, split: 
 
   Returns:
     'results.json' for the test split of the run, and for every split if its weights were imported. Other results do not
-    replace those of the training; they have a file of their own, such as 'results-digits_1.0.0-train.json'.
+    replace those of the training; they have a file of their own, such as 'results-digits_1.0.0-train.json', and
+    'results-digits_1.0.0-test%5B%3A9%5D.json' for 'test[:9]'.
   """
   selection = {'data.name', 'data.test_split', 'data.classes'}
   if is_imported(folder) or selection.isdisjoint(dict(_differences(load_config(folder), config))):
     return 'results.json'
-  return f'results-{file_name(f"{dataset}-{split}")}.json'
+  name = urllib.parse.quote(f'{dataset}-{split}'.replace('/', '_'), safe='')  # slices of a split have different names
+  return f'results-{name}.json'
 
 
 def file_name(text: str) -> str:

@@ -5,7 +5,7 @@ about.json      dataset with its fingerprint and its selected classes, split, cr
 log_probs.npy   [image, class] float32, nats; nan for an image that could not be read
 labels.npy      [image] int32, -1 if unknown, -2 for an image that could not be read
 
-The arrays are memory-mapped, because log-probabilities of 50,000 images in 1000 classes take 200 MB. The folder appears
+They are read as memory maps, because log-probabilities of 50,000 images in 1000 classes take 200 MB. The folder appears
 only once it is complete.
 """
 
@@ -102,14 +102,14 @@ class PredictionFiles(NamedTuple):
     try:
       shutil.rmtree(partial, ignore_errors=True)
       partial.mkdir(parents=True)
-      log_probs = np.lib.format.open_memmap(partial / 'log_probs.npy', 'w+', np.float32, shape)
-      labels, first = np.empty(shape[0], np.int32), 0
-      for block_log_probs, block_labels in blocks:
-        rows = slice(first, first + len(block_labels))
-        log_probs[rows], labels[rows] = block_log_probs, block_labels
-        first = rows.stop
-      log_probs.flush()
-      np.save(partial / 'labels.npy', labels)
+      labels = []
+      with open(partial / 'log_probs.npy', 'wb') as file:  # not a memory map: on a full disk, it ends the process
+        header = {'descr': np.dtype(np.float32).str, 'fortran_order': False, 'shape': shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block_log_probs, block_labels in blocks:
+          file.write(np.asarray(block_log_probs, np.float32).tobytes())
+          labels.append(block_labels)
+      np.save(partial / 'labels.npy', np.concatenate(labels).astype(np.int32))
       (partial / 'about.json').write_text(json.dumps(self._about() | {'step': num_steps}, indent=2) + '\n')
       shutil.rmtree(self.folder, ignore_errors=True)
       partial.rename(self.folder)

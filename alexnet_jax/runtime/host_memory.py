@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 HUGE_PAGES_TUNABLE = 'glibc.malloc.hugetlb'  # since glibc 2.35; older versions ignore it
 HUGE_PAGES_SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
-CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # of a container; 'max' if it has no limit
+CGROUPS, PROCESS_CGROUPS = pathlib.Path('/sys/fs/cgroup'), pathlib.Path('/proc/self/cgroup')
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'  # JAX records it after XLA compiled a program
 MIN_COMPILE_SECONDS = 1  # shorter compilations leave little free memory
 MALLOC_OPTIONS = {  # of glibc: the parameter of `mallopt`, and its value; the default thresholds change with the blocks
@@ -26,11 +26,23 @@ MALLOC_OPTIONS = {  # of glibc: the parameter of `mallopt`, and its value; the d
 
 
 def total_bytes() -> int:
-  """Returns the bytes of memory available to this process: those of the machine, or the limit of its container."""
-  amounts = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
-  if CGROUP_LIMIT.exists() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
-    amounts.append(int(limit))
-  return min(amounts)
+  """Returns the bytes of memory available to this process: of the machine, or the limit of its container or job."""
+  return min([os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'), *_cgroup_limits()])
+
+
+def _cgroup_limits() -> Iterator[int]:
+  """Yields the limits of this process's control groups, of version 1 or 2, and of the groups that contain them."""
+  lines = PROCESS_CGROUPS.read_text().splitlines() if PROCESS_CGROUPS.exists() else []
+  for _, controllers, group in (line.split(':', 2) for line in lines):
+    if controllers not in ('', 'memory'):
+      continue
+    root = CGROUPS / controllers
+    folder, name = root / group.strip('/'), 'memory.limit_in_bytes' if controllers else 'memory.max'
+    for path in (folder, *folder.parents):
+      with contextlib.suppress(OSError, ValueError):  # no such group in a container; 'max' if there is no limit
+        yield int((path / name).read_text())
+      if path == root:
+        break
 
 
 def configure_malloc() -> None:

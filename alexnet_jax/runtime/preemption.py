@@ -63,8 +63,8 @@ class StopRequest:
     if self.received:
       _exit(number, frame)
     self.received = True
-    name = signal.Signals(number).name
-    print(f'{name} received; saving before exit. Repeat it to exit immediately.', file=sys.stderr, flush=True)
+    text = f'{signal.Signals(number).name} received; saving before exit. Repeat it to exit immediately.\n'
+    os.write(sys.stderr.fileno(), text.encode())  # `print` fails if the signal interrupted another print
 
   def should_stop(self, step: int) -> bool:
     """Returns whether to stop after a step; all processes return True after the same step.

@@ -26,9 +26,9 @@ STALL_SECONDS = 45  # without a batch, to cause a warning; it appears at most a 
 class Progress:
   """Reports the progress of a run.
 
-  Reported losses and error rates are means over the batches since the previous report. Each batch is measured before
-  its own update, with dropout. The metrics of a step are read after the next step was dispatched, so reading them never
-  makes a device wait.
+  Reported losses and error rates are means over the batches since the previous report, or since the run started or
+  resumed. Each batch is measured before its own update, with dropout. The metrics of a step are read after the next
+  step was dispatched, so reading them never makes a device wait. Curves that cannot be written do not end a training.
 
   Attributes:
     checkpoint_status: describes the newest checkpoint, for the messages of errors that end the run.
@@ -45,7 +45,7 @@ class Progress:
       last_step: length of the run.
     """
     self.checkpoint_status = 'there is no checkpoint yet'
-    self._folder, self._writer = folder, None
+    self._folder, self._writer = folder, None  # a writer of TensorBoard, once there is a point to write
     self._batch_size, self._epoch_size = config.batch_size, epoch_size
     self._last_step, self._log_every = last_step, config.log_every
     self._conditions: str | None = None
@@ -53,6 +53,7 @@ class Progress:
     self._start: tuple[float, int] | None = None  # (time, step) at the end of the first step, which compiles
     self._window: list[tuple[float, float]] = []  # (loss, error) of the steps since the last report
     self._window_start, self._seconds_waited = 0.0, 0.0
+    self._num_timed = 0  # steps since the last report, without the first step
     self._chance_loss, self._has_warned = math.log(num_classes), False
     self._losses: collections.deque[float] = collections.deque(maxlen=CHANCE_WINDOW)
     self._stall_watcher: threading.Thread | None = None
@@ -137,15 +138,16 @@ class Progress:
         '--workdir, or check the images.'
       )
     self._print_conditions(step - 1, learning_rates, shifts_colour)
+    self._window.append((loss, error))
     if self._start is None:
       print(f'First step done: loss {loss:.4f} (chance level {self._chance_loss:.4f})', flush=True)
-      self._open_curves()
       self._start = (time.perf_counter(), step)
       self._window_start, self._seconds_waited = self._start[0], 0.0
+      self._write(step, {})  # opens the file, so that TensorBoard shows the run
     else:
-      self._window.append((loss, error))
-      if step % self._log_every == 0:
-        self._report(step, learning_rates['kernel'], self._start)
+      self._num_timed += 1
+    if step % self._log_every == 0:
+      self._report(step, learning_rates['kernel'], self._start)
     self._check_learning(step, loss)
 
   def _print_conditions(self, num_steps, learning_rates, shifts_colour):
@@ -155,42 +157,45 @@ class Progress:
       self._conditions = conditions
       print(f'From step {num_steps:,}: {conditions}', flush=True)
 
-  def _open_curves(self):
-    if self._writer is not None or not distributed.is_main_process():
-      return
-    self._writer = curves.open_writer(self._folder)
-
   def _write(self, step, values):
-    if self._writer:
+    """Writes points of curves."""
+    if not distributed.is_main_process():
+      return
+    with self._write_errors():
+      writer = self._writer = self._writer or curves.open_writer(self._folder)
       for name, value in values.items():
-        self._writer.add_scalar(name, value, step)
+        writer.add_scalar(name, value, step)
+
+  @contextlib.contextmanager
+  def _write_errors(self):
+    """Reports errors of writing curves; the next points are written to a new file."""
+    try:
+      yield
+    except OSError as error:
+      self._writer = None
+      print(f'The curves cannot be written to {self._folder}/tensorboard ({error.strerror}).', flush=True)
 
   def _report(self, step, learning_rate, start):
     now = time.perf_counter()
-    seconds = now - self._window_start
     loss, error = (sum(values) / len(values) for values in zip(*self._window, strict=True))
-    images_per_second = len(self._window) * self._batch_size / seconds
-    percent_waited = 100 * self._seconds_waited / seconds
-    start_time, start_step = start
-    seconds_left = (now - start_time) / (step - start_step) * (self._last_step - step)
-    print(
-      f'step {step:,}/{self._last_step:,}  epoch {step * self._batch_size / self._epoch_size:.1f}  '
-      f'loss {loss:.4f}  train error {error:.1f} %  '
-      f'lr {np.format_float_scientific(learning_rate, precision=3, trim="-", exp_digits=1)}  '
-      f'{images_per_second:.1f} img/s  data wait {percent_waited:.0f} %  ETA {_format_duration(seconds_left)}',
-      flush=True,
-    )
-    self._write(
-      step,
-      {
-        'train/loss': loss,
-        'train/error': error,
-        'train/rate': learning_rate,
-        'speed/images_per_second': images_per_second,
-        'speed/waiting_for_data_percent': percent_waited,
-      },
-    )
-    self._window, self._window_start, self._seconds_waited = [], now, 0.0
+    values = {'train/loss': loss, 'train/error': error, 'train/rate': learning_rate}
+    if self._num_timed:
+      seconds = now - self._window_start
+      images_per_second = self._num_timed * self._batch_size / seconds
+      percent_waited = 100 * self._seconds_waited / seconds
+      values |= {'speed/images_per_second': images_per_second, 'speed/waiting_for_data_percent': percent_waited}
+      start_time, start_step = start
+      seconds_left = (now - start_time) / (step - start_step) * (self._last_step - step)
+      print(
+        f'step {step:,}/{self._last_step:,}  epoch {step * self._batch_size / self._epoch_size:.1f}  '
+        f'loss {loss:.4f}  train error {error:.1f} %  '
+        f'lr {np.format_float_scientific(learning_rate, precision=3, trim="-", exp_digits=1)}  '
+        f'{images_per_second:.1f} img/s  data wait {percent_waited:.0f} %  ETA {_format_duration(seconds_left)}',
+        flush=True,
+      )
+    self._write(step, values)
+    self._window, self._num_timed = [], 0
+    self._window_start, self._seconds_waited = now, 0.0
 
   def _check_learning(self, step, loss):
     """Warns once if the loss stays at chance level. Comparing two halves ignores a loss that only passes through."""
@@ -203,9 +208,10 @@ class Progress:
       self._has_warned = True
       print(
         f'step {step:,}: the loss has been {halves[-1]:.4f}, which is ln(classes), for {CHANCE_WINDOW} steps: the '
-        'network predicts all classes with equal probability. On ImageNet this may last for thousands of steps. On other '
-        'datasets the usual causes are initial weights too small for the scale of the input (model.init_std; pixels '
-        'are 0-255), or a learning rate so high that units died or so low that weights hardly change (optimizer.rate).',
+        'network predicts all classes with equal probability. On ImageNet this may last for thousands of steps. On '
+        'other datasets the usual causes are initial weights too small for the scale of the input (model.init_std; '
+        'pixels are 0-255), or a learning rate so high that units died or so low that weights hardly change '
+        '(optimizer.rate).',
         flush=True,
       )
 
@@ -216,14 +222,14 @@ class Progress:
       f'top-5 error {results["top5_error"]:.2f} %, log-prob {results["log_prob"]:.4f}',
       flush=True,
     )
-    self._open_curves()
     self._write(step, {f'validation/{name}': results[name] for name in ('top1_error', 'top5_error', 'log_prob')})
 
   def close(self) -> None:
     """Flushes the curves and ends the stall warnings."""
     self._closed.set()
-    if self._writer:
-      self._writer.close()
+    with self._write_errors():
+      if self._writer:
+        self._writer.close()
 
 
 def _format_duration(seconds):

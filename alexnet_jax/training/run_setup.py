@@ -189,7 +189,7 @@ def compute_last_step(config: ConfigDict, num_images: int) -> int:
   Raises:
     UsageError: if it exceeds what a step counter of 32 bits can hold.
   """
-  last_step = config.num_steps or math.ceil(config.num_epochs * (num_images / config.batch_size))
+  last_step = config.num_steps or math.ceil(config.num_epochs * num_images / config.batch_size)
   if last_step > config_checks.MAX_STEPS:
     raise UsageError(
       f'num_epochs={config.num_epochs} takes {last_step:,} steps; the maximum is {config_checks.MAX_STEPS:,}.'

@@ -42,6 +42,33 @@ def test_selected_classes_have_all_their_examples_and_new_labels(config):
     assert (7, 1, 4)[test[index]['label']] == example['label']
 
 
+def test_a_record_that_cannot_be_read_during_the_selection_of_classes_gets_no_new_label(config, monkeypatch):
+  failed = set()
+
+  class FailsOnce(list):
+    def __getitem__(self, index):
+      if index not in failed:
+        failed.add(index)
+        raise OSError('the disk does not respond')
+      return super().__getitem__(index)
+
+  open_records = sources._open_records
+  monkeypatch.setattr(sources, '_open_records', lambda *arguments: FailsOnce(open_records(*arguments)))
+  config.data.classes, config.data.unreadable = ('7', '1'), 'skip'
+  (source,) = sources.open_splits(config.data, 96, ['test'])
+  read = [example for example in source.read_or_none(range(len(source))) if example]
+  monkeypatch.setattr(sources, '_open_records', open_records)
+  (expected,) = sources.open_splits(config.data, 96, ['test'])
+  assert [label for _, label in read] == [
+    example['label'] for example in map(expected.__getitem__, range(len(expected)))
+  ]
+
+
+def test_arrays_are_images_only_with_three_channels():
+  assert sources._is_image(tfds.features.Tensor(shape=(16, 16, 3), dtype=np.uint8))
+  assert not sources._is_image(tfds.features.Tensor(shape=(16, 16, 1), dtype=np.uint8))
+
+
 @pytest.mark.parametrize('unreadable', ['skip', 'fail'])
 def test_a_damaged_record_is_reported_when_it_is_read_although_classes_are_selected(config, monkeypatch, unreadable):
   class Damaged(list):

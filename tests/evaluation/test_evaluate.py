@@ -201,7 +201,7 @@ def test_results_of_the_training_are_retained(config, copied_run):
   config.data.test_split = 'test[:9]'
   assert evaluate.evaluate_run(config, copied_run)['num_examples'] == 9
   assert json.loads(path.read_text()) == written
-  other = json.loads((copied_run / 'results-digits_1.0.0-test_9_.json').read_text())
+  other = json.loads((copied_run / 'results-digits_1.0.0-test%5B%3A9%5D.json').read_text())
   assert (other['split'], 'ten_view' in other) == ('test[:9]', False)
 
 

@@ -152,5 +152,5 @@ def test_images_are_drawn_with_their_classes(trained_run, images, config, tmp_pa
   output, draw = tmp_path / f'predictions.{suffix}', figures.draw_file_predictions
   assert predict.predict_files([str(images / '0*.png')], trained_run, config, str(output), draw) == 0
   assert output.stat().st_size > 10_000
-  with pytest.raises(RunError, match='cannot be written'):
+  with pytest.raises(UsageError, match='cannot be written, because its folder does not exist'):
     predict.predict_files([str(images / '00.png')], trained_run, config, str(tmp_path / 'missing' / output.name), draw)

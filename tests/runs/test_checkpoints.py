@@ -139,6 +139,9 @@ def test_a_damaged_checkpoint_is_reported_and_replaced_by_the_previous_one(
   checkpoints.save(2, state, RUN)  # possible again
   checkpoints.close()
   assert Checkpoints(tmp_path).newest_step() == 2
+  damage(tmp_path / 'checkpoints' / '2', name)
+  Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2.broken', '2.broken-2']
 
 
 @pytest.fixture(scope='module')

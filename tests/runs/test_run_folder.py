@@ -79,17 +79,23 @@ def test_a_folder_without_checkpoints_can_be_used_again(started):
   assert run_folder.load_config(folder).seed == 3
 
 
-def test_predictions_of_an_older_network_prevent_a_run_and_its_features_are_deleted(started):
+def test_predictions_and_results_of_an_older_network_prevent_a_run_and_other_files_are_deleted(started):
   folder, config = started
   (folder / 'checkpoints' / '40').rmdir()
-  for name in ('features', 'predictions'):
+  for name in ('features', 'predictions', 'tensorboard'):
     (folder / name).mkdir()
+  for name in ('results.json', 'results-digits_1.0.0-train.json', 'submission.txt'):
+    (folder / name).write_text('{}')
+    with pytest.raises(UsageError, match=f'contains .*{name}.* of a network whose checkpoints were removed'):
+      run_folder.prepare(folder, config)
+    (folder / name).unlink()
   with pytest.raises(UsageError, match='contains predictions of a network whose checkpoints were removed'):
     run_folder.prepare(folder, config)
   (folder / 'predictions').rmdir()
   run_folder.prepare(folder, config)
   run_folder.write_metadata(folder, config, STATISTICS, NAMES)
   assert not (folder / 'features').exists()
+  assert not (folder / 'tensorboard').exists()
 
 
 def test_training_does_not_resume_from_imported_weights(started):
@@ -126,7 +132,7 @@ def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
     run_folder.write_metadata(tmp_path, alexnet.get_config(), STATISTICS, NAMES)
 
 
-@pytest.mark.parametrize('name', ['3.orbax-checkpoint-tmp', '3.broken'])
+@pytest.mark.parametrize('name', ['3.orbax-checkpoint-tmp', '3.broken', '3.broken-2'])
 def test_an_interrupted_save_is_no_checkpoint(started, name):
   folder, config = started
   (folder / 'checkpoints' / '40').rename(folder / 'checkpoints' / name)

@@ -230,3 +230,25 @@ def test_running_out_of_memory_is_an_error_message_and_status_1(capsys):
   assert capsys.readouterr().err.startswith('error: Out of memory.')
   with pytest.raises(ValueError, match='another'):
     exit_status.exit_status_of(lambda: int('another'))
+
+
+@pytest.mark.parametrize(
+  ('lines', 'limits', 'expected'),
+  [
+    (['0::/'], {'memory.max': '1000'}, 1000),
+    (['0::/'], {'memory.max': 'max'}, None),
+    (['0::/job/step'], {'job/memory.max': '3000', 'job/step/memory.max': 'max', 'memory.max': '4000'}, 3000),
+    (['0::/unseen/outside'], {'memory.max': '2000'}, 2000),  # a container sees its own groups only
+    (['4:memory:/job', '2:cpu:/job', '0::/'], {'memory/job/memory.limit_in_bytes': '5000'}, 5000),
+    ([], {'memory.max': '1000'}, None),
+  ],
+)
+def test_the_memory_is_limited_by_the_control_groups_of_the_process(lines, limits, expected, tmp_path, monkeypatch):
+  whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  for name, limit in limits.items():
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(f'{limit}\n')
+  (tmp_path / 'cgroup').write_text(''.join(f'{line}\n' for line in lines))
+  monkeypatch.setattr(host_memory, 'CGROUPS', tmp_path)
+  monkeypatch.setattr(host_memory, 'PROCESS_CGROUPS', tmp_path / 'cgroup')
+  assert host_memory.total_bytes() == (expected or whole)

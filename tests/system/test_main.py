@@ -84,6 +84,22 @@ def test_wrong_usage_is_an_error_message_and_status_2(arguments, message):
   assert 'Traceback' not in result.stderr
 
 
+@pytest.mark.parametrize(
+  ('value', 'message'),
+  [
+    ('{}', 'get_config in the file of --config returns a dict, not a ConfigDict'),
+    ('1 / 0', r'the file of --config raises ZeroDivisionError: division by zero \(.*config.py, line 2\)'),
+    ('name', r"the file of --config raises NameError: name 'name' is not defined \(.*config.py, line 2\)"),
+  ],
+)
+def test_a_config_file_with_an_error_is_named(value, message, tmp_path):
+  (tmp_path / 'config.py').write_text(f'def get_config():\n  return {value}\n')
+  result = command(f'--config={tmp_path}/config.py')
+  assert result.returncode == 2, result.stderr
+  assert re.search(f'^error: .*{message}', result.stderr, re.MULTILINE), result.stderr
+  assert 'Traceback' not in result.stderr
+
+
 @pytest.fixture(scope='module')
 def damaged_digits(data_dir, tmp_path_factory):
   """A folder with the digits, of which one training image and one test image cannot be read."""

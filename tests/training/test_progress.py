@@ -1,9 +1,12 @@
+import errno
 import math
+import os
 import time
 
 import numpy as np
 import pytest
 
+from alexnet_jax.runs import curves
 from alexnet_jax.runtime.errors import RunError
 from alexnet_jax.training.progress import CHANCE_WINDOW, Progress
 
@@ -75,6 +78,35 @@ def clock(monkeypatch):
   clock = Clock()
   monkeypatch.setattr('alexnet_jax.training.progress.time', clock)
   return clock
+
+
+def test_curves_are_means_of_all_steps_since_the_run_started(progress, tmp_path):
+  take_steps(progress, [9.0, 1.0, 2.0, 3.0, 5.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])
+  progress.close()
+  steps, losses = curves.read_curves(tmp_path)['train/loss']
+  np.testing.assert_allclose([steps, losses], [[5, 10], [4.0, 1.2]])
+
+
+def test_with_a_report_after_every_step_the_first_step_has_a_point_but_no_speed(config, tmp_path):
+  config.log_every = 1
+  progress = Progress(tmp_path, config, num_classes=10, epoch_size=80, last_step=1000)
+  take_steps(progress, [9.0, 1.0, 2.0, 3.0])
+  progress.close()
+  read = curves.read_curves(tmp_path)
+  assert [read[name][0].tolist() for name in ('train/loss', 'speed/images_per_second')] == [[1, 2, 3], [2, 3]]
+
+
+def test_curves_that_cannot_be_written_do_not_end_the_run(progress, capsys, monkeypatch):
+  class FullDisk:
+    def add_scalar(self, *_):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(curves, 'open_writer', lambda _: FullDisk())
+  take_steps(progress, [2.0] * 12)
+  progress.close()
+  output = capsys.readouterr().out
+  assert output.count('/tensorboard (No space left on device).') == 2
+  assert 'step 10/1,000' in output
 
 
 @pytest.mark.parametrize(('was_computed', 'percent'), [(True, '25'), (False, '0')])
