@@ -9,6 +9,7 @@ parameters are in use as well, both are in memory.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from alexnet_jax.kernels import dispatch, onednn
 
@@ -26,10 +27,6 @@ class Transposed:
   def __len__(self) -> int:
     return len(self.stored)
 
-  def astype(self, dtype: jax.typing.DTypeLike) -> 'Transposed':
-    """Returns the kernel in another dtype."""
-    return Transposed(self.stored.astype(dtype))
-
 
 def arrange_conv(kernel: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
   """Divides a kernel [tower, height, width, in, out] into those of the towers, if one CPU computes all of them."""
@@ -46,8 +43,10 @@ def _is_one_cpu():
   return dispatch.is_enabled() and onednn.is_enabled() and not mesh.empty and mesh.size == 1
 
 
-def linear(x: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
-  """Computes `layers.linear`."""
-  if not isinstance(kernel, Transposed):
-    return onednn.linear(x, kernel)
-  return onednn.linear(x, kernel.stored, onednn.matmul_transposed)
+def linear_on_device(x: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
+  """Computes `layers.linear_on_device` in float32."""
+  if not onednn.is_enabled() or x.dtype != jnp.float32:
+    return NotImplemented
+  if isinstance(kernel, Transposed):
+    return onednn.matmul_transposed(x, kernel.stored)
+  return onednn.matmul(x, kernel)

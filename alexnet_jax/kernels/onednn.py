@@ -17,7 +17,7 @@ import json
 import math
 import pathlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,6 @@ MAX_BYTES = 16 * 2**20
 MIN_ROWS = 4
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-PARAMS, MAPS = jax.P('tower'), jax.P('tower', 'data')  # layouts of models/towers.py
 
 
 def enable() -> None:
@@ -222,18 +221,6 @@ def matmul_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
   if a.shape[1] < MIN_ROWS:
     return _matmul(a, b, transpose_b=True)
   return _matmul(b, a, transpose_b=True).swapaxes(1, 2)  # fc6, 32 images, 13 ms; the other way round 16.5
-
-
-def linear(x: jax.Array, kernel: jax.Array, product: Callable = matmul) -> jax.Array:
-  """Computes `layers.linear` in float32, each device the product of its own towers and batch shard."""
-  if not is_enabled() or x.dtype != jnp.float32 or jax.sharding.get_abstract_mesh().empty:
-    return NotImplemented
-
-  @jax.shard_map(in_specs=(MAPS, PARAMS), out_specs=MAPS)
-  def on_device(x, kernel):
-    return product(x, lax.pcast(kernel, ('data',), to='varying'))  # its gradient is summed over the data axis
-
-  return on_device(x, kernel)
 
 
 def _conv(

@@ -126,7 +126,7 @@ class Linear(nnx.Module):
     kernel = self.kernel.get_value()
     if x.ndim == 2:
       x = towers.broadcast(x, len(kernel))
-    return linear(x, kernel.astype(x.dtype)) + self.bias[...].astype(x.dtype)[:, None, :]
+    return linear(x, kernel) + self.bias[...].astype(x.dtype)[:, None, :]
 
 
 def gaussian(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
@@ -182,9 +182,26 @@ def conv_on_device(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int
   )
 
 
-@fast_form(inference_layout.linear)
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Multiplies the inputs of each tower's units by their weights: [tower, batch, in] and [tower, in, out]."""
+  """Multiplies the inputs of each tower's units by their weights.
+
+  Args:
+    x: [tower, batch, in].
+    kernel: [tower, in, out]; used in the dtype of the inputs.
+
+  Returns:
+    [tower, batch, out].
+  """
+
+  def on_device(x, kernel):
+    return linear_on_device(x, jax.tree.map(lambda array: towers.varying(array, 'data').astype(x.dtype), kernel))
+
+  return towers.on_each_device(on_device, (towers.MAPS, towers.PARAMS), towers.MAPS)(x, kernel)
+
+
+@fast_form(inference_layout.linear_on_device)
+def linear_on_device(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Computes `linear` for the towers of one device."""
   return jnp.einsum('tni,tio->tno', x, kernel)
 
 
