@@ -79,10 +79,10 @@ measured: they are the paper's, or have their reason in a comment. Records measu
 
 **Effect.** The difference between two conditions in percentage points, averaged over pairs of trainings with the same
 seed. Durations in epochs are compared by their ratio, with logarithms in place of the values. If the slower condition
-never reaches the error, its full length counts, and the effect and its interval are lower bounds, which concerns no
-record so far; if the faster one does not, no effect is computed. Durations are interpolated between the points of a
-curve: the training error has one every 0.2 epochs, the test error one every two. For crops, averages of networks and
-neighbours, the effect is a difference within the same network or networks, so the table counts seeds instead of pairs.
+never reaches the error, its full length counts, and the effect is a lower bound; so far, every slower condition reaches
+it. If the faster one does not, no effect is computed. Durations are interpolated between the points of a curve: the
+training error has one every 0.2 epochs, the test error one every two. For crops, averages of networks and neighbours,
+the effect is a difference within the same network or networks, so the table counts seeds instead of pairs.
 
 Pairing by seed reduces the variance little: the errors of the paper's recipe and of an ablation correlate with -0.1 to
 0.5 over the five seeds, except for the colour shift, 0.9. A test of independent samples would have smaller p-values for

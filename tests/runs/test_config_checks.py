@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax.data import sources
 from alexnet_jax.evaluation import ensemble, evaluate
@@ -39,6 +40,13 @@ def test_some_counts_must_be_positive(field):
     config_checks.check(with_value(field, 0))
 
 
+def test_counts_must_be_integers():
+  config = alexnet.get_config()
+  config = ConfigDict(config.to_dict() | {'batch_size': 32.5})  # as of a config file; the command line checks types
+  with pytest.raises(UsageError, match=r'batch_size=32\.5 must be an integer'):
+    config_checks.check(config)
+
+
 @pytest.mark.parametrize(
   ('field', 'value'),
   [
@@ -59,6 +67,8 @@ def test_numbers_must_not_be_negative(field, value):
   ('field', 'value', 'message'),
   [
     ('seed', 2**32, 'seed=4294967296 must be 4,294,967,295 or less'),
+    ('optimizer.momentum', 1.0, 'optimizer.momentum=1.0 must be less than 1'),
+    ('model.norm.size', 101, 'norm.size=101 must be odd, 1 to 99'),
     ('optimizer.rate_factor', 0.0, 'must be 0.001 to 1,000,000'),
     ('num_epochs', 0, 'both 0'),
     ('data.unreadable', 'ignore', "data.unreadable='ignore' is unknown; choose 'fail' or 'skip'"),
