@@ -215,7 +215,7 @@ def _project(features):
   ).add_argument
   add('folder', metavar='FOLDER', type=pathlib.Path, help='folder written by `extract`; the argument of tensorboard')
   add('--num_images', type=int, default=1000, help='largest number of images, chosen at random (%(default)s)')
-  add('--seed', type=int, default=0, help='seed of the random choice (%(default)s)')
+  add('--seed', type=_non_negative, default=0, help='seed of the random choice (%(default)s)')
   add('--data_dir', metavar='DIR', help="folder of the dataset (default: the run's)")
 
 
@@ -298,7 +298,7 @@ def _figure(figures, name, description, num_images=None, has_other_run=False):
     images_help = 'files, folders or patterns (default: images of --split)'
     add('--images' if has_other_run else 'images', metavar='IMAGE', nargs='*', default=(), help=images_help)
     add('--num_images', type=int, default=num_images, help='number of images drawn at random (%(default)s)')
-    add('--seed', type=int, default=0, help='seed of the random choice (%(default)s)')
+    add('--seed', type=_non_negative, default=0, help='seed of the random choice (%(default)s)')
     add('--split', help="split to choose from (default: the run's test split)")
     add('--data_dir', metavar='DIR', help="folder of the dataset (default: the run's)")
   return add
@@ -418,6 +418,13 @@ and is not repeated while that file exists.""",
     help='folder of results/, RESULTS.md and runs/ (%(default)s)',
   )
   add('--data_dir', default='', metavar='DIR', help="folder of the datasets (default: TFDS's)")
+
+
+def _non_negative(text: str) -> int:
+  """Parses an integer of 0 or more, as a `type` of argparse."""
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f'{text} must be an integer of 0 or more')
+  return int(text)
 
 
 def command() -> NoReturn:

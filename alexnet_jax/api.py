@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.analysis import explain
 from alexnet_jax.analysis.explain import Explanation, Target
 from alexnet_jax.data import cropping
-from alexnet_jax.data.image_io import StoredImages
+from alexnet_jax.data.image_io import Image, StoredImages, is_one_image
 from alexnet_jax.evaluation import metrics, trained_model
 from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.interop import caffe_files, import_export, weight_files
@@ -20,15 +20,15 @@ from alexnet_jax.runs import run_folder
 from alexnet_jax.runtime.errors import UsageError
 
 Path: TypeAlias = str | os.PathLike[str]
-Images: TypeAlias = Path | np.ndarray | Iterable[Path | np.ndarray]
+Images: TypeAlias = Image | Iterable[Image]
 
 
 class Model:
   """A trained network on one device.
 
-  The methods take images of any size. An image is a path of a file, or an array [height, width, rgb] uint8, 0-255;
-  several images are a list of these, or an array [batch, height, width, rgb]. As in training, an image is resized so
-  that its short side fits, and its centre is cropped (section 2).
+  The methods take images of any size. An image is a path of a file, an array [height, width, rgb] uint8, 0-255, or an
+  image of Pillow; several images are a list of these, or an array [batch, height, width, rgb]. As in training, an image
+  is resized so that its short side fits, and its centre is cropped (section 2).
 
   Attributes:
     config: config of the run. `config.model` describes the network, and the other fields the training.
@@ -71,15 +71,17 @@ class Model:
       [(class name, probability), ...], best first; for several images a list of such lists.
 
     Raises:
-      UsageError: if there is no image, a file cannot be read, or an array is no image.
+      UsageError: if there is no image, a file cannot be read, an array is no image, or `num_classes` is below 1.
     """
+    if num_classes < 1:
+      raise UsageError(f'num_classes={num_classes} must be 1 or more.')
     crops = cropping.TEST_TIME_CROPS[cropping.prediction_crop_set(self.config)](self.config.model.border)
     log_probs = self._in_batches(lambda batch: self._trained.log_probs(batch, crops), images)
     predictions = [
       [(self._trained.class_names[label], float(np.exp(row[label]))) for label in labels]
       for row, labels in zip(log_probs, metrics.best_classes(log_probs, num_classes).tolist(), strict=True)
     ]
-    return predictions[0] if _is_one_image(images) else predictions
+    return predictions[0] if is_one_image(images) else predictions
 
   def features(self, images: Images, layer: str = 'fc7') -> np.ndarray:
     """Computes the output of a layer for the centre crop of images.
@@ -99,7 +101,7 @@ class Model:
 
   def explain(
     self,
-    image: Path | np.ndarray,
+    image: Image,
     method: str = 'saliency',
     target: Target = None,
     *,
@@ -169,7 +171,7 @@ class Model:
     return explain.maximise(self._trained, target, num_steps, decay, blur, seed)
 
   def _in_batches(self, function: Callable[[np.ndarray], jax.Array], images: Images) -> np.ndarray:
-    several: list[Any] = [images] if _is_one_image(images) else list(cast(Iterable, images))
+    several: list[Any] = [images] if is_one_image(images) else list(cast(Iterable, images))
     if not several:
       raise UsageError('there are no images; pass one or more paths or arrays.')
     return self._trained.in_batches(function, StoredImages(several, self._trained.stored_size))
@@ -207,7 +209,3 @@ def load(path: Path, *, mean: Path | None = None, classes: Path | None = None, n
     size = cropping.stored_size(weights.config.model)
     weights = weights._replace(mean_image=np.broadcast_to(caffe_files.MEAN, (size, size, 3)))
   return Model(import_export.to_model(weights), weights.config)
-
-
-def _is_one_image(images: Images) -> bool:
-  return isinstance(images, str | os.PathLike) or getattr(images, 'ndim', 4) != 4

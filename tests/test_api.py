@@ -92,11 +92,12 @@ def test_images_of_all_types_have_the_same_features(model, folder):
   for images in (
     np.stack([cat, dog]),
     [cat, 'dog.jpg'],
+    [PIL.Image.fromarray(cat), PIL.Image.fromarray(dog)],
     map(pathlib.Path, ('cat.jpg', 'dog.jpg')),
     jax.numpy.stack([cat, dog]),
   ):
     np.testing.assert_array_equal(model.features(images), features)
-  for image in (cat, 'cat.jpg', jax.numpy.asarray(cat)):
+  for image in (cat, 'cat.jpg', jax.numpy.asarray(cat), PIL.Image.fromarray(cat)):
     np.testing.assert_allclose(model.features(image), features[:1], rtol=1e-4, atol=1e-4)
   sizes = [cat, dog[:40, :50], np.repeat(dog, 2, axis=0)]
   np.testing.assert_allclose(model.features(sizes)[:1], features[:1], rtol=1e-4, atol=1e-4)
@@ -167,6 +168,8 @@ def test_wrong_images_are_usage_errors(model, folder, images, message):
 def test_wrong_layers_paths_and_options_are_usage_errors(model, folder):
   with pytest.raises(alexnet_jax.UsageError, match="this network has no layer 'conv7'; its layers are conv1, "):
     model.features('cat.jpg', layer='conv7')
+  with pytest.raises(alexnet_jax.UsageError, match='num_classes=0 must be 1 or more'):
+    model.predict('cat.jpg', num_classes=0)
   for path, options, message in (
     ('runs/nothing', {}, 'runs/nothing does not exist; name the folder of a run or a file of weights'),
     ('runs', {}, 'runs contains no run'),

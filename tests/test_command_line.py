@@ -69,3 +69,10 @@ def test_the_console_script_configures_memory_before_it_runs(monkeypatch):
   with pytest.raises(SystemExit):
     pkgutil.resolve_name(script)()
   assert calls == ['configure_malloc', 'main']
+
+
+@pytest.mark.parametrize('seed', ['-1', '1.5', 'one'])
+def test_seeds_are_integers_of_0_or_more(seed, capsys):
+  with pytest.raises(SystemExit):
+    cli.parser().parse_args(['figures', 'saliency', 'run', f'--seed={seed}'])
+  assert f'{seed} must be an integer of 0 or more' in capsys.readouterr().err

@@ -137,6 +137,8 @@ def maximise(
       f'num_steps={num_steps}, decay={decay} and blur={blur} must be 1 or more, 0 or more and below 1, and 0 to '
       f'{MAX_BLUR}.'
     )
+  if num_steps >= 2**31 or seed < 0:
+    raise UsageError(f'num_steps={num_steps} and seed={seed} must be below 2,147,483,648, and 0 or more.')
   mean = model.centre_crops(np.asarray(model.mean_image))
   noise = np.random.default_rng(seed).normal(scale=LEARNING_RATE, size=mean.shape).astype(np.float32)
   score = _Score(model.network, layer, _identity)
@@ -163,12 +165,17 @@ def _find_target(model: TrainedModel, target: Target) -> tuple[str, int | None]:
   if target is None:
     return last, None
   if isinstance(target, tuple):
+    if len(target) != 2 or not isinstance(target[1], int | np.integer):
+      raise UsageError(f"{target} is not a unit, (layer, index), such as ('conv3', 7).")
     layer, index = target
     num_units = model.layer_shape(layer)[-1]
     if not 0 <= index < num_units:
       raise UsageError(f'{layer} has no unit {index}; choose 0 to {num_units - 1}.')
     return layer, int(index)
   names = list(model.class_names)
+  if names.count(str(target)) > 1:
+    labels = ', '.join(str(label) for label, name in enumerate(names) if name == target)
+    raise UsageError(f"several classes are called '{target}'; name the label of one of them: {labels}.")
   if target in names:
     return last, names.index(target)
   if not str(target).isdecimal() or int(target) >= len(names):

@@ -30,9 +30,9 @@ from alexnet_jax.evaluation import trained_model
 from alexnet_jax.evaluation.trained_model import TrainedModel
 from alexnet_jax.interop import feature_files, torchvision_files
 from alexnet_jax.models.registry import Network
-from alexnet_jax.runs import run_folder
+from alexnet_jax.runs import checkpoints, run_folder
 from alexnet_jax.runtime import atomic_files, processor
-from alexnet_jax.runtime.errors import RunError, UsageError
+from alexnet_jax.runtime.errors import RunError, UsageError, printable
 
 # Names of our layers' outputs in other programs. An output has the name of the last step that it includes: 'conv1' is
 # the input of pool1, after the nonlinearity and, in networks that normalise conv1, after the normalisation. The names
@@ -66,7 +66,8 @@ class Features(NamedTuple):
     features: [image, ...] float32, memory-mapped.
     labels: [image] int32; -1 if unknown.
     names: names of the images, such as 'train/123' or a path.
-    about: 'run', 'step', 'layer' and 'shape', and 'dataset' and 'split' or 'images' and 'crc32'.
+    about: 'run', 'step', 'parameters' (a hash), 'layer' and 'shape', and 'dataset', 'fingerprint' and 'split' or
+      'images' and 'crc32'.
   """
 
   features: np.ndarray
@@ -167,14 +168,14 @@ class DatasetImages:
   Attributes:
     source: the split.
     batch_size: number of images per batch.
-    about: 'dataset' and 'split', for about.json.
+    about: 'dataset', 'fingerprint' and 'split', for about.json.
   """
 
   def __init__(self, source: Source, config: ConfigDict):
     """Takes the arguments of `pipeline.evaluation_dataset`."""
     self.source, self._config = source, config
     self.batch_size: int = config.eval.batch_size
-    self.about = {'dataset': source.dataset, 'split': source.split}
+    self.about = {'dataset': source.dataset, 'fingerprint': source.fingerprint, 'split': source.split}
 
   def __len__(self) -> int:
     return len(self.source)
@@ -209,7 +210,10 @@ class FileImages:
     """
     self._paths, self._size, self.batch_size = paths, size, batch_size
     names = '\n'.join(map(str, paths))
-    self.about = {'images': f'{len(paths):,} files from {paths[0]} to {paths[-1]}', 'crc32': zlib.crc32(names.encode())}
+    self.about = {
+      'images': f'{len(paths):,} files from {paths[0]} to {paths[-1]}',
+      'crc32': zlib.crc32(os.fsencode(names)),
+    }
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -303,14 +307,14 @@ def extract(
     {name: reason} of the images that could not be read and were skipped.
 
   Raises:
-    UsageError: if the network has no such layer, the library of the format is not installed, or another process is
-      writing to the same folder.
+    UsageError: if the network has no such layer, the library of the format is not installed, another process is writing
+      to the same folder, or it contains other files.
     RunError: if the disk is full, the data cannot be read, or no image can be read.
   """
   write = None if file_format == 'npy' else feature_files.writer(file_format)
   shapes = {layer: model.layer_shape(layer) for layer in ([layers] if isinstance(layers, str) else layers)}
-  about = {'run': str(run.absolute()), 'step': model.num_steps, **images.about}
-  abouts = [about | {'layer': layer, 'shape': list(shape)} for layer, shape in shapes.items()]
+  origin = {'run': str(run.absolute()), 'step': model.num_steps, 'parameters': _hash(model.params)}
+  abouts = [origin | images.about | {'layer': layer, 'shape': list(shape)} for layer, shape in shapes.items()]
   working = output.with_name(f'{output.name}.partial')
   message = f'{working} is being written by another process; wait until it has finished.'
   try:
@@ -330,13 +334,17 @@ def extract(
         shutil.rmtree(working)
       else:
         os.replace(working, output)
-        for name in ('done.json', '.lock'):
-          (output / name).unlink()
+        (output / 'done.json').unlink()
+        (output / '.lock').unlink()
   except OSError as error:
     raise RunError(
       f'{working} cannot be written ({error.strerror}); free some space and run the same command to resume.'
     ) from error
   return {images.name(int(index)): reason for index, reason in skipped.items()}
+
+
+def _hash(params):
+  return zlib.crc32(json.dumps(checkpoints.fingerprints(params), sort_keys=True).encode())
 
 
 def _contents(folders: Sequence[pathlib.Path]) -> feature_files.Contents:
@@ -404,19 +412,31 @@ def _extract_arrays(
 
 def _load_progress(folder: pathlib.Path, job: dict[str, Any]) -> dict[str, Any]:
   """Returns the progress of an interrupted extraction of the same job; removes the files of any other extraction."""
+  others = [path for path in folder.iterdir() if path.name != '.lock']
+  if others and not (folder / 'done.json').exists():
+    raise UsageError(f'{folder} contains files of another program; remove or rename it, or name another OUTPUT.')
+  _remove(folder / 'output')  # of an interrupted write in a format of another library
   try:
     done = json.loads((folder / 'done.json').read_text())
     if done['job'] == job:
       return done
     print(f'Discarding {done["seen"]:,} images of another extraction in {folder}', flush=True)
-  except (OSError, ValueError):
+  except (OSError, ValueError, KeyError, TypeError):
     pass
-  for path in folder.iterdir():
-    if path.is_dir():
-      shutil.rmtree(path)
-    elif path.name != '.lock':
-      path.unlink()
-  return _new_progress(job)
+  progress = _new_progress(job)
+  _write_json(folder / 'done.json', progress)  # marks the folder as ours
+  for path in others:
+    if path.name != 'done.json':
+      _remove(path)
+  return progress
+
+
+def _remove(path):
+  """Removes a file or folder, if it exists."""
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _new_progress(job):
@@ -509,7 +529,7 @@ def extract_command(options: argparse.Namespace) -> int:
   if skipped:
     print(f'{len(skipped):,} image(s) cannot be read and were skipped, such as')
     for name, reason in itertools.islice(skipped.items(), 5):
-      print(f'  {name}: {reason}')
+      print(f'  {printable(name)}: {reason}')
   return len(skipped)
 
 
@@ -525,11 +545,12 @@ def neighbours_command(options: argparse.Namespace) -> int:
   if not options.output.absolute().parent.is_dir():
     raise UsageError(f'{options.output.parent} is not a folder; create it, or name another --output.')
   queries, train = load(options.queries), load(options.train)
-  for field in ('run', 'step', 'layer'):
-    if queries.about[field] != train.about[field]:
+  for field in ('run', 'step', 'layer', 'parameters'):
+    values = [of_layer.about.get(field) for of_layer in (queries, train)]  # version 1 has no 'parameters'
+    if values[0] != values[1]:
       raise UsageError(
-        f'{options.queries} and {options.train} differ in {field} ({queries.about[field]} and {train.about[field]}); '
-        'extract both from the same run, step and layer.'
+        f'{options.queries} and {options.train} differ in {field} ({values[0]} and {values[1]}); extract both from the '
+        'same run, step and layer.'
       )
   if not 1 <= options.k <= len(train.features):
     raise UsageError(f'--k={options.k} must be 1 to {len(train.features):,}, the number of images in {options.train}.')

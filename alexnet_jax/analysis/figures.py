@@ -5,7 +5,6 @@ import itertools
 import math
 import pathlib
 import sys
-import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -115,10 +114,12 @@ def _read_kernels(path: pathlib.Path, num_towers: int, is_bgr: bool) -> np.ndarr
   try:
     with np.load(path, allow_pickle=False) as arrays:
       weights = arrays['weights']
-  except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # on damaged files numpy raises errors of many types
     raise UsageError(
       f'{path} is neither the folder of a run nor an .npz file with `weights` (height, width, 3, kernel).'
     ) from error
+  if weights.dtype.kind != 'f' or not np.isfinite(weights).all():
+    raise UsageError(f'the weights in {path} are {weights.dtype} and should be finite floating-point numbers.')
   if weights.ndim != 4 or not weights.size or weights.shape[2] != 3 or num_towers < 1 or weights.shape[3] % num_towers:
     raise UsageError(
       f'the weights in {path} are {weights.shape} and should be (height, width, 3, kernel), with an equal number of '
@@ -388,7 +389,7 @@ def _signatures(
   num_towers = model.network.num_towers
   if by_tower and num_towers == 1:
     raise UsageError(f'the network of {workdir} has one tower; omit --towers.')
-  images = _read_images(selection, model)
+  images = _read_images(selection, model, of_its_classes=False)
   if len(images.images) < similarity.MIN_IMAGES:
     raise UsageError(f'{len(images.images)} images are too few to compare; choose {similarity.MIN_IMAGES} or more.')
   layers = model.network.layer_names
@@ -470,10 +471,10 @@ def _log_probs(model: TrainedModel, images: np.ndarray) -> np.ndarray:
   return model.in_batches(lambda batch: model.log_probs(batch, crops), images)
 
 
-def _read_images(selection: ImageSelection, model: TrainedModel) -> Images:
+def _read_images(selection: ImageSelection, model: TrainedModel, *, of_its_classes: bool = True) -> Images:
   """Reads the selected files or random examples; prints the files that cannot be read."""
   if not selection.images:
-    source, order = _open_split(selection, model)
+    source, order = _open_split(selection, model, of_its_classes=of_its_classes)
     return _read_examples(source, order[: selection.num_images])
   images, num_skipped = [], 0
   for path in image_io.find_images(selection.images):
@@ -517,11 +518,18 @@ def find_errors(
   return np.array([index for index, _ in found], np.int64), np.array([row for _, row in found], np.float32)
 
 
-def _open_split(selection: ImageSelection, model: TrainedModel) -> tuple[Source, np.ndarray]:
-  """Opens the selected split; returns it with all indices in random order."""
+def _open_split(
+  selection: ImageSelection, model: TrainedModel, *, of_its_classes: bool = True
+) -> tuple[Source, np.ndarray]:
+  """Opens the selected split, whose classes must be the network's unless `of_its_classes` is False.
+
+  Returns:
+    The split, and all its indices in random order.
+  """
   split = selection.split or run_folder.load_config(selection.workdir).data.test_split
   source = features.open_dataset(selection.workdir, model.stored_size, split=split, directory=selection.data_dir).source
-  evaluate.check_classes(source, model.network.num_classes, selection.workdir)
+  if of_its_classes:
+    evaluate.check_classes(source, model.network.num_classes, selection.workdir)
   return source, np.random.default_rng(selection.seed).permutation(len(source))
 
 

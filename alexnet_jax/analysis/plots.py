@@ -35,6 +35,7 @@ TOWER_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE)
 LINES = tuple(zip((BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK), ('-', '--', '-.', ':', '-', '--'), strict=True))
 STYLE: dict[Any, Any] = {
   'font.size': 15,
+  'text.parse_math': False,  # names of classes may contain $
   'axes.spines.top': False,
   'axes.spines.right': False,
   'hatch.linewidth': 1.5,

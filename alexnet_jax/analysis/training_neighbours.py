@@ -120,7 +120,8 @@ def open_training_rows(model: TrainedModel, run: pathlib.Path, layer: str, datas
   if layer == PIXELS:
     return TrainingRows(dataset.source, _Pixels(model, dataset.source), np.arange(len(dataset)))
   model.check_layer(layer)
-  name = f'{layer}-step{model.num_steps}-{dataset.about["dataset"]}-{dataset.about["split"]}'
+  data = dataset.about['dataset'], dataset.about['split'], dataset.about['fingerprint']
+  name = '-'.join((layer, f'step{model.num_steps}', *data))
   folder = run / 'features' / re.sub(r'[^A-Za-z0-9._-]+', '_', name)
   if not folder.exists():
     print(f'Saving {layer} of the training images to {folder}', flush=True)

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -58,14 +59,22 @@ def _is_named_like_an_image(path):
   return image_format in FORMATS and not any(part.startswith('.') for part in path.parts)
 
 
+Image: TypeAlias = str | os.PathLike | np.ndarray | PIL.Image.Image  # as a user passes it
+
+
+def is_one_image(images: Image | Iterable[Image]) -> bool:
+  """Returns whether an argument is a single image, and not several."""
+  return isinstance(images, str | os.PathLike | PIL.Image.Image) or getattr(images, 'ndim', 4) != 4
+
+
 class StoredImages:
   """Images of a user, resized like stored images when they are indexed by a slice: [image, size, size, rgb] uint8."""
 
-  def __init__(self, images: Sequence[str | os.PathLike | np.ndarray], size: int):
+  def __init__(self, images: Sequence[Image], size: int):
     """Takes the images, which are read later.
 
     Args:
-      images: paths of image files, or arrays [height, width, rgb] uint8 of any size.
+      images: paths of image files, arrays [height, width, rgb] uint8, or images of Pillow, of any size.
       size: side of the stored images in pixels.
     """
     self._images, self._size = images, size
@@ -87,7 +96,7 @@ class StoredImages:
         return read_square(pathlib.Path(image), self._size)
       except ValueError as error:
         raise UsageError(f'{os.fspath(image)} cannot be read: {error}; choose another image.') from error
-    pixels = np.asarray(image)
+    pixels = _to_rgb(image) if isinstance(image, PIL.Image.Image) else np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
       raise UsageError(
         f'an image is a {pixels.dtype} array of the shape {pixels.shape} and should be [height, width, rgb] uint8, '

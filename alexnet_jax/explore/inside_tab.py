@@ -73,7 +73,9 @@ def add(run: LoadedRun, stored: gr.State) -> None:
   kernels.select(select_kernel, None, [layer, unit])
   maps.select(select_map, layer, unit)
   find.click(reported(functools.partial(_find_strongest, run)), [layer, unit], strongest, **LONG)
-  switch_off.click(lambda layer, unit, off: [*off, f'{layer} {unit:.0f}'], [layer, unit, units_off], units_off)
+  switch_off.click(
+    lambda layer, unit, off: off if unit is None else [*off, f'{layer} {unit:.0f}'], [layer, unit, units_off], units_off
+  )
 
 
 def _show_layer(run, image, layer, unit, *parts):

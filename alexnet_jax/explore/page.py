@@ -134,7 +134,7 @@ def _read(size, path):
   if path is None:
     return None, None, ''
   try:
-    image = image_io.read_square(pathlib.Path(path), size)
+    image = image_io.read_square(pathlib.Path(path), size, exif=True)  # browsers show it rotated, too
   except ValueError as error:
     raise UsageError(f'the image cannot be read: {error}; choose another image.') from error
   return image, mosaic.magnify(image, SHOWN_SIDE), ''

@@ -111,7 +111,7 @@ def _predict_files(runs, paths):
     gr.Warning(f'Only the first {MAX_FILES} files are classified; python main.py --mode=predict classifies any number.')
   for path in map(pathlib.Path, (paths or ())[:MAX_FILES]):
     try:
-      image = image_io.read_square(path, runs[0].model.stored_size)
+      image = image_io.read_square(path, runs[0].model.stored_size, exif=True)
     except ValueError as error:
       rows.append([path.name, f'cannot be read: {error}', *[''] * (2 * len(runs) - 1 + (len(runs) > 1))])
       continue

@@ -1,5 +1,6 @@
 """Activations of layers as files of other libraries: a Zarr group, or a file of PyTorch."""
 
+import errno
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet_jax.runtime.errors import UsageError
+from alexnet_jax.runtime.errors import UsageError, first_line
 
 BLOCK_BYTES = 2**24  # size of a chunk of a Zarr array
 
@@ -59,7 +60,11 @@ def write_torch(contents: Contents, path: pathlib.Path) -> None:
     for layer, features in contents.features.items()
   }
   labels = torch.from_numpy(contents.labels.astype(np.int64))
-  torch.save({'features': tensors, 'labels': labels, 'names': contents.names, 'about': dict(contents.abouts)}, path)
+  contents_of_file = {'features': tensors, 'labels': labels, 'names': contents.names, 'about': dict(contents.abouts)}
+  try:
+    torch.save(contents_of_file, path)
+  except RuntimeError as error:  # on a full disk
+    raise OSError(errno.EIO, first_line(error)) from error
 
 
 # How features are written, by name of the format and of its library.

@@ -186,7 +186,7 @@ def _read_mean_image(mean, path, weights):
 
 def _read_classes(classes, path, num_classes):
   try:
-    names = classes.read_text().removesuffix('\n').split('\n')
+    names = classes.read_text('utf-8-sig').removesuffix('\n').split('\n')
   except (OSError, UnicodeDecodeError) as error:
     raise UsageError(f'{classes} cannot be read ({error}); choose a text file with one class per line.') from error
   if len(names) != num_classes:

@@ -183,6 +183,7 @@ def run_experiment(experiment: Experiment, folders: Folders, num_seeds: int | No
       except LockedError as error:  # another experiment shares this training
         print(f'Waiting: {error}', flush=True)
         time.sleep(RETRY_SECONDS)
+        continue
       write_report(folders)
     remaining_epochs -= training.num_epochs * training.condition.num_networks
   draw_run_figures(experiment, folders)

@@ -253,6 +253,8 @@ def test_every_image_has_a_column_for_each_class(trained_run):
     (('saliency', -1), "there is no class '-1'; "),
     (('saliency', ('conv9', 1)), "this network has no layer 'conv9'"),
     (('saliency', ('conv1', 6)), 'conv1 has no unit 6; choose 0 to 5'),
+    (('saliency', ('conv1', 1.5)), "('conv1', 1.5) is not a unit, (layer, index), such as ('conv3', 7)"),
+    (('saliency', ('conv1',)), 'is not a unit, (layer, index)'),
     (('saliency', 1, 'conv5'), "layer applies to the method 'grad_cam' only, not to 'saliency'; omit it"),
     (('grad_cam', 1, None, (8, 8)), "patch applies to the method 'occlusion' only"),
     (('grad_cam', 1, 'fc6'), 'fc6 is no layer with maps before fc8; choose one of conv1, pool1'),
@@ -274,11 +276,21 @@ def test_wrong_usage_of_explain_is_an_error(model, arguments, message):
     (dict(target=1, num_steps=0), 'num_steps=0, decay=0.01 and blur=0.5 must be 1 or more'),
     (dict(target=1, decay=1), 'decay=1 and blur=0.5 must be'),
     (dict(target=1, blur=0.8), 'blur=0.8 must be'),
+    (dict(target=1, seed=-1), 'seed=-1 must be below 2,147,483,648, and 0 or more'),
+    (dict(target=1, num_steps=2**31), 'num_steps=2147483648 and seed=0 must be below'),
   ],
 )
 def test_wrong_usage_of_maximise_is_an_error(model, options, message):
   with pytest.raises(UsageError, match=message):
     explain.maximise(model, **options)
+
+
+def test_a_class_whose_name_is_not_unique_is_named_by_its_label(model):
+  model = model._replace(class_names=['crane', '1', 'crane', *'3456789'])
+  images = np.zeros((1, 96, 96, 3), np.uint8)
+  with pytest.raises(UsageError, match="several classes are called 'crane'; name the label of one of them: 0, 2"):
+    explain.explain(model, images, 'saliency', 'crane')
+  assert explain.explain(model, images, 'saliency', 2)[0].name == 'crane'
 
 
 def test_guided_backpropagation_requires_relus(case_of):

@@ -1,8 +1,11 @@
 import json
+import os
 import shutil
 import sys
 
+import jax
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -50,6 +53,8 @@ def test_every_image_of_a_split_is_extracted_once(trained_run, network, tmp_path
     'shape': list(network.layer_shape(layer)),
     'dataset': 'digits/1.0.0',
     'split': 'test[:21]',
+    'fingerprint': split.source.fingerprint,
+    'parameters': features._hash(network.params),
   }
   files = sorted(path.name for path in (tmp_path / 'out').iterdir())
   assert files == ['about.json', 'features.npy', 'labels.npy', 'names.json']
@@ -105,6 +110,34 @@ def test_another_extraction_to_the_same_folder_starts_anew(trained_run, network,
   assert 'images of another extraction' in capsys.readouterr().out
   features.extract(network, open_split(trained_run, 'test[:21]'), 'fc7', trained_run, tmp_path / 'new')
   assert (tmp_path / 'out' / 'features.npy').read_bytes() == (tmp_path / 'new' / 'features.npy').read_bytes()
+
+
+def test_an_extraction_does_not_resume_with_another_network(trained_run, network, tmp_path, capsys):
+  split = open_split(trained_run, 'test[:21]')
+  with pytest.raises(KeyboardInterrupt):
+    features.extract(network, InterruptedImages(split.source, split._config), 'fc7', trained_run, tmp_path / 'out')
+  retrained = network._replace(params=jax.tree.map(lambda x: 2 * x, network.params))
+  features.extract(retrained, split, 'fc7', trained_run, tmp_path / 'out')
+  assert 'Discarding 16 images' in capsys.readouterr().out
+  features.extract(network, split, 'fc7', trained_run, tmp_path / 'train')
+  arguments = [str(tmp_path / 'out'), str(tmp_path / 'train'), f'--output={tmp_path / "nearest.npz"}']
+  assert cli.main(['features', 'neighbours', *arguments]) == 2
+  assert 'differ in parameters' in capsys.readouterr().err
+
+
+def test_files_of_another_program_are_not_removed(trained_run, network, tmp_path):
+  (tmp_path / 'out.partial' / 'thesis').mkdir(parents=True)
+  (tmp_path / 'out.partial' / 'thesis' / 'a.tex').write_text('text')
+  with pytest.raises(UsageError, match='contains files of another program; remove or rename it'):
+    features.extract(network, open_split(trained_run, 'test[:8]'), 'fc7', trained_run, tmp_path / 'out')
+  assert (tmp_path / 'out.partial' / 'thesis' / 'a.tex').read_text() == 'text'
+
+
+def test_names_of_files_may_have_any_bytes(network, trained_run, tmp_path):
+  path = tmp_path / os.fsdecode(b'caf\xe9.png')
+  PIL.Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(path)
+  features.extract(network, features.FileImages([path], 96, 8), 'fc7', trained_run, tmp_path / 'out')
+  assert features.load(tmp_path / 'out').names == [str(path)]
 
 
 def test_only_one_process_writes_to_a_folder(trained_run, network, tmp_path):

@@ -114,7 +114,7 @@ def test_curves_are_those_of_the_run(trained_run, data_dir, tmp_path, capsys):
   curves = read_curves(folder)
   steps, error = curves['train/error']
   np.testing.assert_array_equal(steps, [10, 20, 30, 40])
-  np.testing.assert_allclose(error, [90 - 6, 90 - 15.5, 90 - 25.5, 90 - 35.5])  # means since the previous point
+  np.testing.assert_allclose(error, [90 - 5.5, 90 - 15.5, 90 - 25.5, 90 - 35.5])  # means since the previous point
   assert [list(map(float, column)) for column in curves['validation/top1_error']] == [[41], [12.5]]
 
   options = cli.parser().parse_args(['figures', 'curves', str(folder), '--show', 'error', 'loss', 'validation'])
@@ -143,6 +143,8 @@ def test_curves_are_those_of_the_run(trained_run, data_dir, tmp_path, capsys):
     (['neighbours', '{run}', '--k=0'], '--k=0 must be 1 to 1,293, the number of training images'),
     (['kernels', '{empty}/kernels.npy'], 'is neither the folder of a run nor an .npz file'),
     (['kernels', '{empty}/none.npz'], 'should be (height, width, 3, kernel)'),
+    (['kernels', '{empty}/text.npz'], 'are <U4 and should be finite floating-point numbers'),
+    (['kernels', '{empty}/damaged.npz'], 'is neither the folder of a run nor an .npz file'),
     (['kernels', '{run}', '--output=figure.gif'], "'figure.gif' does not end in .png, .svg or .pdf"),
     (['architecture', '--config=configs/alexnet.py:nothing'], "there is no variant 'nothing'"),
     (['architecture', '--config=nowhere.py'], "--config='nowhere.py' cannot be loaded"),
@@ -159,6 +161,13 @@ def test_wrong_usage_prints_one_message(trained_run, tmp_path, capsys, arguments
   if arguments[0] == 'kernels':
     np.save(tmp_path / 'empty' / 'kernels.npy', np.zeros((11, 11, 3, 96)))
     np.savez(tmp_path / 'empty' / 'none.npz', weights=np.zeros((11, 11, 3, 0)))
+    np.savez(tmp_path / 'empty' / 'text.npz', weights=np.full((11, 11, 3, 4), 'text'))
+    np.savez_compressed(
+      tmp_path / 'empty' / 'damaged.npz', weights=np.random.default_rng(0).normal(size=(11, 11, 3, 4))
+    )
+    content = bytearray((tmp_path / 'empty' / 'damaged.npz').read_bytes())
+    content[2000:2100] = bytes(100)
+    (tmp_path / 'empty' / 'damaged.npz').write_bytes(content)
   paths = {
     'run': trained_run,
     'empty': tmp_path / 'empty',

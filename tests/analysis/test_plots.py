@@ -1,3 +1,4 @@
+import matplotlib.text
 import numpy as np
 import PIL.Image
 import pytest
@@ -165,3 +166,9 @@ def test_the_suffix_selects_the_format_and_files_are_reproducible(tmp_path):
       plots.save(figure, tmp_path / name)
   with pytest.raises(RunError, match='cannot be written'):
     plots.save(figure, tmp_path / 'nowhere' / 'a.png')
+
+
+def test_names_are_not_mathematics(tmp_path):
+  figure = plots.draw_predictions(pixels(1), np.log([[0.5, 0.5]]), ['US$ vs CA$', '$_$'])
+  plots.save(figure, tmp_path / 'predictions.png')
+  assert any('US$ vs CA$' in text.get_text() for text in figure.findobj(matplotlib.text.Text))

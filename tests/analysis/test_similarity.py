@@ -1,6 +1,7 @@
 """Similarity measures against their published formulas, and properties that distinguish them."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -144,6 +145,14 @@ def test_the_matrix_of_two_runs(trained_run, tmp_path, capsys):
   assert cli.main(['figures', 'similarity', *arguments]) == 0
   assert 'fc7 and fc7: 1.00' in capsys.readouterr().out  # a run is similar to itself
   assert output.stat().st_size > 10_000
+
+
+def test_runs_with_other_classes_are_compared(trained_run, tmp_path, capsys):
+  other = shutil.copytree(trained_run, tmp_path / 'other')
+  (other / 'classes.txt').write_text('\n'.join('abcdefghij') + '\n')
+  arguments = [str(trained_run), str(other), '--num_images=8', f'--output={tmp_path / "similarity.png"}']
+  assert cli.main(['figures', 'similarity', *arguments]) == 0
+  assert 'fc7 and fc7: 1.00' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -163,11 +163,15 @@ def test_a_training_of_another_process_is_waited_for(folders, monkeypatch, capsy
   def locked(training, folders):
     raise LockedError('another process is training.')
 
+  num_reports = []
+  write_report = runner.write_report
+  monkeypatch.setattr(runner, 'write_report', lambda folders: (num_reports.append(1), write_report(folders)))
   monkeypatch.setattr(runner, 'train', locked)
   path = folders.results / '13pct' / '13pct-seed0.json'
   monkeypatch.setattr(runner.time, 'sleep', lambda seconds: records.save(path, *with_error(13.0)))
   runner.run_experiment(experiment, folders)
   assert 'Waiting: another process is training.' in capsys.readouterr().out
+  assert len(num_reports) == 1  # drawing the figures again while waiting would slow down the other process
 
 
 def test_finished_trainings_are_not_repeated(folders, monkeypatch):

@@ -252,5 +252,5 @@ def _print_summary(builder, skipped, options):
       splits = {'train_split': 'train[:90%]', 'validation_split': 'train[90%:95%]', 'test_split': 'train[95%:]'}
     flags += [shlex.quote(f'--config.data.{field}={split}') for field, split in splits.items()]
   if options.data_dir.expanduser() != pathlib.Path(tfds.core.constants.DATA_DIR).expanduser():
-    flags.append(f'--config.data.dir={options.data_dir}')
+    flags.append(shlex.quote(f'--config.data.dir={options.data_dir}'))
   print(f'To train on it: python main.py {" ".join(flags)}')

@@ -104,6 +104,8 @@ class Shard(NamedTuple):
         raise OSError('the file is shorter than its records')
       np.savez(self._sums_path(), total=sums.total, products=sums.products, num_images=sums.num_images)
       os.replace(partial, self.path)
+      for path in (self._sums_path(), self.path, self.path.parent, self.parts):
+        atomic_files.sync(path)
       atomic_files.write_text(self._report_path(), json.dumps(report._asdict()))  # last: the shard is complete now
     except (OSError, RuntimeError, ValueError) as error:  # ArrayRecordWriter raises the latter two
       free = shutil.disk_usage(self.parts).free
