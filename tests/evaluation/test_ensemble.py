@@ -62,14 +62,22 @@ def test_no_other_weight_on_the_grid_has_a_lower_error():
     assert errors(members, [value, weights[1] / max(weights)])['top5_error'] >= best - 1e-9 or value + weights[1] == 0
 
 
-def test_an_ensemble_of_runs_is_evaluated_with_its_members(config, tmp_path, capsys):
+def test_an_ensemble_of_runs_is_evaluated_with_its_members(config, tmp_path, capsys, monkeypatch):
   config.eval.ten_view, config.num_steps, config.data.test_split = False, 2, 'test[:90]'
   folders = [tmp_path / 'a', tmp_path / 'b']
   for seed, folder in enumerate(folders):
     config.seed = seed
     loop.train_and_evaluate(config, folder)
   config.eval.ensemble = 'search'
+  num_searched = []
+  search_weights = ensemble.search_weights
+  monkeypatch.setattr(
+    ensemble,
+    'search_weights',
+    lambda members: (num_searched.append(len(members[0].labels)), search_weights(members))[1],
+  )
   results = ensemble.evaluate_ensemble(config, folders)
+  assert num_searched == [144]  # the images of the validation split, and not those of the test split
   assert json.loads((tmp_path / 'a+b' / 'results.json').read_text()) == results
   assert results['num_examples'] == 90
   for folder, row in zip(folders, results['members'], strict=True):

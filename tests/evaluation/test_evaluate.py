@@ -68,6 +68,17 @@ def test_errors_agree_with_a_plain_recomputation(config):
   assert errors['log_prob'] == pytest.approx(np.log(probabilities[np.arange(90), labels]).mean(), rel=1e-4)
 
 
+def test_as_in_2012_the_centre_of_the_mean_image_is_subtracted_from_every_crop(config):
+  mean = np.random.default_rng(0).uniform(0, 255, (96, 96, 3)).astype(np.float32)
+  config.model.centre_mean = True
+  trained, images = untrained(config)._replace(mean_image=jnp.asarray(mean)), np.full((2, 96, 96, 3), 100, np.uint8)
+  corner = (cropping.Crop(0, 0, True),)
+  with jax.set_mesh(trained.mesh):
+    crops = device_mesh.put_batch(trained.mesh, images[:, :64, :64] - mean[16:80, 16:80])
+    expected = jax.nn.log_softmax(jax.jit(trained.network.apply)(trained.params, crops))
+  np.testing.assert_allclose(trained.log_probs(images, corner), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
   ('shape', 'batch_size'),
   [

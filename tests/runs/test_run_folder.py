@@ -58,6 +58,20 @@ def test_a_run_resumes_with_another_length_mesh_precision_evaluation_or_data_fol
   assert config_files.flatten(run_folder.load_config(folder))[field] == value
 
 
+def test_only_the_listed_fields_may_change():
+  fields = [field for field in config_files.flatten(alexnet.get_config()) if run_folder._may_change(field)]
+  others = {'data.dir', 'data.test_split', 'data.unreadable', 'data.num_threads', 'data.num_prefetched', 'model.dtype'}
+  assert {field for field in fields if field.startswith(('data', 'model', 'augment', 'optimizer'))} == others
+  assert [field for field in fields if '.' not in field] == [
+    'checkpoint_every',
+    'eval_every',
+    'heartbeat',
+    'log_every',
+    'num_epochs',
+    'num_steps',
+  ]
+
+
 def test_a_run_does_not_resume_if_other_fields_differ(started):
   folder, config = started
   before = (folder / 'config.json').read_bytes()

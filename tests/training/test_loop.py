@@ -151,6 +151,44 @@ def test_the_seed_changes_the_initial_weights_the_dropout_and_the_batches(config
   assert all(np.any(first != second) for first, second in zip(*drawn, strict=True))
 
 
+def results_of(top1_error):
+  return {'top1_error': top1_error, 'top5_error': 50 - top1_error, 'log_prob': -1.0}
+
+
+def test_the_plateau_is_that_of_the_top_1_error(config, tmp_path, monkeypatch):
+  config.num_steps, config.eval_every, config.eval.ten_view = 20, 1, False
+  config.optimizer.plateau_patience, config.optimizer.plateau_drops = 1, 1
+  falling = iter(range(40, 0, -1))
+  monkeypatch.setattr(loop, 'validate', lambda *_: results_of(20.0) | {'top5_error': float(next(falling))})
+  loop.train_and_evaluate(config, tmp_path)
+  assert checkpoints.newest_step(tmp_path) < 10
+
+
+def test_the_checkpoint_with_the_lowest_validation_error_is_retained(config, tmp_path, monkeypatch):
+  config.num_steps, config.eval_every, config.checkpoint_every, config.eval.ten_view = 6, 1, 1, False
+  errors = iter((40.0, 20.0, 30.0, 31.0, 32.0, 33.0))  # after 1 to 6 steps
+  monkeypatch.setattr(loop, 'validate', lambda *_: results_of(next(errors)))
+  loop.train_and_evaluate(config, tmp_path)
+  assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == [2, 4, 5, 6]  # and the newest three
+
+
+def test_the_validation_split_is_evaluated_with_centre_crops_and_the_test_split_at_the_end(
+  config, tmp_path, monkeypatch
+):
+  config.num_steps, config.eval_every = 2, 2
+  evaluated = []
+  predict_split = evaluate.predict_split
+
+  def predict(model, source, config, crop_set):
+    evaluated.append((source.split, crop_set))
+    return predict_split(model, source, config, crop_set)
+
+  monkeypatch.setattr(evaluate, 'predict_split', predict)
+  loop.train_and_evaluate(config, tmp_path)
+  validation, test = config.data.validation_split, config.data.test_split
+  assert set(evaluated) == {(validation, 'centre'), (test, 'centre'), (test, 'ten_view')}
+
+
 def test_a_plateau_at_the_lowest_learning_rate_ends_the_run(config, tmp_path, capsys):
   config.num_steps, config.eval_every, config.eval.ten_view = 50, 1, False
   config.optimizer.rate, config.optimizer.plateau_patience = 1e-9, 1

@@ -213,3 +213,7 @@ def test_an_evaluation_decays_the_learning_rates_of_all_groups(bias_drops):
       state = schedules.observe(state, error - num_decays, patience=1)
   plateaus = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, PlateauState))
   assert [plateau for plateau in plateaus if isinstance(plateau, PlateauState)] == [PlateauState(3, 3, 48.0, 0)] * 2
+
+
+def test_the_step_at_a_fraction_is_the_nearest():
+  assert [schedules.step_at(fraction, 100) for fraction in (0, 0.29, 0.999, 1)] == [0, 29, 100, 100]

@@ -111,6 +111,19 @@ def test_training_changes_every_layer_and_lowers_the_loss_of_one_batch(one_devic
     assert np.any(old != new), jax.tree_util.keystr(path)
 
 
+def test_every_step_drops_other_units(one_device):
+  network, batch = small_network(), device_mesh.put_batch(one_device, draw_batch(0))
+  losses = []
+  for num_steps in (0, 1):
+    state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
+    state = state._replace(step=state.step + num_steps)
+    _, metrics = step.train_step(
+      state, batch, jnp.asarray(MEAN_IMAGE), jax.random.key(7), network=network, optimizer=RULE
+    )
+    losses.append(float(metrics['loss']))
+  assert losses[0] != losses[1]
+
+
 def test_the_mean_image_is_cropped_and_mirrored_like_the_image(one_device):
   batch = draw_batch(3)
   batch['mean_mirrored'] = batch['mirrored']
@@ -142,6 +155,8 @@ def test_the_shifted_image_is_scaled(one_device):
   network = small_network()
   state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
   batch = draw_batch(2) | {'mean_offset': np.full((8, 2), 16, np.int32), 'mean_mirrored': np.zeros(8, bool)}
+  batch['colour'] *= 10  # large enough for the order of the two to matter
+  batch['scale'] = np.linspace(0.2, 0.9, 8, dtype=np.float32)
   crops = np.where(batch['mirrored'][:, None, None, None], batch['image'][:, :, ::-1], batch['image'])
   x = (crops - MEAN_IMAGE[16:80, 16:80] + batch['colour'][:, None, None]) * batch['scale'][:, None, None, None]
   key = jax.random.fold_in(jax.random.key(7), 0)
