@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.evaluation import metrics
-from alexnet_jax.models import device_mesh, layers
+from alexnet_jax.models import device_mesh, layers, towers
 
 BATCH = 32
 RNG = np.random.default_rng(0)
@@ -58,7 +58,8 @@ def fully_connected():
   """Tests the matrix product of fc6, a sum of 9,216 terms for each unit."""
   x, kernel = draw(2, BATCH, 9216), 0.01 * draw(2, 9216, 2048)
   expected = np.einsum('tni,tio->tno', x.astype(np.float64), kernel.astype(np.float64), optimize=True)
-  assert_close('fc6', jax.jit(layers.linear)(x, kernel), expected)
+  arguments = jax.device_put(x, towers.MAPS), jax.device_put(kernel, towers.PARAMS)
+  assert_close('fc6', jax.jit(layers.linear)(*arguments), expected)
 
 
 def loss():
