@@ -73,9 +73,7 @@ def add(run: LoadedRun, stored: gr.State) -> None:
   kernels.select(select_kernel, None, [layer, unit])
   maps.select(select_map, layer, unit)
   find.click(reported(functools.partial(_find_strongest, run)), [layer, unit], strongest, **LONG)
-  switch_off.click(
-    lambda layer, unit, off: off if unit is None else [*off, f'{layer} {unit:.0f}'], [layer, unit, units_off], units_off
-  )
+  switch_off.click(reported(functools.partial(_add_unit, run)), [layer, unit, units_off], units_off)
 
 
 def _show_layer(run, image, layer, unit, *parts):
@@ -107,6 +105,13 @@ def _enlarge(outputs, unit):
     return None
   pixels = mosaic.draw_maps(outputs[..., [unit]], num_towers=1).pixels
   return mosaic.magnify(pixels[mosaic.MARGIN : -mosaic.MARGIN, mosaic.MARGIN : -mosaic.MARGIN], ENLARGED)
+
+
+def _add_unit(run, layer, unit, units_off):
+  """Returns the units that are switched off, and another one."""
+  text = f'{layer} {loaded_run.require_unit(run, layer, unit)}'
+  _parse_unit(run, text)
+  return [*units_off, text]
 
 
 def _parse_unit(run, text):

@@ -450,6 +450,15 @@ def test_a_port_that_does_not_exist_is_a_usage_error(page, port):
     page.command(types.SimpleNamespace(workdirs=[], host='127.0.0.1', port=port))
 
 
+@pytest.mark.usefixtures('page')
+def test_only_units_of_layers_with_weights_are_switched_off(run):
+  inside_tab = importlib.import_module('alexnet_jax.explore.inside_tab')
+  assert inside_tab._add_unit(run, 'conv3', 2, ['conv1 0']) == ['conv1 0', 'conv3 2']
+  for layer, unit, message in (('pool1', 0, "'pool1 0' is no unit"), ('conv3', None, 'enter one of them')):
+    with pytest.raises(UsageError, match=message):
+      inside_tab._add_unit(run, layer, unit, [])
+
+
 def test_classes_with_the_same_name_have_a_bar_each():
   model = types.SimpleNamespace(class_names=['crane', 'dog', 'crane'])
   bars = loaded_run.best_classes(model, np.array([0.6, 0.1, 0.3]))
