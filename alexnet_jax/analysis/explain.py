@@ -173,7 +173,7 @@ def _find_target(model: TrainedModel, target: Target) -> tuple[str, int | None]:
       raise UsageError(f'{layer} has no unit {index}; choose 0 to {num_units - 1}.')
     return layer, int(index)
   names = list(model.class_names)
-  if names.count(str(target)) > 1:
+  if isinstance(target, str) and names.count(target) > 1:
     labels = ', '.join(str(label) for label, name in enumerate(names) if name == target)
     raise UsageError(f"several classes are called '{target}'; name the label of one of them: {labels}.")
   if target in names:

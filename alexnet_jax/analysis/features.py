@@ -33,6 +33,7 @@ from alexnet_jax.models.registry import Network
 from alexnet_jax.runs import checkpoints, run_folder
 from alexnet_jax.runtime import atomic_files, processor
 from alexnet_jax.runtime.errors import RunError, UsageError, printable
+from alexnet_jax.runtime.growing_array import GrowingArray
 
 # Names of our layers' outputs in other programs. An output has the name of the last step that it includes: 'conv1' is
 # the input of pool1, after the nonlinearity and, in networks that normalise conv1, after the normalisation. The names
@@ -374,11 +375,11 @@ def _extract_arrays(
   images_per_device = images.batch_size // model.mesh.shape['data']
   done = _load_progress(working, job)
   with contextlib.ExitStack() as stack:
-    arrays: list[tuple[_GrowingArray, _GrowingArray]] = []
+    arrays: list[tuple[GrowingArray, GrowingArray]] = []
     for folder, about in zip(folders, abouts, strict=True):
       folder.mkdir(exist_ok=True)
-      rows = _GrowingArray(folder / 'features.npy', tuple(about['shape']), np.float32)
-      labels = _GrowingArray(folder / 'labels.npy', (), np.int32)
+      rows = GrowingArray(folder / 'features.npy', tuple(about['shape']), np.float32)
+      labels = GrowingArray(folder / 'labels.npy', (), np.int32)
       arrays.append((rows, labels))
       stack.callback(rows.close)
       stack.callback(labels.close)
@@ -441,49 +442,6 @@ def _remove(path):
 
 def _new_progress(job):
   return {'job': job, 'batches': 0, 'seen': 0, 'rows': 0, 'skipped': {}}
-
-
-class _GrowingArray:
-  """An .npy file to which rows are appended.
-
-  If the disk is full, `append` raises OSError. Writing to `np.lib.format.open_memmap` would end the process by SIGBUS,
-  and needs the number of rows in advance, which skipped images reduce.
-
-  Attributes:
-    num_rows: number of rows.
-  """
-
-  def __init__(self, path: pathlib.Path, shape: tuple[int, ...], dtype: type[np.generic]):
-    self._shape, self._dtype = shape, np.dtype(dtype)
-    self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b')
-    self._write_header(0)
-    self._row_bytes = self._dtype.itemsize * math.prod(shape)
-    self._start = self._file.tell()
-    self.num_rows = (self._file.seek(0, os.SEEK_END) - self._start) // self._row_bytes
-
-  def _write_header(self, num_rows):
-    """Writes the header, which NumPy pads to a length that does not depend on the number of rows."""
-    self._file.seek(0)
-    np.lib.format.write_array_header_1_0(
-      self._file, {'descr': self._dtype.str, 'fortran_order': False, 'shape': (num_rows, *self._shape)}
-    )
-
-  def truncate(self, num_rows: int) -> None:
-    self.num_rows = num_rows
-    self._file.truncate(self._start + num_rows * self._row_bytes)
-    self._file.seek(0, os.SEEK_END)
-
-  def append(self, rows: np.ndarray) -> None:
-    self._file.write(np.ascontiguousarray(rows, self._dtype).data)
-    self._file.flush()
-    self.num_rows += len(rows)
-
-  def close(self) -> None:
-    """Writes the header of the rows so far, and the file to the disk."""
-    with self._file:
-      self._write_header(self.num_rows)
-      self._file.flush()
-      os.fsync(self._file.fileno())
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -9,6 +9,7 @@ They are read as memory maps, because log-probabilities of 50,000 images in 1000
 only once it is complete.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runtime.errors import RunError
+from alexnet_jax.runtime.growing_array import GrowingArray
 
 Block = tuple[np.ndarray, np.ndarray]  # log-probabilities [image, class] float32, labels [image] int32
 BLOCK_BYTES = 1 << 26
@@ -102,14 +104,13 @@ class PredictionFiles(NamedTuple):
     try:
       shutil.rmtree(partial, ignore_errors=True)
       partial.mkdir(parents=True)
-      labels = []
-      with open(partial / 'log_probs.npy', 'wb') as file:  # not a memory map: on a full disk, it ends the process
-        header = {'descr': np.dtype(np.float32).str, 'fortran_order': False, 'shape': shape}
-        np.lib.format.write_array_header_1_0(file, header)
+      with (
+        contextlib.closing(GrowingArray(partial / 'log_probs.npy', shape[1:], np.float32)) as log_probs,
+        contextlib.closing(GrowingArray(partial / 'labels.npy', (), np.int32)) as labels,
+      ):
         for block_log_probs, block_labels in blocks:
-          file.write(np.asarray(block_log_probs, np.float32).tobytes())
+          log_probs.append(block_log_probs)
           labels.append(block_labels)
-      np.save(partial / 'labels.npy', np.concatenate(labels).astype(np.int32))
       (partial / 'about.json').write_text(json.dumps(self._about() | {'step': num_steps}, indent=2) + '\n')
       shutil.rmtree(self.folder, ignore_errors=True)
       partial.rename(self.folder)

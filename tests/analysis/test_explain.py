@@ -291,6 +291,8 @@ def test_a_class_whose_name_is_not_unique_is_named_by_its_label(model):
   with pytest.raises(UsageError, match="several classes are called 'crane'; name the label of one of them: 0, 2"):
     explain.explain(model, images, 'saliency', 'crane')
   assert explain.explain(model, images, 'saliency', 2)[0].name == 'crane'
+  model = model._replace(class_names=['3', '1', '3', *'abcdefg'])
+  assert explain.explain(model, images, 'saliency', 3)[0].name == 'a'  # an integer is a label
 
 
 def test_guided_backpropagation_requires_relus(case_of):

@@ -159,7 +159,7 @@ def test_a_full_disk_is_reported_in_advance_and_when_it_happens(trained_run, net
   def raise_disk_full(self, rows):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(features._GrowingArray, 'append', raise_disk_full)
+  monkeypatch.setattr(features.GrowingArray, 'append', raise_disk_full)
   with pytest.raises(RunError, match='No space left on device'):
     features.extract(network, split, 'fc7', trained_run, tmp_path / 'out')
 
