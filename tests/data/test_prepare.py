@@ -306,6 +306,17 @@ def test_a_prepared_dataset_is_not_changed(tmp_path, capsys):
   assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')} == before
 
 
+def test_a_dataset_of_incomplete_archives_is_not_taken_for_the_complete_one(prepared, capsys):
+  downloads, data_dir = prepared
+  arguments = ('2012', downloads / '2012', '--data_dir', data_dir)
+  assert run(*arguments) == 2
+  error = capsys.readouterr().err
+  assert 'train contains 18 images instead of 1,281,167.' in error  # 16 records and two skipped images
+  assert '1.0.0 was prepared from incomplete archives; remove it to prepare it again.' in error
+  assert run(*arguments, '--any_count') == 3
+  assert 'is already prepared' in capsys.readouterr().out
+
+
 def test_too_many_undecodable_images_are_an_error_and_leave_no_dataset(tmp_path, capsys):
   arguments = small_source(tmp_path)
   (tmp_path / 'in' / 'train' / 'cat' / '9.jpg').write_bytes(b'garbage')
@@ -432,7 +443,7 @@ def test_the_configs_have_every_layout_and_variant():
 def test_counts_are_verified(tmp_path, capsys):
   miniature.write_ilsvrc2012(tmp_path / 'in')
   assert run('2012', tmp_path / 'in', '--data_dir', tmp_path / 'out') == 2
-  assert 'train contains 18 images instead of 1,281,167; is the archive incomplete?' in capsys.readouterr().err
+  assert 'train contains 18 images instead of 1,281,167. Is the archive incomplete?' in capsys.readouterr().err
   assert not (tmp_path / 'out').exists()
 
 

@@ -75,13 +75,11 @@ class Contents(NamedTuple):
     splits: images by split.
     class_names: class names by label; for ImageNet WordNet id and words, such as 'n01440764 tench, Tinca tinca'.
     ilsvrc_ids: class ids in submissions and ground truth, by label; empty if the source defines none.
-    expected_counts: number of images in the official archives, by split; empty if it is not known.
   """
 
   splits: dict[str, list[ArchivedImage]]
   class_names: list[str]
   ilsvrc_ids: list[int]
-  expected_counts: dict[str, int]
 
 
 def index_ilsvrc2012(folder: pathlib.Path) -> Contents:
@@ -104,8 +102,7 @@ def index_ilsvrc2012(folder: pathlib.Path) -> Contents:
   }
   if test_archives := sorted(folder.glob('ILSVRC2012_img_test*.tar')):
     splits['test'] = _index_numbered_images(test_archives[0], 'ILSVRC2012_test', None)
-  expected_counts = {'train': 1_281_167, 'validation': 50_000, 'test': 100_000}
-  return Contents(splits, kit.class_names, kit.ilsvrc_ids, expected_counts)
+  return Contents(splits, kit.class_names, kit.ilsvrc_ids)
 
 
 def index_ilsvrc2010(folder: pathlib.Path) -> Contents:
@@ -137,8 +134,7 @@ def index_ilsvrc2010(folder: pathlib.Path) -> Contents:
     splits = {
       split: [image._replace(**patches.get(image.key, {})) for image in images] for split, images in splits.items()
     }
-  expected_counts = {'train': 1_261_406, 'validation': 50_000, 'test': 150_000}
-  return Contents(splits, kit.class_names, kit.ilsvrc_ids, expected_counts)
+  return Contents(splits, kit.class_names, kit.ilsvrc_ids)
 
 
 def index_synsets(archive: pathlib.Path, seed: int = 0) -> Contents:
@@ -165,7 +161,7 @@ def index_synsets(archive: pathlib.Path, seed: int = 0) -> Contents:
     split: [images[index] for index in sorted(indices)]
     for split, indices in (('train', order[:half]), ('test', order[half:]))
   }
-  return Contents(splits, class_names, [], {})
+  return Contents(splits, class_names, [])
 
 
 def index_class_folders(folder: pathlib.Path) -> Contents:
@@ -201,7 +197,7 @@ def index_class_folders(folder: pathlib.Path) -> Contents:
       splits[split] += _index_class_folder(class_folder, class_names.index(class_folder.name))
     if not splits[split]:
       raise UsageError(f'{split_folder} contains no class folders; the expected layout is {split_folder}/CLASS/IMAGE.')
-  return Contents(splits, class_names, [], {})
+  return Contents(splits, class_names, [])
 
 
 def index_tiny_imagenet(source: pathlib.Path) -> Contents:
@@ -248,7 +244,7 @@ def index_tiny_imagenet(source: pathlib.Path) -> Contents:
   if not splits['test']:
     del splits['test']
   class_names = [f'{wnid} {words[wnid]}' if wnid in words else wnid for wnid in wnids]
-  return Contents(splits, class_names, [], {'train': 100_000, 'validation': 10_000, 'test': 10_000})
+  return Contents(splits, class_names, [])
 
 
 # Each takes the source and the seed of random splits.
@@ -258,6 +254,12 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, int], Contents]] = {
   'synsets': index_synsets,
   'folder': lambda folder, _: index_class_folders(folder),
   'tiny_imagenet': lambda source, _: index_tiny_imagenet(source),
+}
+# Number of images in the official archives, by layout and split.
+OFFICIAL_COUNTS = {
+  '2012': {'train': 1_281_167, 'validation': 50_000, 'test': 100_000},
+  '2010': {'train': 1_261_406, 'validation': 50_000, 'test': 150_000},
+  'tiny_imagenet': {'train': 100_000, 'validation': 10_000, 'test': 10_000},
 }
 
 

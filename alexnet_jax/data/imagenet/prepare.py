@@ -57,15 +57,19 @@ def prepare(options: argparse.Namespace) -> int:
         '--data_dir.'
       )
     shutil.rmtree(folder / 'parts', ignore_errors=True)  # left if a preparation was killed at the very end
+    skipped = {split: _read_report(folder, split) for split in builder.info.splits}
+    counts = {split: info.num_examples + len(skipped[split]) for split, info in builder.info.splits.items()}
+    _check_counts(counts, options, f'{folder} was prepared from incomplete archives; remove it to prepare it again.')
     print(f'{folder} is already prepared.')
-    return len(_read_reports(folder))
+    return sum(map(len, skipped.values()))
   _check_is_empty(folder)
 
   print(f'Indexing {options.source}', flush=True)
   contents = archives.LAYOUTS[options.layout](options.source, options.seed)
   for split, images in contents.splits.items():
     print(f'{split}: {len(images):,} images', flush=True)
-  _check_counts(contents, options.any_count)
+  counts = {split: len(images) for split, images in contents.splits.items()}
+  _check_counts(counts, options, 'Is the archive incomplete?')
   builder.set_metadata(contents)
   skipped = _run_beam(builder, contents, options) if options.beam else _run_workers(builder, contents, options)
   _print_summary(builder, skipped, options)
@@ -112,15 +116,15 @@ def _check_is_empty(folder):
     raise UsageError(f'{folder} already contains other files; remove it, or choose another --name or --data_dir.')
 
 
-def _check_counts(contents, any_count):
-  for split, images in contents.splits.items():
-    if not images:
+def _check_counts(counts, options, advice):
+  official_counts = archives.OFFICIAL_COUNTS.get(options.layout, counts)
+  for split, count in counts.items():
+    if not count:
       raise UsageError(f'{split} contains no images; is this the right source?')
-    expected_count = contents.expected_counts.get(split, len(images))
-    if len(images) != expected_count and not any_count:
+    if count != official_counts[split] and not options.any_count:
       raise UsageError(
-        f'{split} contains {len(images):,} images instead of {expected_count:,}; is the archive incomplete? With '
-        '--any_count, parts of the official archives are accepted.'
+        f'{split} contains {count:,} images instead of {official_counts[split]:,}. {advice} With --any_count, parts of '
+        'the official archives are accepted.'
       )
 
 
@@ -220,12 +224,13 @@ def _run_beam(builder, contents, options) -> Sequence[str]:
     )
   except Exception as error:  # runners wrap the original exception in various others
     raise RunError(f'The pipeline on {options.beam} failed: {first_line(error)}') from error
-  return _read_reports(pathlib.Path(builder.data_path))
+  return [line for split in builder.info.splits for line in _read_report(builder.data_path, split)]
 
 
-def _read_reports(folder):
-  """Returns the lines of all reports of skipped images."""
-  return [line for path in sorted(folder.glob('skipped-*.txt')) for line in path.read_text().splitlines()]
+def _read_report(folder, split):
+  """Returns the lines of the report of skipped images, see `write_report`."""
+  path = pathlib.Path(folder) / f'skipped-{split}.txt'
+  return path.read_text().splitlines() if path.exists() else []
 
 
 def _print_summary(builder, skipped, options):
