@@ -1,6 +1,8 @@
 """Exact nearest neighbours among features that do not fit in memory (section 6.1)."""
 
+import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,19 @@ MAX_QUERIES = 1024  # queries that are compared in one pass over the features
 NUM_SPARE = 26  # candidates per query in addition to k; with these, few queries require a second pass
 
 
-def find_nearest(
-  queries: np.ndarray, train: np.ndarray, k: int, rows_per_block: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+class Rows(Protocol):
+  """Rows of numbers that are read when they are indexed: an array, in memory or memory-mapped, or the like."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape [row, ...] of all rows."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray: ...
+
+
+def find_nearest(queries: np.ndarray, train: Rows, k: int, rows_per_block: int = 0) -> tuple[np.ndarray, np.ndarray]:
   """Finds the k nearest rows of each query, exactly as if all distances were computed in double precision.
 
   The devices compute a lower bound of every distance: |t|^2 - 2 q.t in single precision, minus the largest possible
@@ -27,7 +39,7 @@ def find_nearest(
 
   Args:
     queries: [query, ...] float32, in memory or memory-mapped.
-    train: [image, ...] float32, in memory or memory-mapped; it is read in blocks.
+    train: [image, ...] float32, read in blocks.
     k: number of neighbours, 1 to the number of rows.
     rows_per_block: rows in a block; 0 for blocks of 64 MB.
 
@@ -37,8 +49,8 @@ def find_nearest(
   Raises:
     RunError: if a feature is not finite, or too large to be squared.
   """
-  queries, train = queries.reshape(len(queries), -1), train.reshape(len(train), -1)
-  rows_per_block = min(rows_per_block or max(1, BLOCK_BYTES // (4 * train.shape[1])), len(train))
+  queries = _flatten(queries)
+  rows_per_block = min(rows_per_block or max(1, BLOCK_BYTES // (4 * math.prod(train.shape[1:]))), len(train))
   groups = [queries[start : start + MAX_QUERIES] for start in range(0, len(queries), MAX_QUERIES)]
   nearest = []
   with tqdm.tqdm(total=len(groups) * len(train), unit=' rows', unit_scale=True, desc='Distances', mininterval=1) as bar:
@@ -53,7 +65,7 @@ def _find_nearest(queries, train, k, rows_per_block, bar) -> list[tuple[np.ndarr
   bounds, candidates = _find_candidates(queries, train, min(k + NUM_SPARE, len(train)), rows_per_block, bar)
   if not np.isfinite(bounds).all():
     raise RunError('some features are not finite or too large to be squared; check the run that they come from.')
-  nearest = [_merge(query, train[rows], rows, k) for query, rows in zip(queries, candidates, strict=True)]
+  nearest = [_merge(query, _flatten(train[rows]), rows, k) for query, rows in zip(queries, candidates, strict=True)]
   if bounds.shape[1] == len(train):
     return nearest
 
@@ -86,9 +98,14 @@ def _find_candidates(queries, train, num_candidates, rows_per_block, bar) -> tup
 def _read_blocks(rows, rows_per_block) -> Iterator[tuple[int, np.ndarray, int]]:
   """Yields (index of the first row, block, number of rows in it); the last block is padded with zeros."""
   for first in range(0, len(rows), rows_per_block):
-    block = np.array(rows[first : first + rows_per_block])
+    block = _flatten(np.array(rows[first : first + rows_per_block]))
     num_rows = len(block)
     yield first, np.pad(block, ((0, rows_per_block - num_rows), (0, 0))), num_rows
+
+
+def _flatten(rows):
+  """Returns the rows as an array [row, value]."""
+  return rows.reshape(len(rows), -1)
 
 
 def _merge(query, rows, indices, k, nearest=((), ())) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,13 @@
 
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet_jax.analysis import features
 from alexnet_jax.analysis.features import DatasetImages
-from alexnet_jax.analysis.neighbours import find_nearest
+from alexnet_jax.analysis.neighbours import Rows, find_nearest
 from alexnet_jax.data.sources import Source
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation.trained_model import IMAGES_PER_DEVICE, TrainedModel
@@ -83,27 +83,24 @@ class TrainingRows(NamedTuple):
   """
 
   source: Source
-  rows: Any
+  rows: Rows
   indices: np.ndarray
 
 
 class _Pixels:
-  """The centre crops of a split, [image, value] float32, which are read when they are indexed."""
+  """The centre crops of a split, [image, size, size, rgb] float32, which are read when they are indexed."""
 
   def __init__(self, model: TrainedModel, source: Source):
     self._model, self._source = model, source
-    self.shape = len(source), 3 * model.config.image_size**2
+    size = model.config.image_size
+    self.shape = len(source), size, size, 3
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
     images, _ = self._source.read_batch(np.arange(len(self))[rows].tolist())
-    return represent(self._model, images, PIXELS).reshape(len(images), -1)
-
-  def reshape(self, *_: int) -> '_Pixels':
-    """Returns itself: its rows are flat."""
-    return self
+    return represent(self._model, images, PIXELS)
 
 
 def open_training_set(model: TrainedModel, run: pathlib.Path, data_dir: str | None = None) -> DatasetImages:

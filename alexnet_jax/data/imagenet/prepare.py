@@ -57,11 +57,11 @@ def prepare(options: argparse.Namespace) -> int:
         '--data_dir.'
       )
     shutil.rmtree(folder / 'parts', ignore_errors=True)  # left if a preparation was killed at the very end
-    skipped = {split: _read_report(folder, split) for split in builder.info.splits}
-    counts = {split: info.num_examples + len(skipped[split]) for split, info in builder.info.splits.items()}
+    reports = {split: _read_report(folder, split) for split in builder.info.splits}
+    counts = {split: info.num_examples + len(reports[split]) for split, info in builder.info.splits.items()}
     _check_counts(counts, options, f'{folder} was prepared from incomplete archives; remove it to prepare it again.')
     print(f'{folder} is already prepared.')
-    return sum(map(len, skipped.values()))
+    return sum(map(len, reports.values()))
   _check_is_empty(folder)
 
   print(f'Indexing {options.source}', flush=True)
