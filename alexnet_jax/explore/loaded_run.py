@@ -1,5 +1,6 @@
 """A run that the page shows, shared by all visitors, and the parts that the tabs have in common."""
 
+import collections
 import dataclasses
 import functools
 import pathlib
@@ -104,14 +105,16 @@ def probabilities(model: TrainedModel, image: np.ndarray, crops: Sequence[croppi
   return np.exp(np.concatenate([np.asarray(model.log_probs(image[None], [crop])) for crop in crops]))
 
 
-def best_classes(model: TrainedModel, probabilities: np.ndarray) -> dict[str, float]:
-  """Returns the most probable classes, {name: probability}, best first, for [class] probabilities.
+def class_titles(model: TrainedModel) -> list[str]:
+  """Returns the class names by label, followed by the label if several classes have one name: 'crane (134)'."""
+  counts = collections.Counter(model.class_names)
+  return [name if counts[name] == 1 else f'{name} ({label})' for label, name in enumerate(model.class_names)]
 
-  If several classes have one name, as 'crane' in ImageNet, the key contains the label: 'crane (134)'.
-  """
-  best, names = metrics.best_classes(probabilities[None], NUM_CLASSES)[0], list(model.class_names)
-  titles = {label: names[label] if names.count(names[label]) == 1 else f'{names[label]} ({label})' for label in best}
-  return {title: float(probabilities[label]) for label, title in titles.items()}
+
+def best_classes(model: TrainedModel, probabilities: np.ndarray) -> dict[str, float]:
+  """Returns the most probable classes, {title: probability}, best first, for [class] probabilities."""
+  titles, (labels,) = class_titles(model), metrics.best_classes(probabilities[None], NUM_CLASSES)
+  return {titles[label]: float(probabilities[label]) for label in labels}
 
 
 def require_image(image: np.ndarray | None) -> np.ndarray:

@@ -466,17 +466,28 @@ def test_classes_with_the_same_name_have_a_bar_each():
 
 
 @pytest.mark.parametrize('names', [['conv1', 'conv4', 'pool5', 'fc6'], ['conv1', 'pool5', 'conv6', 'fc8']])
-def test_the_layer_whose_units_are_explained_first_exists(page, names):
+@pytest.mark.usefixtures('page')
+def test_the_layer_whose_units_are_explained_first_exists(names):
+  assert why_components(names, ['cat'])['Layer of the unit'].value in names
+
+
+@pytest.mark.usefixtures('page')
+def test_classes_with_the_same_name_are_explained_by_label():
+  choices = why_components(['conv5', 'fc8'], ['crane', 'dog', 'crane'])['Class or unit'].choices
+  assert choices[2:] == [('crane (0)', 0), ('dog', 1), ('crane (2)', 2)]
+
+
+def why_components(layer_names, class_names):
+  """Returns the labelled components of the tab of explanations."""
   import gradio as gr
 
   from alexnet_jax.explore import why_tab
 
-  network = types.SimpleNamespace(layer_names=names)
-  run = types.SimpleNamespace(model=types.SimpleNamespace(network=network, class_names=['cat']))
+  network = types.SimpleNamespace(layer_names=layer_names)
+  run = types.SimpleNamespace(model=types.SimpleNamespace(network=network, class_names=class_names))
   with gr.Blocks() as blocks:
     why_tab.add(run, gr.State())
-  (layer,) = [block for block in blocks.blocks.values() if getattr(block, 'label', '') == 'Layer of the unit']
-  assert layer.value in names
+  return {block.label: block for block in blocks.blocks.values() if getattr(block, 'label', '')}
 
 
 def test_colab_prints_a_link_of_its_proxy(page, monkeypatch):

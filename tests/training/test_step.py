@@ -1,3 +1,5 @@
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,14 +97,16 @@ def test_in_bfloat16_the_loss_has_the_same_three_digits_and_the_update_a_similar
 
 
 def test_training_changes_every_layer_and_lowers_the_loss_of_one_batch(one_device):
-  network = small_network()
-  state = step.init_state(jax.random.key(0), network=network, optimizer=RULE)
+  network, config = small_network(), copy.deepcopy(CONFIG)
+  config.weight_decay = 0.0  # which would change a layer that has no gradient
+  rule = optimizer.make_optimizer(config, last_step=100)
+  state = step.init_state(jax.random.key(0), network=network, optimizer=rule)
   before = jax.tree.map(np.asarray, state.params)
   batch = device_mesh.put_batch(one_device, draw_batch(0))
   losses = []
   for _ in range(20):
     state, metrics = step.train_step(
-      state, batch, jnp.asarray(MEAN_IMAGE), jax.random.key(7), network=network, optimizer=RULE
+      state, batch, jnp.asarray(MEAN_IMAGE), jax.random.key(7), network=network, optimizer=rule
     )
     losses.append(float(metrics['loss']))
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
