@@ -30,8 +30,8 @@ def add(run: LoadedRun, stored: gr.State) -> None:
   gr.Markdown('On which pixels does a class or a unit depend? Occlusion takes the longest.')
   with gr.Row():
     method = gr.Radio(list(METHODS), value='Grad-CAM', label='Method', min_width=NARROW)
-    labels = [(title, label) for label, title in enumerate(loaded_run.class_titles(run.model))]
-    targets = [(MOST_PROBABLE, MOST_PROBABLE), (A_UNIT, A_UNIT), *labels]
+    labels = ((title, label) for label, title in enumerate(loaded_run.class_titles(run.model)))
+    targets: list[str | tuple[str, int]] = [MOST_PROBABLE, A_UNIT, *labels]
     target = gr.Dropdown(targets, value=MOST_PROBABLE, label='Class or unit', min_width=NARROW)
   with gr.Row(visible=False) as layer_and_unit:
     layers = list(run.model.network.layer_names)

@@ -250,16 +250,24 @@ def test_a_photograph_is_explained_and_an_image_is_optimised(visit, photographs)
   bars(visitor, 'most probable classes').first.wait_for()
   click_tab(visitor, 'Why')
   figure = visitor.get_by_test_id('matplotlib').locator('img')
-  sources = set()
+  sources = []
+
+  def expect_another_figure(button):
+    click(visitor, button)
+    figure.wait_for()
+    script = 'seen => !seen.includes(document.querySelector("[data-testid=matplotlib] img").src)'
+    visitor.wait_for_function(script, arg=sources)
+    sources.append(figure.get_attribute('src'))
+
   for method in ('Grad-CAM', 'Saliency', 'Guided backpropagation', 'Occlusion'):
     visitor.get_by_label(method).check()
-    click(visitor, 'Explain the photograph')
-    figure.wait_for()
-    visitor.wait_for_function(
-      'seen => !seen.includes(document.querySelector("[data-testid=matplotlib] img").src)', arg=list(sources)
-    )
-    sources.add(figure.get_attribute('src'))
-  assert len(sources) == 4
+    expect_another_figure('Explain the photograph')
+  choose(visitor, 'Class or unit', 'the unit below')
+  expect_another_figure('Explain the photograph')
+  for label in ('3', '4'):
+    choose(visitor, 'Class or unit', label)
+    expect_another_figure('Explain the photograph')
+    expect_another_figure('Optimise an image from noise')
 
 
 @pytest.mark.slow
