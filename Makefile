@@ -20,9 +20,9 @@ test: $(VENV)/ready-test
 test-all: $(VENV)/ready-test $(VENV)/ready-docs $(VENV)-beam/ready
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not soak"
 
-# Prints the output of the tests, with their counts, at the end.
+# Prints the output of the tests, with their counts, at the end. A test may take longer than the limit in pyproject.toml.
 soak: $(VENV)/ready-test
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m soak -rP
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m soak -rP -o faulthandler_timeout=0
 
 # Warnings are errors. The first build executes the notebooks.
 docs: $(VENV)/ready-docs

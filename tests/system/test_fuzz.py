@@ -511,7 +511,8 @@ def test_corrupt_predictions_are_not_loaded(name, tmp_path):
     assert predictions is None or len(predictions.log_probs) == len(predictions.labels)
     return predictions is not None
 
-  count_true(load, 200, file=corrupted([path.read_bytes()]))
+  num_loaded, count = count_true(load, 200, file=corrupted([path.read_bytes()]))
+  assert 0 < num_loaded < 0.5 * count
 
 
 def decode_many(count):
