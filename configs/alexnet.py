@@ -255,9 +255,9 @@ def small(config: ConfigDict) -> None:
   config.model.image_size, config.model.border = 64, 8
   config.augment.offsets -= 24  # the crop margin is 24 pixels smaller: 8 offsets on each axis, 9 in the code of 2012
   config.batch_size, config.optimizer.rate = 128, 0.01  # section 5
-  # Paper: as in the paper, times the square root of the ratio of inputs, which preserves the scale of layer outputs.
-  # Kernels of conv2 to conv6 and units of fc7, the bottleneck and fc8 have half the inputs; those of fc6 have 128
-  # instead of 9,216.
+  # Paper: 0.01. Here, the standard deviations of the dataset's variant, 0.03 in conv3 to conv6 for cifar10, are
+  # multiplied by the square root of the ratio of inputs, which preserves the scale of layer outputs. Kernels of conv2
+  # to conv6 and units of fc7, the bottleneck and fc8 have half the inputs; those of fc6 have 128 instead of 9,216.
   for name in ('conv2', 'conv3', 'conv4', 'conv5', 'conv6', 'fc7', 'bottleneck', 'fc8'):
     config.model.init_std[name] *= 2**0.5
   config.model.init_std.fc6 *= (9216 / 128) ** 0.5

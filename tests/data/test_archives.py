@@ -41,6 +41,7 @@ def test_ilsvrc2012_is_indexed(downloads):
       assert image.read() == tar.extractfile(image.key).read()
   files = {image.key: image.read() for image in contents.splits['train']}
   assert files['n01440764_3.JPEG'] == miniature.make_image(1003)
+  assert archives.OFFICIAL_COUNTS['2012'] == {'train': 1_281_167, 'validation': 50_000, 'test': 100_000}
 
 
 def test_ilsvrc2010_is_indexed_with_its_patch(downloads):
@@ -51,6 +52,7 @@ def test_ilsvrc2010_is_indexed_with_its_patch(downloads):
   files = {image.key: image.read() for image in contents.splits['train']}
   assert files['n02119789_1.JPEG'] == miniature.make_image(99)
   assert files['n02119789_2.JPEG'] == miniature.make_image(2)
+  assert archives.OFFICIAL_COUNTS['2010'] == {'train': 1_261_406, 'validation': 50_000, 'test': 150_000}
 
 
 def test_synsets_are_split_into_random_halves(tmp_path):

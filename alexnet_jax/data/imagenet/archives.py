@@ -140,8 +140,8 @@ def index_ilsvrc2010(folder: pathlib.Path) -> Contents:
 def index_synsets(archive: pathlib.Path, seed: int = 0) -> Contents:
   """Indexes a tar of one tar per synset, such as ImageNet's releases of Fall 2009 and Fall 2011.
 
-  These releases have no test set. As in section 6 of the paper, a random half of the images is used for training and
-  the other half for testing.
+  These releases have no test set. A random half of the images is used for training and the other half for testing, as
+  in section 6 of the paper for Fall 2009. The paper pre-trains on all images of Fall 2011.
 
   Args:
     archive: the tar.
