@@ -2,7 +2,9 @@
 
 import collections
 import functools
+import os
 import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,7 +25,7 @@ NUM_PASSES = 5
 CANDIDATES = np.arange(21) / 20  # 0, 0.05, ..., 1
 INITIAL_WEIGHT = 0.5
 ERRORS = ('top1_error', 'top5_error')
-MAX_NAME_LENGTH = 200  # of a folder; file systems allow 255 bytes
+MAX_NAME_BYTES = 200  # of a folder; file systems allow 255
 
 
 def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> dict:
@@ -65,7 +67,7 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
     for row, member in zip(results['members'], members, strict=True):
       row |= {'step': member.num_steps, crop_set: evaluate.count_errors(member.blocks(), class_names).result()}
   print(format_table(results))
-  folder = folders[0].parent / '+'.join(folder.name for folder in folders)[:MAX_NAME_LENGTH]
+  folder = folders[0].parent / folder_name(folders)
   try:
     folder.mkdir(exist_ok=True)
   except OSError as error:
@@ -74,6 +76,15 @@ def evaluate_ensemble(config: ConfigDict, folders: Sequence[pathlib.Path]) -> di
   if config.eval.submission:
     evaluate.write_submission(average(members, weights), source, folder)
   return results
+
+
+def folder_name(folders: Sequence[pathlib.Path]) -> str:
+  """Names the folder of an ensemble's results after its runs; a name that is too long ends with a hash of the whole."""
+  name = '+'.join(folder.name for folder in folders)
+  encoded = os.fsencode(name)
+  if len(encoded) <= MAX_NAME_BYTES:
+    return name
+  return f'{encoded[: MAX_NAME_BYTES - 9].decode(errors="ignore")}-{zlib.crc32(encoded):08x}'
 
 
 def _common_classes(folders):

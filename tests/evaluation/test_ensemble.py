@@ -62,6 +62,32 @@ def test_no_other_weight_on_the_grid_has_a_lower_error():
     assert errors(members, [value, weights[1] / max(weights)])['top5_error'] >= best - 1e-9 or value + weights[1] == 0
 
 
+def test_among_weights_with_equal_errors_the_current_ones_remain():
+  (member,) = make_members(1)
+  assert ensemble.search_weights([member, member]) == [0.5, 0.5]
+
+
+def test_top1_accuracy_decides_between_weights_with_equal_top5_accuracy():
+  members = make_members(3, num_classes=5, seed=1)  # the top-5 accuracy is 100 % with all weights
+  searched, mean = errors(members, ensemble.search_weights(members)), errors(members, [1] * 3)
+  assert searched['top5_error'] == mean['top5_error'] == 0
+  assert searched['top1_error'] < mean['top1_error']
+
+
+def test_the_search_repeats_its_passes_over_the_members(monkeypatch):
+  members = make_members(5, seed=2)
+
+  def searched_errors():
+    result = errors(members, ensemble.search_weights(members))
+    return result['top5_error'], result['top1_error']
+
+  by_default = searched_errors()
+  monkeypatch.setattr(ensemble, 'NUM_PASSES', 1)
+  assert by_default < searched_errors()
+  monkeypatch.setattr(ensemble, 'NUM_PASSES', 20)
+  assert by_default == searched_errors()  # the search has converged
+
+
 def test_an_ensemble_of_runs_is_evaluated_with_its_members(config, tmp_path, capsys, monkeypatch):
   config.eval.ten_view, config.num_steps, config.data.test_split = False, 2, 'test[:90]'
   folders = [tmp_path / 'a', tmp_path / 'b']
@@ -92,6 +118,19 @@ def test_an_ensemble_of_runs_is_evaluated_with_its_members(config, tmp_path, cap
   mean = ensemble.evaluate_ensemble(config, folders)
   assert mean['weights']['centre'] == [0.5, 0.5]
   assert 'using the predictions saved in' in capsys.readouterr().out
+
+
+def test_ensembles_with_long_names_have_different_folders(tmp_path):
+  names = [
+    ensemble.folder_name([tmp_path / f'runs/network_{member}_é' for member in range(first, first + 20)])
+    for first in (0, 10, 20)
+  ]
+  names.append(ensemble.folder_name([tmp_path / f'runs/network_{member}_é' for member in (*range(19), 30)]))
+  assert len(set(names)) == 4
+  for name in names:
+    (tmp_path / name).mkdir()
+  assert names[0].startswith('network_0_é+network_1_é+network_2_é')
+  assert ensemble.folder_name([tmp_path / 'a', tmp_path / 'b']) == 'a+b'
 
 
 def test_members_must_have_the_same_classes(config, tmp_path):

@@ -11,6 +11,7 @@ import sys
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from alexnet_jax.data import sources
 from alexnet_jax.kernels import onednn
 from alexnet_jax.runtime import compilation_cache
 from alexnet_jax.runtime.errors import RunError
@@ -103,6 +104,7 @@ def test_a_config_file_with_an_error_is_named(value, message, tmp_path):
 @pytest.fixture(scope='module')
 def damaged_digits(data_dir, tmp_path_factory):
   """A folder with the digits, of which one training image and one test image cannot be read."""
+  sources.open_splits(small_config(data_dir).data, 96, ['test'])  # prepares the digits
   folder = tmp_path_factory.mktemp('damaged') / 'tfds'
   shutil.copytree(data_dir / 'digits', folder / 'digits', ignore=shutil.ignore_patterns('*.npz'))
   for split, broken in (('train', 3), ('test', 8)):
