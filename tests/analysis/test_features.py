@@ -1,5 +1,6 @@
 import json
 import os
+import pkgutil
 import shutil
 import sys
 
@@ -332,6 +333,35 @@ def test_zarr_opens_features_with_named_axes(trained_run, tmp_path, monkeypatch)
   assert group['conv3'].chunks == (4, 3, 3, 24)
   assert group['conv3'].metadata.dimension_names == ('image', 'height', 'width', 'channel')
   assert (group.attrs['names'], dict(group['fc6'].attrs)) == (fc6.names, fc6.about)
+
+
+@pytest.mark.parametrize(
+  ('library', 'function', 'num_completed'), [('torch', 'torch.save', 0), ('zarr', 'zarr.Group.create_array', 1)]
+)
+def test_an_interrupted_export_never_looks_finished(
+  trained_run, network, tmp_path, monkeypatch, library, function, num_completed
+):
+  """The first `num_completed` calls of the library complete; the next is interrupted."""
+  pytest.importorskip(library)
+  write, calls, output = pkgutil.resolve_name(function), [], tmp_path / 'features'
+
+  def interrupt(*arguments, **options):
+    calls.append(arguments)
+    if len(calls) > num_completed:
+      raise KeyboardInterrupt
+    return write(*arguments, **options)
+
+  def extract():
+    split = open_split(trained_run, 'test[:9]')
+    features.extract(network, split, ['conv3', 'fc6'], trained_run, output, file_format=library)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(function, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      extract()
+  assert [path.name for path in tmp_path.iterdir()] == ['features.partial']
+  extract()
+  assert [path.name for path in tmp_path.iterdir()] == ['features']
 
 
 @pytest.mark.parametrize('library', ['torch', 'zarr'])
