@@ -28,6 +28,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update('jax_num_cpu_devices', 4)
@@ -89,6 +90,25 @@ def shared_data():
 def data_dir(tmp_path_factory):
   """The folder in which the embedded digits are prepared once."""
   return tmp_path_factory.mktemp('tfds')
+
+
+@pytest.fixture(scope='module')
+def damaged_digits(data_dir, tmp_path_factory):
+  """A folder with the digits, of which image 3 of the training set and image 8 of the test set cannot be read."""
+  sources.open_splits(small_config(data_dir).data, 96, ['test'])  # prepares the digits
+  folder = tmp_path_factory.mktemp('damaged') / 'tfds'
+  shutil.copytree(data_dir / 'digits', folder / 'digits', ignore=shutil.ignore_patterns('*.npz'))
+  for split, broken in (('train', 3), ('test', 8)):
+    (file,) = folder.glob(f'digits/*/digits-{split}.array_record*')
+    reader = ArrayRecordReader(str(file))
+    records = reader.read_all()
+    reader.close()
+    records[broken] = records[broken].replace(b'PNG', b'GNP')
+    writer = ArrayRecordWriter(str(file), 'group_size:1')
+    for record in records:
+      writer.write(record)
+    writer.close()
+  return folder
 
 
 @pytest.fixture

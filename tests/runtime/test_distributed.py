@@ -298,7 +298,7 @@ def start_command(folder, data_dir, *arguments):
   ]
 
 
-def run_command(*arguments):
+def run_command(*arguments, status=0):
   """Runs main.py in two processes until it finishes, and returns (output, errors) of each process."""
   processes = start_command(*arguments)
   try:
@@ -307,7 +307,7 @@ def run_command(*arguments):
   finally:
     for process in processes:
       process.kill()
-  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert [process.returncode for process in processes] == [status, status], outputs
   return outputs
 
 
@@ -475,6 +475,16 @@ def test_one_process_resumes_from_checkpoints_of_two_and_two_from_those_of_one(r
     assert results['num_examples'] == 360
     log_prob = pytest.approx(alone['centre']['log_prob'], rel=1e-5)
     assert results['centre'] == alone['centre'] | {'log_prob': log_prob}
+
+
+@pytest.mark.slow
+def test_images_that_one_process_skips_are_counted(damaged_digits, tmp_path):
+  """Of each batch of 32 test images, process 0 reads the first half, which includes the damaged one."""
+  flags = ('--config.num_steps=3', '--config.mesh.data=2', '--config.data.unreadable=skip')
+  outputs = run_command(tmp_path / 'run', damaged_digits, *flags, status=3)
+  assert ["skipped image 8 of split 'test'" in errors for _, errors in outputs] == [True, False]
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert (results['num_examples'], results['skipped']) == (359, {'train[:90%]': 1, 'test': 1})
 
 
 @pytest.mark.slow

@@ -9,9 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from alexnet_jax.data import sources
 from alexnet_jax.kernels import onednn
 from alexnet_jax.runtime import compilation_cache
 from alexnet_jax.runtime.errors import RunError
@@ -99,25 +97,6 @@ def test_a_config_file_with_an_error_is_named(value, message, tmp_path):
   assert result.returncode == 2, result.stderr
   assert re.search(f'^error: .*{message}', result.stderr, re.MULTILINE), result.stderr
   assert 'Traceback' not in result.stderr
-
-
-@pytest.fixture(scope='module')
-def damaged_digits(data_dir, tmp_path_factory):
-  """A folder with the digits, of which one training image and one test image cannot be read."""
-  sources.open_splits(small_config(data_dir).data, 96, ['test'])  # prepares the digits
-  folder = tmp_path_factory.mktemp('damaged') / 'tfds'
-  shutil.copytree(data_dir / 'digits', folder / 'digits', ignore=shutil.ignore_patterns('*.npz'))
-  for split, broken in (('train', 3), ('test', 8)):
-    (file,) = folder.glob(f'digits/*/digits-{split}.array_record*')
-    reader = ArrayRecordReader(str(file))
-    records = reader.read_all()
-    reader.close()
-    records[broken] = records[broken].replace(b'PNG', b'GNP')
-    writer = ArrayRecordWriter(str(file), 'group_size:1')
-    for record in records:
-      writer.write(record)
-    writer.close()
-  return folder
 
 
 def test_an_unreadable_image_is_a_run_error(damaged_digits, tmp_path):
