@@ -41,13 +41,13 @@ NUM_TESTS = collections.Counter(EXPERIMENTS[name].study for name in COMPARISONS)
 
 INTRODUCTION = """\
 The claims of the paper, compared with our measurements. Most claims are about ImageNet and were tested on smaller data,
-named in the last column, with the recipe of the paper's text and not that of the code of 2012, `as_run`, except for the
-initial weights of conv3 to conv6 (see [the network `small`](#the-network-small-and-how-results-vary)): a verdict holds
-for these data. A positive difference, or a ratio above 1, has the paper's direction. The paper's errors are
-top-1 / top-5 in percent; our effects are those of the primary metric. Two claims are not in the paper: the towers
-without cross-tower layers are in its logs, and the nine crops in the documentation of cuda-convnet ([facts, section
-3](docs/facts.md#3-cifar-10-networks)). Some variants change more than one ingredient; they are listed under [which
-ablations are confounded](docs/variants.md#which-ablations-are-confounded).
+named in the last column: a verdict holds for these data. The recipe is that of the paper's text and not that of the
+code of 2012, `as_run`, except for the initial weights of conv3 to conv6 (see [the network
+`small`](#the-network-small-and-how-results-vary)). A positive difference, or a ratio above 1, has the paper's
+direction. The paper's errors are top-1 / top-5 in percent; our effects are those of the primary metric. Two claims are
+not in the paper: the towers without cross-tower layers are in its logs, and the nine crops in the documentation of
+cuda-convnet ([facts, section 3](docs/facts.md#3-cifar-10-networks)). Some variants change more than one ingredient;
+they are listed under [which ablations are confounded](docs/variants.md#which-ablations-are-confounded).
 
 The table of an entry lists all seeds of a condition. An effect uses only the seeds that both conditions have, so it can
 differ from the difference of two rows, even in its sign. Curves are means over seeds, in bands from the lowest to the
