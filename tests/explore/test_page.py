@@ -452,6 +452,19 @@ def test_titles_of_runs_differ(run, folders, titles):
   assert list(loaded_run.by_title(runs).items()) == list(zip(titles, runs, strict=True))
 
 
+def test_photographs_of_phones_are_upright(page, run, tmp_path):
+  """The camera stores the image on its side, and its EXIF orientation is 6."""
+  predict_tab = importlib.import_module('alexnet_jax.explore.predict_tab')
+  upright, exif = PIL.Image.fromarray(run.test[3]['image']), PIL.Image.Exif()
+  exif[0x0112] = 6
+  upright.save(tmp_path / 'upright.png')
+  upright.transpose(PIL.Image.Transpose.ROTATE_90).save(tmp_path / 'phone.png', exif=exif)
+  shown, expected = (page._read(run.model.stored_size, tmp_path / f'{name}.png')[0] for name in ('phone', 'upright'))
+  np.testing.assert_array_equal(shown, expected)
+  rows = predict_tab._predict_files([run], [tmp_path / 'phone.png', tmp_path / 'upright.png'])
+  assert rows[0][1:] == rows[1][1:]
+
+
 @pytest.mark.parametrize('port', [0, -1, 70_000])
 def test_a_port_that_does_not_exist_is_a_usage_error(page, port):
   with pytest.raises(UsageError, match=f'--port={port} must be 1 to 65535'):
