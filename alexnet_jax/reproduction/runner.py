@@ -107,6 +107,12 @@ def reproduce(options: argparse.Namespace) -> int:
     UsageError: if the options are invalid or name an unknown experiment, or as `run_experiment`.
     RunError, Stopped: as `run_experiment`.
   """
+  if options.experiments and (options.list or options.write):
+    raise UsageError(
+      '--list and --write apply to all experiments; omit the names, or the option to run the experiments.'
+    )
+  if options.write and (options.list or options.seeds is not None):
+    raise UsageError('--write trains nothing; omit --list and --seeds.')
   if options.list:
     print(list_experiments(options.seeds))
     return 0
@@ -120,13 +126,13 @@ def reproduce(options: argparse.Namespace) -> int:
   for name in options.experiments:
     if name not in EXPERIMENTS:
       raise UsageError(f"there is no experiment '{name}'; the experiments are {', '.join(EXPERIMENTS)}.")
-  if options.experiments:
-    onednn.enable()
-    host_memory.trim_after_compiling()
-  for name in options.experiments:
-    run_experiment(EXPERIMENTS[name], folders, options.seeds)
   if options.write:
     write_report(folders)
+    return 0
+  onednn.enable()
+  host_memory.trim_after_compiling()
+  for name in options.experiments:
+    run_experiment(EXPERIMENTS[name], folders, options.seeds)
   return 0
 
 

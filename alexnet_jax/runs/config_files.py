@@ -36,6 +36,11 @@ def load_config(name: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variants)
+  except FileNotFoundError as error:
+    raise UsageError(
+      f"--config='{name}' cannot be loaded: {error.filename} does not exist; run the command in the folder of the "
+      'clone, or name the file by its whole path.'
+    ) from error
   except (OSError, AttributeError, ValueError, SyntaxError) as error:
     raise UsageError(f"--config='{name}' cannot be loaded: {error}.") from error
 

@@ -147,7 +147,7 @@ def test_curves_are_those_of_the_run(trained_run, data_dir, tmp_path, capsys):
     (['kernels', '{empty}/damaged.npz'], 'is neither the folder of a run nor an .npz file'),
     (['kernels', '{run}', '--output=figure.gif'], "'figure.gif' does not end in .png, .svg or .pdf"),
     (['architecture', '--config=configs/alexnet.py:nothing'], "there is no variant 'nothing'"),
-    (['architecture', '--config=nowhere.py'], "--config='nowhere.py' cannot be loaded"),
+    (['architecture', '--config=nowhere.py'], 'nowhere.py does not exist; run the command in the folder of the clone'),
     (['architecture', '--config=configs/alexnet'], 'configs/alexnet is not a Python file'),
     (['architecture', '--config={invalid}'], 'cannot be loaded: invalid syntax'),
   ],

@@ -345,6 +345,9 @@ def test_the_readme_counts_the_verdicts():
     ([], 'name an experiment; --list lists all of them'),
     (['figure2'], "there is no experiment 'figure2'; the experiments are figure1, lrn"),
     (['lrn', '--seeds=0'], '--seeds=0 must be 1 or more'),
+    (['lrn', '--write'], '--list and --write apply to all experiments'),
+    (['lrn', '--list'], '--list and --write apply to all experiments'),
+    (['--write', '--seeds=3'], '--write trains nothing; omit --list and --seeds'),
     (['lrn', '--data_dir=nowhere'], "data.dir='nowhere' is not a folder"),
   ],
 )
