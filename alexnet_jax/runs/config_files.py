@@ -21,6 +21,8 @@ FORMAT_VERSION = 1
 # Fields that configs of older versions lack, with values that preserve the behaviour of those versions.
 DEFAULTS_OF_LATER_FIELDS = {'data.classes': (), 'model.dtype': 'float32'}
 
+MISSING_CONFIG_ADVICE = 'run the command in the folder of the clone, or name the file by its whole path'
+
 
 def load_config(name: str) -> ConfigDict:
   """Loads a config from 'FILE.py' or 'FILE.py:VARIANT,VARIANT', as `--config` of main.py does.
@@ -38,8 +40,7 @@ def load_config(name: str) -> ConfigDict:
     return module.get_config(variants)
   except FileNotFoundError as error:
     raise UsageError(
-      f"--config='{name}' cannot be loaded: {error.filename} does not exist; run the command in the folder of the "
-      'clone, or name the file by its whole path.'
+      f"--config='{name}' cannot be loaded: {error.filename} does not exist; {MISSING_CONFIG_ADVICE}."
     ) from error
   except (OSError, AttributeError, ValueError, SyntaxError) as error:
     raise UsageError(f"--config='{name}' cannot be loaded: {error}.") from error
@@ -85,7 +86,8 @@ def parse_flags(arguments: list[str], config: flags.FlagHolder, mode: flags.Flag
   except (flags.Error, ValueError, TypeError, OSError) as error:
     # ml_collections puts the traceback of a config file into its message; the last line has the reason.
     last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-    raise UsageError(re.sub(r'^(\w+Error: |\[Errno \d+\] )', '', last)) from error
+    advice = f'; {MISSING_CONFIG_ADVICE}.' if isinstance(error, OSError) else ''
+    raise UsageError(re.sub(r'^(\w+Error: |\[Errno \d+\] )', '', last) + advice) from error
   except Exception as error:  # raised by the config file
     frame = traceback.extract_tb(error.__traceback__)[-1]
     reason = f'{type(error).__name__}: {first_line(error)}'

@@ -67,7 +67,7 @@ def test_a_run_trained_on_more_devices_predicts_on_the_devices_of_this_machine(t
     (('--config=configs/alexnet.py', '--config.batch_size=many'), 'config.batch_size=many: invalid literal'),
     (('--config=README.md',), 'the file of --config is not valid Python: .*README.md, line'),
     (('--config=alexnet_jax/__init__.py',), 'the file of --config has no function get_config'),
-    (('--config=configs/nowhere.py',), "No such file or directory: 'configs/nowhere.py'"),
+    (('--config=configs/nowhere.py',), "'configs/nowhere.py'; run the command in the folder of the clone"),
     (('--config=configs/alexnet.py', '--mode=sing'), 'mode=sing: value should be one of'),
     (('--config=configs/alexnet.py', '--wrokdir=x'), "Unknown command line flag 'wrokdir'"),
     (('--config=configs/alexnet.py', 'cat.jpg'), "'cat.jpg' is not a flag"),
