@@ -6,6 +6,7 @@ evaluation and statistics omit the record.
 """
 
 import difflib
+import errno
 import functools
 import hashlib
 import json
@@ -26,7 +27,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax.data import digits, image_io
 from alexnet_jax.data.imagenet import archives
 from alexnet_jax.data.imagenet.builder import Ilsvrc
-from alexnet_jax.runtime import distributed, host_memory
+from alexnet_jax.runtime import distributed, host_memory, open_files
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line, printable
 
 Example = tuple[np.ndarray, np.int32]  # image [size, size, rgb] uint8, label
@@ -103,6 +104,11 @@ class Source:
     is_small = len(self) * size**2 * 3 <= min(MAX_CACHED_BYTES, host_memory.total_bytes() // 8)
     self._cache = _Cache(len(self), size) if is_small else None
 
+  @functools.cached_property
+  def file_names(self) -> list[str]:
+    """Names of the original files of all images, for datasets that `prepare` wrote; reads every record once."""
+    return [_parse(record)['file_name'].bytes_list.value[0].decode() for record in self._records]
+
   @property
   def fingerprint(self) -> str:
     """A hash of what TFDS recorded about the dataset: its splits, their sizes and the lengths of their shards."""
@@ -163,6 +169,11 @@ class Source:
       label = self._new_labels[label] if self._new_labels else label
       image = image_io.resize_and_crop(image, self.size)
     except Exception as error:  # on damaged bytes the readers raise errors of many types
+      if os.strerror(errno.EMFILE) in str(error):
+        raise RunError(
+          f'the files of {self.directory} cannot all be opened ({first_line(error)}); raise the limit of open files, '
+          f'for example with ulimit -n {open_files.MAX_FILES}.'
+        ) from error
       if self._skip_unreadable:
         return self._skip(index, first_line(error))
       raise RunError(
@@ -240,7 +251,8 @@ def _parse(record):
 
 
 def _open_records(builder, split):
-  """Opens the serialised records of a split for random access."""
+  """Opens the serialised records of a split for random access. Each file of the dataset remains open."""
+  open_files.raise_limit()
   info = builder.info
   try:
     if info.splits[split].num_examples < 1:

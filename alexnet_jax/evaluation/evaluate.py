@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -273,21 +274,42 @@ def check_submission(source: sources.Source, config: ConfigDict) -> None:
   """Checks that a submission is possible if `eval.submission` is set.
 
   Raises:
-    UsageError: if the classes have no ILSVRC ids.
+    UsageError: if the classes have no ILSVRC ids, or the split is not a whole validation or test set of ILSVRC.
   """
-  if config.eval.submission and not source.ilsvrc_ids:
-    raise UsageError(f'the classes of {source.dataset} have no ILSVRC ids to submit; omit eval.submission.')
+  if config.eval.submission:
+    if not source.ilsvrc_ids:
+      raise UsageError(f'the classes of {source.dataset} have no ILSVRC ids to submit; omit eval.submission.')
+    _submission_order(source)
+
+
+def _submission_order(source):
+  """Returns the indices of the images in the order of the numbers of their files, ILSVRC2012_test_00000001.JPEG first.
+
+  Raises:
+    UsageError: if the numbers are not 1 to the number of images, in which case the lines would be of other images.
+  """
+  matches = [re.search(r'_(\d+)\.\w+$', name) for name in source.file_names]
+  numbers = np.array([int(match[1]) if match else 0 for match in matches])
+  if missing := sorted({*range(1, len(numbers) + 1)}.difference(numbers.tolist())):
+    raise UsageError(
+      f"a submission has a line for every image of ILSVRC's validation or test set, but split '{source.split}' of "
+      f'{source.dataset} lacks image {missing[0]}; choose the whole split, or prepare the dataset from intact archives.'
+    )
+  return np.argsort(numbers)
 
 
 def write_submission(blocks: Iterable[Block], source: sources.Source, folder: pathlib.Path) -> None:
   """Writes `submission.txt` in the format of ILSVRC: a line per image, with the ids of its five best classes in order.
 
+  The lines are in the order of the names of the images' files, as ILSVRC requires, and not in that of the dataset.
+
   Raises:
+    UsageError: as `check_submission`.
     RunError: if the file cannot be written.
   """
   ids = np.asarray(source.ilsvrc_ids)
   best = [ids[metrics.best_classes(log_probs, NUM_SUBMITTED)] for log_probs, _ in blocks]
-  lines = [' '.join(map(str, row)) for row in np.concatenate(best).tolist()]
+  lines = [' '.join(map(str, row)) for row in np.concatenate(best)[_submission_order(source)].tolist()]
   if distributed.is_main_process():
     run_folder.write_submission(folder, lines)
     print(f'{folder}/submission.txt: five ILSVRC ids for each of {len(lines):,} images')

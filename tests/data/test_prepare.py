@@ -226,6 +226,17 @@ def start(tmp_path, name, *, pipe=None):
   )
 
 
+def test_a_split_lists_the_names_of_its_files(prepared, config):
+  config.data.name, config.data.dir = 'ilsvrc/2012', str(prepared[1])
+  validation, test = sources.open_splits(config.data, 96, ['validation', 'test'], allow_unlabelled=['test'])
+  for split, source in (('val', validation), ('test', test)):
+    assert sorted(source.file_names) == [f'ILSVRC2012_{split}_{i:08d}.JPEG' for i in range(1, len(source) + 1)]
+    for index, name in enumerate(source.file_names):
+      image = image_io.decode(miniature.make_image(5000 + int(name[-13:-5])))
+      stored = np.asarray(source[index]['image'], np.float32)
+      assert np.abs(stored - image_io.resize_and_crop(image, 96)).mean() < 10
+
+
 @pytest.mark.slow
 def test_training_writes_a_submission_for_images_without_labels(prepared, tmp_path, config):
   config.data.name, config.data.dir, config.data.test_split = 'ilsvrc/2012', str(prepared[1]), 'test'

@@ -1,5 +1,6 @@
 import io
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -132,6 +133,20 @@ def test_the_error_for_a_damaged_record_contains_its_index(train_source, record)
   train_source._records = [record]
   with pytest.raises(RunError, match=r"image 0 of split 'train' of digits/1.0.0 cannot be read or decoded"):
     train_source[0]
+
+
+@pytest.mark.parametrize('unreadable', ['skip', 'fail'])
+def test_too_many_open_files_are_an_error_and_no_unreadable_image(config, unreadable):
+  config.data.unreadable = unreadable
+  (source,) = sources.open_splits(config.data, 96, ['test'])  # its file is opened by the first read
+  limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (0, highest))
+  try:
+    with pytest.raises(RunError, match=r'cannot all be opened .*raise the limit of open files'):
+      source.read_batch([0])
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest))
+  assert not source.skipped
 
 
 def test_an_image_without_a_label_raises_an_error(train_source):

@@ -157,17 +157,30 @@ def test_skipped_images_have_rows_but_are_not_counted(config, test_source, tmp_p
   assert sum(ensemble.search_weights([undamaged, damaged])) == pytest.approx(1)
 
 
-def test_a_submission_has_five_ilsvrc_ids_per_line_best_first(config, test_source, tmp_path):
+def test_a_submission_has_five_ilsvrc_ids_per_line_in_the_order_of_the_files(config, test_source, tmp_path):
   config.eval.submission, config.eval.ten_view = True, False
   test_source.ilsvrc_ids = (70, 10, 40, 20, 90, 100, 60, 50, 30, 80)  # labels are in the order of the WordNet ids
-  test_source._least_label = -1
+  numbers = np.random.default_rng(0).permutation(360)
+  test_source.file_names = [f'ILSVRC2012_test_{number + 1:08d}.JPEG' for number in numbers]
   trained = untrained(config)
   evaluate.evaluate_and_report(trained, test_source, config, tmp_path)
   lines = (tmp_path / 'submission.txt').read_text().splitlines()
   saved = load_predictions(tmp_path)
   assert len(lines) == 360
   ids = np.array(test_source.ilsvrc_ids)
-  assert lines[17] == ' '.join(str(ids[label]) for label in np.argsort(-saved.log_probs[17])[:5])
+  for index in range(360):
+    line = lines[numbers[index]]
+    assert line == ' '.join(str(ids[label]) for label in np.argsort(-saved.log_probs[index], kind='stable')[:5])
+
+
+@pytest.mark.parametrize('name', ['ILSVRC2012_test_00000361.JPEG', 'n01440764_5.JPEG', 'photograph.jpg'])
+def test_a_submission_that_would_lack_an_image_is_a_usage_error(config, test_source, tmp_path, name):
+  config.eval.submission, test_source.ilsvrc_ids = True, tuple(range(1, 11))
+  test_source.file_names = [f'ILSVRC2012_test_{number:08d}.JPEG' for number in range(360, 0, -1)]
+  evaluate.check_submission(test_source, config)
+  test_source.file_names[7] = name
+  with pytest.raises(UsageError, match=r"split 'test' of digits/1\.0\.0 lacks image 353; choose the whole split"):
+    evaluate.check_submission(test_source, config)
 
 
 def test_a_submission_of_classes_without_ilsvrc_ids_is_a_usage_error(config, test_source, tmp_path):
