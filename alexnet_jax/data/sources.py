@@ -1,8 +1,9 @@
 """Opens splits of TFDS datasets for random access to decoded and resized examples.
 
-A record that cannot be read raises `RunError`. With `data.unreadable='skip'` it is reported once and skipped:
-`Source.read` substitutes the next readable record, which keeps a training batch a function of seed and step alone;
-evaluation and statistics omit the record.
+A record that cannot be read raises `RunError`. With `data.unreadable='skip'` a damaged record is reported once and
+skipped: `Source.read` substitutes the next readable record, which keeps a training batch a function of seed and step
+alone; evaluation and statistics omit the record. Errors of the operating system are never skipped, because another
+process of the run may not have them.
 """
 
 import difflib
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -169,10 +171,14 @@ class Source:
       label = self._new_labels[label] if self._new_labels else label
       image = image_io.resize_and_crop(image, self.size)
     except Exception as error:  # on damaged bytes the readers raise errors of many types
-      if os.strerror(errno.EMFILE) in str(error):
+      if _is_system_error(error):  # which another process or another attempt may not have
+        has_many_files = os.strerror(errno.EMFILE) in str(error)
+        advice = (
+          f'raise their limit with ulimit -n {open_files.MAX_FILES}' if has_many_files else 'check its file system'
+        )
         raise RunError(
-          f'the files of {self.directory} cannot all be opened ({first_line(error)}); raise the limit of open files, '
-          f'for example with ulimit -n {open_files.MAX_FILES}.'
+          f'{self._describe(index)} cannot be read from {self.directory} ({first_line(error)}); {advice} and run the '
+          'same command again.'
         ) from error
       if self._skip_unreadable:
         return self._skip(index, first_line(error))
@@ -244,6 +250,14 @@ class _Cache:
     self.images = np.empty((num_images, size, size, 3), np.uint8)  # pages are allocated when first written
     self.labels = np.empty(num_images, np.int32)
     self.is_filled = np.zeros(num_images, bool)
+
+
+def _is_system_error(error):
+  """Returns whether the operating system did not read a record, in contrast to a record that is damaged.
+
+  The reader of ArrayRecord raises RuntimeError for both; 'pread() failed: Input/output error', for example.
+  """
+  return isinstance(error, OSError) or re.search(r'\b\w+\(\) failed: ', str(error)) is not None
 
 
 def _parse(record):

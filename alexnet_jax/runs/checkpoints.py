@@ -1,6 +1,7 @@
 """Checkpoints of a run. This is the only module that uses Orbax."""
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -8,12 +9,13 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax.runtime import atomic_files, host_memory
+from alexnet_jax.runtime import atomic_files, distributed, host_memory
 from alexnet_jax.runtime.errors import RunError, UsageError, first_line
 
 T = TypeVar('T')
@@ -102,7 +104,7 @@ class Checkpoints:
     """Loads the newest readable checkpoint onto a mesh, which may differ from the one that it was saved from.
 
     Newer checkpoints that cannot be read, or whose fingerprints do not match, are reported and renamed to
-    `STEP.broken`.
+    `STEP.broken`. All processes of a run restore the same one.
 
     Args:
       layout: function from the other state of training to the shapes, dtypes and partition specs of the state, as
@@ -113,13 +115,15 @@ class Checkpoints:
       The state and the other state of training; None if there is no checkpoint.
 
     Raises:
-      RunError: if there are checkpoints but none is readable. None of them is renamed.
+      RunError: if there are checkpoints but none is readable, none of which is renamed, or if this one of several
+        processes cannot read arrays.
     """
 
     def read(step):
-      run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
-      target = ocp.args.StandardRestore(_with_shardings(layout(run), mesh))
-      state = self._manager.restore(step, args=ocp.args.Composite(state=target)).state
+      with _read_errors(self._folder / str(step)):
+        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+        target = ocp.args.StandardRestore(_with_shardings(layout(run), mesh))
+        state = self._manager.restore(step, args=ocp.args.Composite(state=target)).state
       _check_fingerprints(fingerprints(state), run.pop('fingerprints'))
       return state, run
 
@@ -206,7 +210,7 @@ def load_newest_params(
   def read(step):
     folder = workdir.absolute() / 'checkpoints' / str(step)
     handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as reader:
+    with _read_errors(folder), ocp.Checkpointer(handler) as reader:
       tree = handler.metadata(folder / 'state').tree['params']  # `reader.metadata` warns that a file is missing
       shapes = {layer: {name: tuple(x.shape) for name, x in arrays.items()} for layer, arrays in tree.items()}
       target = {'params': _with_shardings(select(shapes), mesh)}
@@ -214,8 +218,9 @@ def load_newest_params(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
       )
       restored = reader.restore(folder / 'state', args=args)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-      _check_fingerprints(fingerprints(restored), reader.restore(folder / 'run')['fingerprints'])
+    with _read_errors(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      saved_fingerprints = reader.restore(folder / 'run')['fingerprints']
+    _check_fingerprints(fingerprints(restored), saved_fingerprints)
     return restored['params']
 
   newest = _read_newest(workdir / 'checkpoints', read)
@@ -266,9 +271,9 @@ def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T
   broken_steps: list[int] = []
   for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
     try:
-      _parse_metadata(folder.absolute() / str(step) / 'state')
+      _in_all_processes(functools.partial(_parse_metadata, folder.absolute() / str(step) / 'state'))
       return step, read(step), broken_steps
-    except (UsageError, MemoryError, jax.errors.JaxRuntimeError):
+    except (UsageError, RunError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:  # on damaged files the readers raise errors of many types
       reason = first_line(error)
@@ -280,6 +285,37 @@ def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T
       'complete one, or train in another --workdir.'
     )
   return None
+
+
+def _in_all_processes(function: Callable[[], None]) -> None:
+  """Calls a function in every process, and raises an exception in all of them if it fails in any.
+
+  Without this agreement, a process that cannot read a checkpoint would resume from another one than the others.
+  """
+  error = None
+  try:
+    function()
+  except Exception as reason:
+    error = reason
+  failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
+  if error:
+    raise error
+  if len(failed):
+    raise OSError(f'process {failed[0]} cannot read it')
+
+
+@contextlib.contextmanager
+def _read_errors(folder: pathlib.Path) -> Iterator[None]:
+  """Ends the run if one of several processes cannot read arrays: Orbax makes the others wait for it."""
+  try:
+    yield
+  except Exception as error:
+    if distributed.is_single_process() or isinstance(error, UsageError | jax.errors.JaxRuntimeError):
+      raise
+    raise RunError(
+      f'process {jax.process_index()} cannot read {folder} ({first_line(error)}); start again, or rename this folder '
+      f'to {folder.name}.broken to resume from the previous checkpoint.'
+    ) from error
 
 
 def _parse_metadata(folder):

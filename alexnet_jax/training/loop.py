@@ -6,6 +6,8 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from alexnet_jax.evaluation import evaluate
@@ -107,7 +109,8 @@ def validate(setup: RunSetup, state: step.TrainState, stop: StopRequest) -> dict
 
 
 def observe(setup: RunSetup, state: step.TrainState, error: float) -> step.TrainState:
-  """Updates the learning rate schedule of a training state with a validation error (percent)."""
+  """Updates the learning rate schedule of a training state with a validation error (percent) of process 0."""
+  error = float(multihost_utils.broadcast_one_to_all(np.float32(error)))  # the processes must not take different paths
   opt_state = schedules.observe(state.opt_state, error, setup.config.optimizer.plateau_patience)
   return state._replace(opt_state=opt_state)
 

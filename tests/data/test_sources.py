@@ -142,7 +142,7 @@ def test_too_many_open_files_are_an_error_and_no_unreadable_image(config, unread
   limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
   resource.setrlimit(resource.RLIMIT_NOFILE, (0, highest))
   try:
-    with pytest.raises(RunError, match=r'cannot all be opened .*raise the limit of open files'):
+    with pytest.raises(RunError, match=r'cannot be read .*Too many open files.*; raise their limit with ulimit'):
       source.read_batch([0])
   finally:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest))

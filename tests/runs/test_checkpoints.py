@@ -3,6 +3,7 @@ import json
 import resource
 import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,33 @@ def test_a_damaged_checkpoint_is_reported_and_replaced_by_the_previous_one(
   damage(tmp_path / 'checkpoints' / '2', name)
   Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2.broken', '2.broken-2']
+
+
+def test_a_checkpoint_that_another_process_cannot_read_is_not_restored(tmp_path, one_device, monkeypatch, undamaged):
+  """Otherwise, the processes would resume from different checkpoints."""
+  shutil.copytree(undamaged, tmp_path, dirs_exist_ok=True)
+  of_process_1 = iter([True, False])  # whether it fails, for each checkpoint
+  multihost_utils = types.SimpleNamespace(
+    process_allgather=lambda failed: np.array([failed, next(of_process_1)]), sync_global_devices=lambda name: None
+  )
+  monkeypatch.setattr(checkpoints, 'multihost_utils', multihost_utils)
+  _, shapes = initial_state(0)
+  state, _ = Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
+  assert int(state.params['fc8']['bias'].sum()) == 10
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2.broken']
+
+
+def test_a_process_that_alone_cannot_read_arrays_ends(tmp_path, one_device, monkeypatch, undamaged):
+  shutil.copytree(undamaged, tmp_path, dirs_exist_ok=True)
+  truncate(tmp_path / 'checkpoints' / '2', 'state/**/d/*')
+  monkeypatch.setattr(checkpoints.distributed, 'is_single_process', lambda: False)
+  _, shapes = initial_state(0)
+  message = r'process 0 cannot read .*/checkpoints/2 \(.*\); start again, or rename this folder to 2\.broken'
+  with pytest.raises(RunError, match=message):
+    Checkpoints(tmp_path).restore(lambda _: shapes, one_device)
+  with pytest.raises(RunError, match=message):
+    checkpoints.load_newest_params(tmp_path, lambda _: shapes.params, one_device)
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2']
 
 
 @pytest.fixture(scope='module')
