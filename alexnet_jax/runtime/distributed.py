@@ -247,6 +247,7 @@ def is_main_process() -> bool:
 @contextlib.contextmanager
 def main_process_first() -> Iterator[bool]:
   """Runs the context in process 0 first, then in the others; yields whether this is process 0."""
+  _wait_for_all()  # connects the devices: NCCL waits for process 0 for at most ten minutes in the first operation alone
   if not is_main_process():
     _wait_for_all()
   yield is_main_process()
