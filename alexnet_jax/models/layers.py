@@ -126,6 +126,8 @@ class Linear(nnx.Module):
     kernel = self.kernel.get_value()
     if x.ndim == 2:
       x = towers.broadcast(x, len(kernel))
+    else:
+      x = towers.reshard(x, towers.MAPS)  # a reshape of a single image with 1 x 1 positions loses the axis 'data'
     return linear(x, kernel) + self.bias[...].astype(x.dtype)[:, None, :]
 
 

@@ -90,6 +90,21 @@ def test_conv4_and_conv5_read_their_own_tower_only(one_device, monkeypatch):
   assert np.abs(before[1] - after[1]).max() > 0
 
 
+@pytest.mark.parametrize('shape', [(1, 1), (1, 2)])
+@pytest.mark.parametrize('meet', [('conv3', 'fc6', 'fc7', 'fc8'), ('fc8',)])
+def test_a_single_image_has_the_logits_that_it_has_in_a_batch(shape, meet):
+  """After pool5, crops of 64 pixels have a single position, so that several axes have length 1."""
+  config = recipes.paper().model
+  config.image_size, config.width, config.meet = 64, 1 / 16, meet
+  x = np.random.default_rng(0).uniform(-100, 100, (2, 64, 64, 3)).astype(np.float32)
+  with jax.set_mesh(mesh(*shape)):
+    network = build(config, 10)
+    params = jax.jit(network.init)(jax.random.key(0))
+    on_devices = (jax.device_put(rows, towers.BATCH) for rows in (x[:1], x))
+    single, both = (np.asarray(jax.jit(network.apply)(params, rows)) for rows in on_devices)
+  np.testing.assert_allclose(single, both[:1], rtol=1e-4, atol=1e-5)
+
+
 def test_networks_of_equal_configs_share_compiled_programs(one_device):
   compute = jax.jit(lambda params, x, network: network.apply(params, x), static_argnums=2)
   network = small()
