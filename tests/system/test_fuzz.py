@@ -411,7 +411,6 @@ def test_more_steps_than_fit_into_32_bits_are_rejected(config, tmp_path):
     'model.norm.k',
     'optimizer.bias_factor',
     'optimizer.layer_factor.fc8',
-    'optimizer.momentum',
     'optimizer.rate',
   ],
 )
