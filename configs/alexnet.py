@@ -160,6 +160,8 @@ def fall2009(config: ConfigDict) -> None:
 def fall2011(config: ConfigDict) -> None:
   """Selects ImageNet Fall 2011, 22 thousand classes: `python -m alexnet_jax prepare synsets TAR --name=fall2011`."""
   _synsets(config, 'fall2011')
+  config.data.train_split += '+test'  # section 6: all images; `prepare` puts half of them into the split 'test'
+  config.data.test_split = config.data.validation_split
 
 
 def _synsets(config, name):
@@ -306,6 +308,7 @@ def conv6(config: ConfigDict) -> None:
 def no_communication(config: ConfigDict) -> None:
   """Makes fc8 the only cross-tower layer and preserves all widths."""
   config.model.meet = ('fc8',)
+  config.model.norm.joined = False  # Caffe's networks also normalise across the towers
 
 
 def run150(config: ConfigDict) -> None:
@@ -433,8 +436,8 @@ def by_name(*functions):
 DATASETS = by_name(digits, imagenet2012, ilsvrc2010, fall2009, fall2011, imagenette, tiny_imagenet, cifar10)
 # Variants are applied in this order, regardless of the order on the command line.
 VARIANTS = by_name(as_run, small, bvlc_alexnet, bvlc_reference_caffenet, torchvision)
-VARIANTS |= by_name(one_tower, conv6, no_communication, run150, without_conv3, without_conv4, without_conv5)
-VARIANTS |= by_name(bottleneck, finetune, run146_2009, run146_2011, run146_2012)
+VARIANTS |= by_name(one_tower, conv6, without_conv3, without_conv4, without_conv5)
+VARIANTS |= by_name(bottleneck, finetune, run146_2009, run146_2011, run146_2012, no_communication, run150)
 VARIANTS |= by_name(no_lrn, no_overlap, tanh, no_dropout, no_colour, no_augmentation, no_decay, zero_bias)
 FOREIGN_NETWORKS = ('bvlc_alexnet', 'bvlc_reference_caffenet', 'torchvision')
 RUN_146 = ('run146_2009', 'run146_2011', 'run146_2012')

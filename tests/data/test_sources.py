@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax.data import sources
 from alexnet_jax.runtime.errors import RunError, UsageError
+from configs import alexnet
 from tests.conftest import scikit_digits
 from tests.data.conftest import encode_example
 
@@ -26,6 +27,14 @@ def test_digits_are_those_of_scikit_learn(config):
   pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)
   assert examples == sorted((label, image.tobytes()) for label, image in zip(digits.target, pixels, strict=True))
   assert min(np.bincount([int(test[i]['label']) for i in range(360)])) >= 25  # every class is tested
+
+
+def test_fall_2011_trains_on_all_images_but_those_of_validation_and_fall_2009_on_one_half(config):
+  for name, num_training_images in (('fall2011', 1797 - 14), ('fall2009', 1437 - 14)):
+    data = alexnet.get_config(name).data
+    train, validation = sources.open_splits(config.data, 96, [data.train_split, data.validation_split])
+    assert (len(train), len(validation)) == (num_training_images, 14), name
+    assert data.test_split == (data.validation_split if name == 'fall2011' else 'test')
 
 
 def test_selected_classes_have_all_their_examples_and_new_labels(config):

@@ -359,6 +359,14 @@ def test_the_outputs_of_the_small_network_are_as_large_as_those_of_the_full_one(
   assert small.augment.offsets == (9 if 'as_run' in recipe else 8)
 
 
+@pytest.mark.parametrize('variant', ['no_communication', 'run150'])
+def test_the_towers_do_not_communicate_before_fc8_whatever_the_other_variants(variant):
+  for other in recipes.VARIANTS:
+    if not any({variant, other} == set(names) for names in recipes.CONFLICTS):
+      config = recipes.get_config(f'{variant},{other}')
+      assert (config.model.meet, config.model.norm.joined) == (('fc8',), False), other
+
+
 @pytest.mark.parametrize(
   ('variant', 'expected'),
   [

@@ -41,7 +41,24 @@ def test_conditions_of_a_pair_differ_in_one_respect():
   assert differing_fields(*EXPERIMENTS['figure1'].conditions) == {'model.nonlinearity'}
   assert differing_fields(*EXPERIMENTS['lrn'].conditions) == {'model.norm.after', 'model.norm.pooled'}
   for experiment in EXPERIMENTS.values():
-    assert len({tuple(condition.fields.items()) for condition in experiment.conditions}) <= 1
+    conditions = [condition for condition in experiment.conditions if condition.name != 'as_run']
+    assert len({tuple(condition.fields.items()) for condition in conditions}) <= 1
+
+
+@pytest.mark.parametrize('name', ['photographs', 'tiny_neighbours'])
+def test_the_recipe_of_2012_has_its_schedule_and_four_crops_a_batch(name):
+  paper, as_run = EXPERIMENTS[name].conditions
+  changed = {
+    field for field in {**paper.fields, **as_run.fields} if paper.fields.get(field) != as_run.fields.get(field)
+  }
+  assert changed == {'optimizer.schedule', 'optimizer.steps', 'augment.shared_by'}
+  config = config_files.load_config(as_run.config)
+  config.update_from_flattened_dict(dict(as_run.fields))
+  assert config.optimizer.steps == (25 / 91, 51 / 91, 79 / 91)
+  frozen_at, *factors = config.optimizer.layer_changes.conv1[-1]
+  assert factors == [0, 0]
+  assert sum(decay < frozen_at for decay in config.optimizer.steps) == 2
+  assert config.batch_size / config.augment.shared_by == 4
 
 
 def test_conditions_on_tiny_imagenet_differ_from_those_on_cifar_10_in_the_dataset_alone():
