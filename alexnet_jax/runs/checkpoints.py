@@ -38,7 +38,7 @@ class Checkpoints:
       workdir: folder of the run.
       num_newest: number of newest checkpoints to keep, in addition to the one with the lowest validation error.
     """
-    self._folder = (workdir / 'checkpoints').absolute()
+    self._folder = (workdir / 'checkpoints').resolve()
     self._step = -1  # of the checkpoint that is being saved
 
     def validation_error(metrics):
@@ -208,7 +208,7 @@ def load_newest_params(
   """
 
   def read(step):
-    folder = workdir.absolute() / 'checkpoints' / str(step)
+    folder = workdir.resolve() / 'checkpoints' / str(step)
     handler = ocp.PyTreeCheckpointHandler()
     with _read_errors(folder), ocp.Checkpointer(handler) as reader:
       tree = handler.metadata(folder / 'state').tree['params']  # `reader.metadata` warns that a file is missing
@@ -271,7 +271,7 @@ def _read_newest(folder: pathlib.Path, read: Callable[[int], T]) -> tuple[int, T
   broken_steps: list[int] = []
   for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
     try:
-      _in_all_processes(functools.partial(_parse_metadata, folder.absolute() / str(step) / 'state'))
+      _in_all_processes(functools.partial(_parse_metadata, folder.resolve() / str(step) / 'state'))
       return step, read(step), broken_steps
     except (UsageError, RunError, MemoryError, jax.errors.JaxRuntimeError):
       raise

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import pathlib
 import resource
 import shutil
 import sys
@@ -206,6 +207,21 @@ def test_parameters_are_loaded_from_the_newest_undamaged_checkpoint(tmp_path, on
   num_steps, params = checkpoints.load_newest_params(tmp_path, lambda _: shapes.params, one_device)
   assert (num_steps, float(params['fc8']['bias'].sum())) == (1, 10)
   assert 'The checkpoint of step 2' in capsys.readouterr().out
+
+
+def test_a_folder_may_be_named_relative_to_the_parent_of_the_current_one(tmp_path, one_device, monkeypatch, undamaged):
+  """The storage library of Orbax rejects paths with '..'."""
+  shutil.copytree(undamaged, tmp_path / 'run')
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  folder = pathlib.Path('../run')
+  state, shapes = initial_state(0)
+  with contextlib.closing(Checkpoints(folder)) as run_checkpoints:
+    restored, _ = run_checkpoints.restore(lambda _: shapes, one_device)
+    assert float(restored.params['fc8']['bias'].sum()) == 20
+    run_checkpoints.save(3, state, RUN)
+  num_steps, _ = checkpoints.load_newest_params(folder, lambda _: shapes.params, one_device)
+  assert num_steps == 3
 
 
 def test_a_fingerprint_depends_on_every_bit_and_not_on_the_mesh():
