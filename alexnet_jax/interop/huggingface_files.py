@@ -251,7 +251,7 @@ def _model_card(name, weights, results, licence):
     front_matter='\n'.join(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in metadata.items()),
     name=name,
     variants=', '.join(config.variants) or "none, the paper's recipe",
-    dataset=config.data.name,
+    dataset=config.data.name + _describe_selection(config.data.classes),
     num_classes=f'{len(weights.class_names):,}',
     num_params=f'{sum(x.size for x in weights.tensors.values()):,}',
     num_steps=f'{weights.num_steps:,}',
@@ -272,9 +272,18 @@ def _model_index_entry(results, evaluated, dataset):
   ]
   return {
     'task': {'type': 'image-classification'},
-    'dataset': {'name': results['dataset'], 'type': dataset, 'split': results['split']},
+    'dataset': {
+      'name': results['dataset'] + _describe_selection(results.get('classes')),
+      'type': dataset,
+      'split': results['split'],
+    },
     'metrics': metrics,
   }
+
+
+def _describe_selection(classes):
+  """Describes the selected classes of a dataset, which are those in labels.txt; empty if all classes are used."""
+  return f', {len(classes):,} selected classes' if classes else ''
 
 
 def _results_table(results, evaluated):
@@ -285,5 +294,6 @@ def _results_table(results, evaluated):
     f'| {results[crop_set]["top5_error"]:.2f} % |'
     for crop_set in evaluated
   ]
-  title = f'{results["dataset"]}, split {results["split"]}, {results["num_examples"]:,} images:'
+  dataset = results['dataset'] + _describe_selection(results.get('classes'))
+  title = f'{dataset}, split {results["split"]}, {results["num_examples"]:,} images:'
   return '\n'.join([title, '', '| crops | top-1 error | top-5 error |', '| --- | --- | --- |', *rows])

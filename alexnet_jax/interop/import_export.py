@@ -48,7 +48,7 @@ def export_run(
 
   Args:
     workdir: folder of the run.
-    output: the file to write, or the folder to create.
+    output: the file to write, which is replaced if it exists, or the folder to create.
     file_format: 'huggingface' for a folder, see `huggingface_files`; None for a file, in the format of its suffix.
     licence: of the weights, for the model card of the folder.
 
@@ -126,8 +126,8 @@ def import_weights(
   except OSError as error:
     raise RunError(f'{workdir} cannot be written ({error.strerror}); choose a folder with free space.') from error
   print(f'{workdir}: {_summary(weights)}')
-  flags = _config_flags(weights.config.data)
-  print(f'Evaluate it with python main.py {flags} --mode=eval --workdir={workdir}')
+  command = 'python', 'main.py', *_config_flags(weights.config.data), '--mode=eval', f'--workdir={workdir}'
+  print(f'Evaluate it with {shlex.join(command)}')
 
 
 def read_weights(
@@ -164,11 +164,13 @@ def _put_params(weights):
 
 
 def _config_flags(data):
-  """Returns the flags with which main.py reads the test split of a network's dataset."""
+  """Returns the flags with which main.py reads the test split of the dataset, and its classes, of a network."""
   if data.name == 'ilsvrc/2012':
-    return '--config=configs/alexnet.py:imagenet2012'
-  fields = f'--config.data.name={data.name}', f'--config.data.test_split={data.test_split}'
-  return shlex.join(('--config=configs/alexnet.py', *fields))
+    flags = ['--config=configs/alexnet.py:imagenet2012']
+  else:
+    fields = f'--config.data.name={data.name}', f'--config.data.test_split={data.test_split}'
+    flags = ['--config=configs/alexnet.py', *fields]
+  return [*flags, f'--config.data.classes={tuple(data.classes)}'] if data.classes else flags
 
 
 def _read_mean_image(mean, path, weights):

@@ -42,6 +42,7 @@ def exported(run, tmp_path_factory):
   evaluated = folder.with_name('run')
   shutil.copytree(run, evaluated)
   results = {'dataset': 'digits/1.0.0', 'split': 'test', 'num_examples': 360, 'step': 5, 'skipped': {}}
+  results['classes'] = list('0123456789')
   results['centre'] = {'top1_error': 3.125, 'top5_error': 0.5, 'log_prob': -0.1, 'confused': []}
   (evaluated / 'results.json').write_text(json.dumps(results))
   arguments = ['export', str(evaluated), str(folder), '--format=huggingface', '--license=apache-2.0']
@@ -136,11 +137,13 @@ def test_the_model_card(exported):
   }
   assert entry['name'] == 'alexnet-digits'
   (results,) = entry['results']
-  assert results['dataset'] == {'name': 'digits/1.0.0', 'type': 'digits', 'split': 'test'}
+  name = 'digits/1.0.0, 10 selected classes'
+  assert results['dataset'] == {'name': name, 'type': 'digits', 'split': 'test'}
   assert [(metric['name'], metric['value']) for metric in results['metrics']] == [
     ('top-1 accuracy, centre', 0.9688),
     ('top-5 accuracy, centre', 0.995),
   ]
+  assert f'{name}, split test, 360 images:' in text
   assert '| centre | 3.12 % | 0.50 % |' in text
 
 

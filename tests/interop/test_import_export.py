@@ -1,6 +1,9 @@
 """The subcommands that export runs and import files of weights."""
 
+import json
 import pathlib
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ import torch
 
 from alexnet_jax import __main__ as cli
 from alexnet_jax.evaluation import evaluate, trained_model
+from alexnet_jax.interop import import_export
 from alexnet_jax.runs import run_folder
 from alexnet_jax.runtime.errors import UsageError
 from alexnet_jax.training import loop
@@ -35,6 +39,24 @@ def test_a_run_is_the_same_after_export_and_import(run, suffix, tmp_path, capsys
   assert (after.class_names, after.num_steps) == (before.class_names, 5)
   with pytest.raises(UsageError, match='imported weights'):  # training cannot resume without velocities
     loop.train_and_evaluate(run_folder.load_config(folder), folder)
+
+
+def test_the_printed_command_evaluates_a_network_of_selected_classes(run, tmp_path, capsys):
+  before, after = tmp_path / 'before', tmp_path / 'an imported run'
+  shutil.copytree(run, before)
+  fields = json.loads((before / 'config.json').read_text())
+  fields['data']['classes'] = list('0123456789')
+  (before / 'config.json').write_text(json.dumps(fields))
+  import_export.export_run(before, tmp_path / 'a.safetensors')
+  capsys.readouterr()
+  import_export.import_weights(tmp_path / 'a.safetensors', after)
+  _, _, command = capsys.readouterr().out.partition('Evaluate it with ')
+  assert shlex.split(command) == [
+    *('python', 'main.py', '--config=configs/alexnet.py', '--config.data.name=digits', '--config.data.test_split=test'),
+    *(f'--config.data.classes={tuple("0123456789")}', '--mode=eval', f'--workdir={after}'),
+  ]
+  import_export.export_run(before, tmp_path / 'folder', 'huggingface')
+  assert '| dataset | digits, 10 selected classes |' in (tmp_path / 'folder' / 'README.md').read_text()
 
 
 def test_an_imported_network_is_evaluated(torchvision_network, config, tmp_path):
