@@ -19,6 +19,7 @@ from alexnet_jax import models
 from alexnet_jax.data import image_io
 from alexnet_jax.evaluation import predict
 from alexnet_jax.interop import import_export
+from alexnet_jax.runtime.errors import UsageError
 from tests.interop.conftest import torchvision_network  # noqa: F401
 from tests.interop.networks import caffe_tensors, caffemodel
 
@@ -102,6 +103,13 @@ def test_images_of_all_types_have_the_same_features(model, folder):
   sizes = [cat, dog[:40, :50], np.repeat(dog, 2, axis=0)]
   np.testing.assert_allclose(model.features(sizes)[:1], features[:1], rtol=1e-4, atol=1e-4)
   assert model.features('cat.jpg', layer='pool1').shape == (1, 7, 7, 6)
+
+
+def test_an_image_of_pillow_that_cannot_be_decoded_is_reported(model, folder):
+  (folder / 'truncated.png').write_bytes((folder / 'digit.png').read_bytes()[:-1000])
+  for image in (PIL.Image.open('truncated.png'), PIL.Image.new('I', (0, 5))):
+    with pytest.raises(UsageError, match=r'cannot be decoded: .*; choose another image'):
+      model.predict(image)
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])

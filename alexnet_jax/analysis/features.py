@@ -264,7 +264,7 @@ def open_dataset(
     run: folder of the run.
     size: side of the stored images in pixels.
     split: split in TFDS's notation; None for the training split of the run.
-    name: TFDS name of the dataset; None for the run's.
+    name: TFDS name of the dataset; None for the run's. Of another dataset than the run's, all classes are used.
     directory: folder of the datasets; None for the run's.
     batch_size: number of images per batch.
 
@@ -272,6 +272,8 @@ def open_dataset(
     UsageError: if there is no such run, dataset or split.
   """
   config = run_folder.load_config(run)
+  if name and name.partition(':')[0] != config.data.name.partition(':')[0]:  # the version is after the colon
+    config.data.classes = ()
   config.data.name, config.data.dir = name or config.data.name, directory or config.data.dir
   config.eval.batch_size = batch_size
   split = split or config.data.train_split

@@ -86,7 +86,7 @@ class StoredImages:
     """Reads and resizes images.
 
     Raises:
-      UsageError: if a file cannot be read, or an array is no image.
+      UsageError: if a file or an image of Pillow cannot be read, or an array is no image.
     """
     return np.stack([self._read(image) for image in self._images[rows]])
 
@@ -96,7 +96,10 @@ class StoredImages:
         return read_square(pathlib.Path(image), self._size)
       except ValueError as error:
         raise UsageError(f'{os.fspath(image)} cannot be read: {error}; choose another image.') from error
-    pixels = _to_rgb(image) if isinstance(image, PIL.Image.Image) else np.asarray(image)
+    try:
+      pixels = _to_rgb(image) if isinstance(image, PIL.Image.Image) else np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes a file only now, and raises these
+      raise UsageError(f'{image} cannot be decoded: {first_line(error)}; choose another image.') from error
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
       raise UsageError(
         f'an image is a {pixels.dtype} array of the shape {pixels.shape} and should be [height, width, rgb] uint8, '

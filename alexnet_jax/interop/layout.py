@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -178,7 +179,7 @@ def check_shapes(path: object, tensors: Mapping[str, np.ndarray], expected: Mapp
   errors += [
     f'{name} contains values other than finite floating-point numbers'
     for name, x in tensors.items()
-    if name in expected and not (np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all())
+    if name in expected and not (jnp.issubdtype(x.dtype, jnp.floating) and np.isfinite(x).all())
   ]
   if len(errors) > MAX_ERRORS:
     errors[MAX_ERRORS:] = [f'and {len(errors) - MAX_ERRORS:,} more']
@@ -256,6 +257,8 @@ def from_metadata(path: object, metadata: Mapping[str, str], arrays: Mapping[str
     config_checks.check(config)
     if not (isinstance(class_names, list) and class_names and all(isinstance(name, str) for name in class_names)):
       raise ValueError('class_names is not a list of names')
+    if any('\n' in name or '\r' in name for name in class_names):  # classes.txt has one name per line
+      raise ValueError('a class name contains a line break')
     if not 0 <= num_steps <= config_checks.MAX_STEPS:
       raise ValueError(f'num_steps={num_steps}')
     expected = tensor_shapes(config.model, len(class_names))

@@ -54,8 +54,8 @@ def from_state_dict(path: pathlib.Path, state_dict: Mapping[str, np.ndarray]) ->
   shapes = layout.tensor_shapes(config.model, num_classes)
   layout.check_shapes(path, state_dict, {torchvision_name(name): shape for name, shape in shapes.items()})
 
-  tensors['conv1.weight'] = tensors['conv1.weight'] / (255 * STD)[:, None, None]
   tensors = {name: np.asarray(x, np.float32) for name, x in tensors.items()}
+  tensors['conv1.weight'] = (tensors['conv1.weight'] / (255 * STD)[:, None, None]).astype(np.float32)
   size = cropping.stored_size(config.model)
   mean_image = np.broadcast_to(255 * MEAN, (size, size, 3)).astype(np.float32)
   return layout.Weights(config, tensors, mean_image, layout.number_classes(num_classes), 0)

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import pkgutil
 import shutil
 import sys
@@ -59,6 +60,25 @@ def test_every_image_of_a_split_is_extracted_once(trained_run, network, tmp_path
   }
   files = sorted(path.name for path in (tmp_path / 'out').iterdir())
   assert files == ['about.json', 'features.npy', 'labels.npy', 'names.json']
+
+
+def test_selected_classes_are_those_of_the_dataset_of_the_run(trained_run, data_dir, tmp_path):
+  run = shutil.copytree(trained_run, tmp_path / 'run', ignore=shutil.ignore_patterns('checkpoints'))
+  fields = json.loads((run / 'config.json').read_text())
+  fields['data'] |= {'classes': ['3', '5', '7']}
+  (run / 'config.json').write_text(json.dumps(fields))
+  other = tmp_path / 'tfds' / 'ilsvrc' / 'letters' / '1.0.0'
+  shutil.copytree(next(pathlib.Path(data_dir).glob('digits/*')), other)
+  about = json.loads((other / 'dataset_info.json').read_text()) | {'name': 'letters'}
+  (other / 'dataset_info.json').write_text(json.dumps(about))
+  (other / 'label.labels.txt').write_text('\n'.join('abcdefghij'))
+  for name, directory, class_names in (
+    (None, str(data_dir), ['3', '5', '7']),
+    ('digits:1.0.0', str(data_dir), ['3', '5', '7']),
+    ('ilsvrc/letters', str(tmp_path / 'tfds'), list('abcdefghij')),
+  ):
+    source = features.open_dataset(run, 96, split='test', name=name, directory=directory).source
+    assert list(source.class_names) == class_names, name
 
 
 def test_skipped_records_have_no_row(trained_run, network, tmp_path):

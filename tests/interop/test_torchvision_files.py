@@ -9,7 +9,7 @@ import torch
 from alexnet_jax import __main__ as cli
 from alexnet_jax.data import cropping
 from alexnet_jax.evaluation import trained_model
-from alexnet_jax.interop import torchvision_files
+from alexnet_jax.interop import torchvision_files, weight_files
 from tests.interop.networks import UnsafePickle, error_of
 
 
@@ -35,6 +35,17 @@ def test_pytorch_computes_the_same_log_probabilities(torchvision_network, suffix
   assert (model.network.num_towers, model.stored_size) == (1, 256)
   log_probs = model.log_probs(images, cropping.centre_crop_only(32))
   np.testing.assert_allclose(log_probs, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_safetensors_may_be_of_sixteen_bits(torchvision_network, tmp_path):
+  safetensors_torch = pytest.importorskip('safetensors.torch')
+  tensors = {name: x.bfloat16() for name, x in torchvision_network.state_dict().items()}
+  safetensors_torch.save_file(tensors, tmp_path / 'short.safetensors')
+  safetensors_torch.save_file({name: x.float() for name, x in tensors.items()}, tmp_path / 'long.safetensors')
+  short, long = (weight_files.read(tmp_path / name).tensors for name in ('short.safetensors', 'long.safetensors'))
+  for name, x in short.items():
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, long[name])
 
 
 def test_tensors_that_do_not_fit_are_named_as_in_torchvision(torchvision_network, unused, tmp_path, capsys):

@@ -149,6 +149,9 @@ def test_class_names_must_be_names():
   for names in ('{"a": 1}', '"abc"', '[1, 2, 3]', '[]'):
     changed = metadata | {'class_names': names}
     rejects(UsageError, 'class_names is not a list of names', layout.from_metadata, 'a.x', changed, {})
+  for name in ('a\nb', 'a\rb'):
+    changed = metadata | {'class_names': json.dumps([name, 'c'])}
+    rejects(UsageError, 'a class name contains a line break', layout.from_metadata, 'a.x', changed, {})
   rejects(UsageError, 'num_steps=-1', layout.from_metadata, 'a.x', metadata | {'num_steps': '-1'}, {})
 
 
