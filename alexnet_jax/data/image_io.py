@@ -96,10 +96,7 @@ class StoredImages:
         return read_square(pathlib.Path(image), self._size)
       except ValueError as error:
         raise UsageError(f'{os.fspath(image)} cannot be read: {error}; choose another image.') from error
-    try:
-      pixels = _to_rgb(image) if isinstance(image, PIL.Image.Image) else np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes a file only now, and raises these
-      raise UsageError(f'{image} cannot be decoded: {first_line(error)}; choose another image.') from error
+    pixels = _decode_pillow(image) if isinstance(image, PIL.Image.Image) else np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
       raise UsageError(
         f'an image is a {pixels.dtype} array of the shape {pixels.shape} and should be [height, width, rgb] uint8, '
@@ -167,6 +164,14 @@ def decode(encoded: bytes, buffer: np.ndarray | None = None, exif: bool = False)
   except Exception as error:  # on damaged files Pillow raises errors of many types
     is_unknown = isinstance(error, PIL.UnidentifiedImageError)
     raise ValueError('not an image in a known format' if is_unknown else first_line(error)) from error
+
+
+def _decode_pillow(image):
+  """Decodes an image of Pillow, which reads the pixels of a file only now."""
+  try:
+    return _to_rgb(image)
+  except Exception as error:  # on damaged files Pillow raises errors of many types
+    raise UsageError(f'{image} cannot be decoded: {first_line(error)}; choose another image.') from error
 
 
 def _check_size(width, height, jpeg=b''):
