@@ -409,7 +409,12 @@ and is not repeated while that file exists.""",
   add('experiments', metavar='EXPERIMENT', nargs='*', help='names of experiments, as listed by --list')
   add('--list', action='store_true', help='list all experiments, their requirements and durations')
   add('--write', action='store_true', help='write RESULTS.md and its figures again from results/')
-  add('--seeds', type=int, metavar='N', help='train with the seeds 0 to N - 1 (default: see --list)')
+  add(
+    '--seeds',
+    type=int,
+    metavar='N',
+    help='train with the seeds 0 to N - 1 (default: see --list); results use at most this default',
+  )
   add(
     '--output',
     type=pathlib.Path,

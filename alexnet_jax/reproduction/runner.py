@@ -253,7 +253,10 @@ def load_trials(experiment: Experiment, condition: Condition, folders: Folders) 
 
 
 def load_records(experiment: Experiment, folders: Folders) -> dict[str, list[Record]]:
-  """Loads the records of the finished trainings of an experiment and of those that it reads, by condition or trial."""
+  """Loads the records of the finished trainings of an experiment and of those that it reads, by condition or trial.
+
+  Seeds beyond the planned number, such as those of further networks in averages, do not count.
+  """
   finished = _load_own_records(experiment, folders)
   for name in experiment.reads:
     others = _load_own_records(EXPERIMENTS[name], folders)
@@ -276,7 +279,7 @@ def _load_own_records(experiment: Experiment, folders: Folders) -> dict[str, lis
       continue
     training = Training(experiment, condition, learning_rate, 0, condition.num_epochs)
     seeds: list[Record] = []
-    while record := load_record(training._replace(seed=len(seeds)), folders):
+    while len(seeds) < experiment.num_seeds and (record := load_record(training._replace(seed=len(seeds)), folders)):
       seeds.append(record)
     if seeds:
       finished[condition.name] = seeds

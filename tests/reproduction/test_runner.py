@@ -157,6 +157,12 @@ def test_records_that_two_experiments_read_are_loaded_once(folders):
   assert set(runner.load_records(EXPERIMENTS['views'], folders)) == {'11pct/11pct', '13pct/13pct'}
 
 
+def test_networks_beyond_the_planned_number_count_in_no_other_claim(folders):
+  for seed in range(8):
+    records.save(folders.results / 'small' / f'paper-seed{seed}.json', record(num_epochs=24.0, seed=seed))
+  assert [found.seed for found in runner.load_records(EXPERIMENTS['ten_views'], folders)['paper']] == [0, 1, 2, 3, 4]
+
+
 def test_a_training_of_another_process_is_waited_for(folders, monkeypatch, capsys):
   experiment = dataclasses.replace(shorter(monkeypatch, EXPERIMENTS['13pct']))
 
